@@ -1,0 +1,202 @@
+"""A trained side network as something to keep: saved, loaded, shared, and put back on its backbone.
+
+A folder holds ``model.safetensors``, ``config.json`` (shape of the side network, task, and the backbone's name,
+revision and fingerprint) and ``README.md``, a card written from the run's record.
+
+    logits = head(pool(A_L + side(A_1 … A_L)))
+
+Knows: side networks, heads, files.  Knows nothing of: training, devices, sockets.
+
+Taught in: notebooks/00_start_here.ipynb
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+
+from mobillm_kit.backbone import Backbone
+from mobillm_kit.errors import BackboneMismatch, BadInput
+from mobillm_kit.model import LabelWordHead, PooledHead, Pooling
+from mobillm_kit.saving import write_with
+from mobillm_kit.side import FullWidthSide, LadderSide, SideKind, even_layers
+
+WEIGHTS_FILE = "model.safetensors"
+CARD = (Path(__file__).parent / "templates" / "adapter_card.md.j2").read_text(encoding="utf-8")
+
+
+class SideAdapter(
+    nn.Module, PyTorchModelHubMixin, library_name="mobillm_kit", license="apache-2.0", model_card_template=CARD
+):
+    """A side network, the trained part of its head, and the name of the backbone that it belongs to.
+
+    Args:
+        side: ``full-width`` or ``ladder``.
+        width: the backbone's d.
+        layers: tapped layers, ascending; the last one must be the backbone's last.
+        n_labels: C.
+        backbone: name, for the reader.
+        backbone_revision: on the hub; empty for a folder.
+        fingerprint: of the backbone's weights; another backbone is refused.
+        rank: bottleneck r of the full-width side.
+        reduction: k of the ladder, whose width is d/k.
+        heads: attention heads of the ladder.
+        causal: whether the ladder's attention looks back only (decoders).
+        pooling: encoders' pooling, None for decoders, whose head is the frozen label words.
+        label_words: for the reader and for ``predict``.
+        task: name of the task, for the reader.
+        seed: of the initial weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        side: SideKind,
+        width: int,
+        layers: Sequence[int],
+        n_labels: int,
+        backbone: str = "",
+        backbone_revision: str = "",
+        fingerprint: str = "",
+        rank: int = 16,
+        reduction: int = 4,
+        heads: int = 2,
+        causal: bool = True,
+        pooling: Pooling | None = None,
+        label_words: Sequence[str] = (),
+        task: str = "",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if side == "full-width":
+            self.side: FullWidthSide | LadderSide = FullWidthSide(width, layers, rank=rank, seed=seed)
+        elif side == "ladder":
+            self.side = LadderSide(
+                width, layers, reduction=reduction, heads=heads, causal=causal, seed=seed
+            )
+        else:
+            raise BadInput(f"Unknown side network '{side}'.", "Choose 'full-width' or 'ladder'.")
+        self.head = None if pooling is None else PooledHead(width, n_labels, pooling=pooling, seed=seed)
+        self.fingerprint = fingerprint
+        self.backbone_name = backbone
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        write_with(save_directory / WEIGHTS_FILE, lambda target: save_model(self, str(target)))
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **kwargs: Any) -> SideAdapter:
+        """Safetensors only, every weight present and none too many."""
+        hub = {key: kwargs.pop(key) for key in HUB_ARGUMENTS if key in kwargs}
+        file = Path(model_id) / WEIGHTS_FILE
+        if not Path(model_id).is_dir():
+            file = Path(hf_hub_download(repo_id=model_id, filename=WEIGHTS_FILE, **hub))
+        try:
+            adapter = cls(**kwargs)
+            load_model(adapter, str(file), strict=True, device=map_location)
+        except (OSError, SafetensorError, RuntimeError, TypeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BadInput(
+                f"{model_id}: not a side network that can be loaded ({reason}).",
+                "Name a folder that `mobillm train` or `save_pretrained` wrote.",
+            ) from error
+        return adapter.eval()
+
+
+HUB_ARGUMENTS = ("revision", "cache_dir", "force_download", "local_files_only", "token", "strict")
+
+
+class SideTuned(nn.Module):
+    """What the server runs: the side network and the head, from activations to logits.
+
+    Args:
+        adapter: the side network; for encoders it holds the classifier too.
+        head: the frozen label-word head for decoders, None for encoders.
+    """
+
+    def __init__(self, adapter: SideAdapter, head: LabelWordHead | None) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.head: LabelWordHead | PooledHead = adapter.head if head is None else head
+
+    def forward(self, taps: Sequence[Tensor], mask: Tensor, positions: Tensor) -> Tensor:
+        """Taps (B, T, d) per layer, the last of them h_L; mask (B, T); positions (B,); to logits (B, C)."""
+        hidden = taps[-1] + self.adapter.side(taps, mask)
+        return self.head(self.head.pool(hidden, mask, positions))
+
+    @property
+    def one_token_is_enough(self) -> bool:
+        """Exact with the prediction token alone: the side works token by token and the head reads one token."""
+        return self.adapter.side.token_wise and self.head.single_token
+
+
+def new_adapter(
+    backbone: Backbone,
+    *,
+    side: SideKind,
+    n_labels: int,
+    layers: int | Sequence[int] | None = None,
+    pooling: Pooling = "mean",
+    label_words: Sequence[str] = (),
+    task: str = "",
+    **options: Any,
+) -> SideAdapter:
+    """A fresh side network for a backbone.
+
+    Args:
+        backbone: whose width, depth and fingerprint it gets.
+        side: ``full-width`` or ``ladder``.
+        n_labels: C.
+        layers: how many, evenly spaced, or which; all by default.
+        pooling: for encoders.
+        label_words: for the card and ``predict``.
+        task: for the card.
+        options: ``rank``, ``reduction``, ``heads``, ``seed``.
+    """
+    chosen = even_layers(backbone.n_layers, layers) if layers is None or isinstance(layers, int) else layers
+    encoder = backbone.kind == "encoder"
+    return SideAdapter(
+        side=side,
+        width=backbone.width,
+        layers=[int(layer) for layer in chosen],
+        n_labels=n_labels,
+        backbone=backbone.name,
+        backbone_revision=backbone.revision,
+        fingerprint=backbone.fingerprint,
+        causal=not encoder,
+        pooling=pooling if encoder else None,
+        label_words=list(label_words),
+        task=task,
+        **options,
+    )
+
+
+def attach(adapter: SideAdapter, backbone: Backbone, head: LabelWordHead | PooledHead) -> SideTuned:
+    """Put a side network on its backbone.
+
+    Args:
+        adapter: fresh or loaded.
+        backbone: the one it was made for.
+        head: the task's head on that backbone; of a decoder's a small frozen copy is taken.
+
+    Raises:
+        BackboneMismatch: the backbone's weights are not those that the side network was trained on.
+        BadInput: the side network does not tap the backbone's last layer.
+    """
+    if adapter.fingerprint != backbone.fingerprint:
+        raise BackboneMismatch(
+            f"This side network was trained on '{adapter.backbone_name}' (fingerprint {adapter.fingerprint[:12]}), "
+            f"not on '{backbone.name}' ({backbone.fingerprint[:12]}).",
+            "Load the backbone that its config.json names.",
+        )
+    if adapter.side.layers[-1] != backbone.n_layers:
+        raise BadInput(
+            f"The last tapped layer is {adapter.side.layers[-1]}, the backbone's last is {backbone.n_layers}.",
+            "Tap the last layer too: its state is what the side network adds to.",
+        )
+    return SideTuned(adapter, head.server_copy() if isinstance(head, LabelWordHead) else None)

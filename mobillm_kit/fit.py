@@ -1,0 +1,331 @@
+"""The one training loop: every method goes through it, and it knows none of them.
+
+    for step in 0 .. steps-1:   batch = order(seed, epoch)[step],   method.step(batch, lr(step))
+
+The order of the data is a function of seed and step alone, so a run goes on from a checkpoint to the same bytes and
+no method's random numbers can move another's data.
+
+Knows: the method's protocol, batches, checkpoints.  Knows nothing of: any single method, models, pictures.
+
+Taught in: notebooks/09_comparison.ipynb
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from mobillm_kit.encode import Batch, Encoded, TextEncoder
+from mobillm_kit.errors import BadInput, NotEnoughMemory, TrainingDiverged
+from mobillm_kit.interrupts import stop_after_step
+from mobillm_kit.methods.protocol import Method, StepResult
+from mobillm_kit.record import CurvePoint
+from mobillm_kit.saving import write_with
+from mobillm_kit.seeds import derived_seed
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How long and how fast to train."""
+
+    steps: int
+    batch_size: int
+    lr: float
+    schedule: Schedule = "linear"
+    warmup: float = 0.0
+    """Share of the steps in which the learning rate rises from 0."""
+    eval_every: int = 50
+    patience: int | None = None
+    """Evaluations without a lower dev loss after which training stops; None trains to the end."""
+    seed: int = 0
+    """Of the data's order."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "eval_every"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if not self.lr >= 0 or not math.isfinite(self.lr):
+            raise BadInput(f"lr is {self.lr}; it must be a number from 0 up.")
+        if self.schedule not in ("constant", "linear", "cosine"):
+            raise BadInput(f"Unknown schedule '{self.schedule}'.", "Choose constant, linear or cosine.")
+        if not 0 <= self.warmup <= 1:
+            raise BadInput(f"warmup is {self.warmup}; it must lie in 0 .. 1.")
+
+
+@dataclass(frozen=True)
+class FitEvent:
+    """What callbacks are told after a step; ``point`` is there when the dev split was evaluated."""
+
+    step: int
+    steps: int
+    loss: float
+    point: CurvePoint | None
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What the loop leaves behind."""
+
+    curve: tuple[CurvePoint, ...]
+    steps: int
+    forwards: int
+    bytes_sent: int
+    seconds: float
+    cpu_seconds: float
+    stopped: str
+    interrupted: bool
+
+
+class _Progress(msgspec.Struct):
+    """Where a run stands; it travels in the checkpoint's header."""
+
+    settings: str
+    step: int = 0
+    forwards: int = 0
+    bytes_sent: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    best_dev_loss: float | None = None
+    worse_evaluations: int = 0
+    stopped: str = ""
+    curve: list[CurvePoint] = []
+
+
+def fit(
+    method: Method,
+    *,
+    train: Sequence[Encoded],
+    dev: Sequence[Encoded],
+    encoder: TextEncoder,
+    settings: FitSettings,
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+    callbacks: Sequence[Callable[[FitEvent], None]] = (),
+) -> FitResult:
+    """Train ``method`` and evaluate it on ``dev`` as it goes.
+
+    Args:
+        method: anything that keeps the protocol of ``methods/protocol.py``.
+        train, dev: encoded examples.
+        encoder: pads rows to batches.
+        settings: steps, learning rate, schedule, evaluation.
+        device: where batches go.
+        checkpoint: a safetensors file; written at each evaluation, on Ctrl-C and at the end, and gone on from where
+            it exists.
+        callbacks: called after every step.
+
+    Raises:
+        BadInput: no training examples, or a checkpoint of other settings.
+        TrainingDiverged: the loss is not finite; the checkpoint of the last evaluation stays.
+        NotEnoughMemory: an allocation failed; the message names the method and its counted need.
+        SaveFailed: the checkpoint could not be written; the last one stays whole.
+    """
+    if len(train) < settings.batch_size:
+        raise BadInput(f"{len(train)} training examples are fewer than one batch of {settings.batch_size}.")
+    progress = _resume(method, settings, checkpoint)
+    with stop_after_step() as asked_to_stop:
+        while progress.step < settings.steps and not progress.stopped and not asked_to_stop():
+            batch = _batch(train, encoder, settings, progress.step, device)
+            loss = _timed_step(method, batch, settings, progress)
+            point = _evaluate_if_due(method, dev, encoder, settings, progress, device)
+            if point is not None:
+                _judge(progress, settings, point)
+                _save(method, progress, checkpoint)
+            for callback in callbacks:
+                callback(FitEvent(progress.step, settings.steps, loss, point))
+        interrupted = asked_to_stop() and progress.step < settings.steps
+        if interrupted:
+            _save(method, progress, checkpoint)
+    return FitResult(
+        curve=tuple(progress.curve),
+        steps=progress.step,
+        forwards=progress.forwards,
+        bytes_sent=progress.bytes_sent,
+        seconds=progress.seconds,
+        cpu_seconds=progress.cpu_seconds,
+        stopped="interrupted" if interrupted else progress.stopped,
+        interrupted=interrupted,
+    )
+
+
+@torch.no_grad()
+def evaluate(
+    method: Method,
+    examples: Sequence[Encoded],
+    encoder: TextEncoder,
+    *,
+    batch_size: int = 64,
+    device: str = "cpu",
+    on_batch: Callable[[int], None] | None = None,
+) -> tuple[float, Tensor]:
+    """Mean cross-entropy in nats and the predicted labels, (N,) int64.
+
+    Args:
+        on_batch: told how many examples are done after each batch.
+    """
+    losses, predictions = [], []
+    for start in range(0, len(examples), batch_size):
+        batch = encoder.collate(examples[start : start + batch_size]).to(device)
+        logits = method.logits(batch)
+        losses.append(F.cross_entropy(logits.float(), batch.labels, reduction="none"))
+        predictions.append(logits.argmax(dim=-1))
+        if on_batch is not None:
+            on_batch(min(start + batch_size, len(examples)))
+    return torch.cat(losses).mean().item(), torch.cat(predictions).cpu()
+
+
+def learning_rate(settings: FitSettings, step: int) -> float:
+    """The rate at ``step`` (from 0): warm-up to ``lr``, then constant, linear to 0, or half a cosine to 0."""
+    warm = round(settings.warmup * settings.steps)
+    if step < warm:
+        return settings.lr * (step + 1) / warm
+    if settings.schedule == "constant":
+        return settings.lr
+    done = (step - warm) / max(1, settings.steps - warm)
+    return settings.lr * (1 - done if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def batch_indices(n: int, batch_size: int, step: int, seed: int) -> list[int]:
+    """Which examples step ``step`` sees: shuffled anew each epoch, the ragged end of an epoch left out."""
+    per_epoch = n // batch_size
+    epoch, place = divmod(step, per_epoch)
+    generator = torch.Generator().manual_seed(derived_seed(seed, "order", epoch))
+    order = torch.randperm(n, generator=generator)
+    return order[place * batch_size : (place + 1) * batch_size].tolist()
+
+
+# ---------------------------------------------------------------------- inside
+
+
+def _batch(
+    train: Sequence[Encoded], encoder: TextEncoder, settings: FitSettings, step: int, device: str
+) -> Batch:
+    chosen = batch_indices(len(train), settings.batch_size, step, settings.seed)
+    return encoder.collate([train[index] for index in chosen]).to(device)
+
+
+def _timed_step(method: Method, batch: Batch, settings: FitSettings, progress: _Progress) -> float:
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = _step(method, batch, settings, progress)
+    progress.seconds += time.perf_counter() - wall
+    progress.cpu_seconds += time.process_time() - cpu
+    if not math.isfinite(result.loss):
+        raise TrainingDiverged(
+            f"{method.name}: the loss of step {progress.step + 1} is {result.loss}.",
+            "Lower the learning rate; the last good checkpoint is kept.",
+        )
+    progress.step += 1
+    progress.forwards += result.forwards
+    progress.bytes_sent += result.bytes_sent
+    progress.loss_sum += result.loss
+    progress.loss_count += 1
+    return result.loss
+
+
+def _step(method: Method, batch: Batch, settings: FitSettings, progress: _Progress) -> StepResult:
+    try:
+        return method.step(batch, learning_rate(settings, progress.step))
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise NotEnoughMemory(
+            f"{method.name}: step {progress.step + 1} on a batch of {batch.rows} x {batch.input_ids.shape[1]} tokens "
+            f"does not fit into memory ({_first_line(error)}); {counted_need(method, batch)}.",
+            "Take a smaller batch or shorter texts, or a method that keeps less: see `mobillm methods`.",
+        ) from error
+
+
+def counted_need(method: Method, batch: Batch) -> str:
+    """The ledger's total for this method, as a clause; the smallest batch stands in where even counting fails."""
+    try:
+        total = sum(party.total_bytes for party in method.count_memory(batch))
+        return f"the ledger counts {total / 2**20:.0f} MiB for this batch"
+    except (MemoryError, RuntimeError):
+        trained = sum(tensor.numel() * tensor.element_size() for tensor in method.trained().values())
+        return f"the trained parameters alone take {trained / 2**20:.0f} MiB, their gradients and moments as much again"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+
+
+def _evaluate_if_due(
+    method: Method,
+    dev: Sequence[Encoded],
+    encoder: TextEncoder,
+    settings: FitSettings,
+    progress: _Progress,
+    device: str,
+) -> CurvePoint | None:
+    if progress.step % settings.eval_every and progress.step != settings.steps:
+        return None
+    dev_loss, predictions = evaluate(method, dev, encoder, device=device)
+    labels = torch.tensor([example.label for example in dev])
+    point = CurvePoint(
+        step=progress.step,
+        forwards=progress.forwards,
+        seconds=progress.seconds,
+        bytes_sent=progress.bytes_sent,
+        train_loss=progress.loss_sum / progress.loss_count,
+        dev_loss=dev_loss,
+        dev_accuracy=(predictions == labels).float().mean().item(),
+    )
+    progress.curve.append(point)
+    progress.loss_sum, progress.loss_count = 0.0, 0
+    return point
+
+
+def _judge(progress: _Progress, settings: FitSettings, point: CurvePoint) -> None:
+    if progress.best_dev_loss is None or point.dev_loss < progress.best_dev_loss:
+        progress.best_dev_loss, progress.worse_evaluations = point.dev_loss, 0
+        return
+    progress.worse_evaluations += 1
+    if settings.patience is not None and progress.worse_evaluations >= settings.patience:
+        progress.stopped = f"no lower dev loss in {settings.patience} evaluations"
+
+
+def _save(method: Method, progress: _Progress, checkpoint: Path | None) -> None:
+    if checkpoint is None:
+        return
+    header = {"progress": msgspec.json.encode(progress).decode()}
+    state = {name: tensor.contiguous() for name, tensor in method.state().items()}
+    write_with(checkpoint, lambda target: save_file(state, str(target), metadata=header))
+
+
+def _resume(method: Method, settings: FitSettings, checkpoint: Path | None) -> _Progress:
+    name = f"{method.name} {settings}"
+    if checkpoint is None or not checkpoint.exists():
+        return _Progress(settings=name)
+    try:
+        with safe_open(str(checkpoint), framework="pt") as file:
+            progress = msgspec.json.decode(file.metadata()["progress"], type=_Progress)
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError, KeyError, TypeError, msgspec.DecodeError) as error:
+        raise BadInput(f"{checkpoint}: not a checkpoint ({_first_line(error)}).", "Delete it to start again.") from error
+    if progress.settings != name:
+        raise BadInput(
+            f"{checkpoint}: made with other settings ({progress.settings}), this run has ({name}).",
+            "Delete it to start again, or name another folder.",
+        )
+    method.load_state(state)
+    return progress

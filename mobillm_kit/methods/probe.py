@@ -1,0 +1,47 @@
+"""Linear probe: the backbone stays as it is, a linear classifier reads its last state.
+
+    logits = W norm(pool(h_L)) + b
+
+The honest floor of every method that keeps the backbone frozen: what a classifier alone can read.
+
+Knows: the task model.  Knows nothing of: other methods.
+
+Taught in: notebooks/09_comparison.ipynb
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mobillm_kit.encode import Batch
+from mobillm_kit.methods.backprop import Backprop
+from mobillm_kit.model import LabelWordHead, PooledHead, TaskModel
+
+
+def build(model: TaskModel, *, seed: int, weight_decay: float = 0.0) -> Backprop:
+    """Train a classifier on the last state and nothing else.
+
+    Encoders already have one; decoders get one in place of their label words.
+    """
+    head = model.head
+    classifier = head if isinstance(head, PooledHead) else _classifier_for(model, head, seed)
+
+    def logits(batch: Batch) -> Tensor:
+        with torch.no_grad():
+            pooled = head.pool(model.hidden(batch), batch.attention_mask, batch.positions)
+            features = head.norm(pooled) if isinstance(head, LabelWordHead) else pooled
+        return classifier(features)
+
+    return Backprop(
+        "probe",
+        nn.ModuleList([model, classifier]),
+        {f"classifier.{name}": parameter for name, parameter in classifier.named_parameters()},
+        logits,
+        weight_decay=weight_decay,
+    )
+
+
+def _classifier_for(model: TaskModel, head: LabelWordHead, seed: int) -> PooledHead:
+    """On features that are pooled already; its own pooling is never asked."""
+    return PooledHead(model.backbone.width, len(head.word_ids), seed=seed)

@@ -1,0 +1,54 @@
+"""What a fine-tuning method is: the small face that the training loop knows.
+
+A method owns its parameters and its optimizer.  The loop hands it batches and learning rates and asks for logits;
+nothing else passes between them.
+
+Knows: tensors and batches.  Knows nothing of: any single method, the loop, records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from mobillm_kit.encode import Batch
+from mobillm_kit.record import CountedMemory
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one training step cost and gave."""
+
+    loss: float
+    """Mean cross-entropy of the batch in nats, before the update."""
+    forwards: int
+    """Samples that went through the backbone."""
+    bytes_sent: int = 0
+    """Bytes that left the device."""
+
+
+class Method(Protocol):
+    """One way of fine-tuning."""
+
+    name: str
+
+    def step(self, batch: Batch, lr: float) -> StepResult:
+        """Train on one batch at this learning rate."""
+
+    def logits(self, batch: Batch) -> Tensor:
+        """(B, C) class logits of the model as trained so far, without gradient."""
+
+    def trained(self) -> Mapping[str, Tensor]:
+        """The parameters that this method trains, by name."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that a run needs to go on to the same bytes: parameters, optimizer state, counters."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what :meth:`state` gave."""
+
+    def count_memory(self, batch: Batch) -> tuple[CountedMemory, ...]:
+        """The ledger for one training step on this batch, per party; trains nothing."""

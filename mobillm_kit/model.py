@@ -1,0 +1,169 @@
+"""A backbone with a head for one task: from a batch of tokens to class logits.
+
+    decoders:  logits_c = W_head[word_c] · P(norm(h_L[prediction token]))       label words, MeZO section 2
+    encoders:  logits   = W_c pool(h_L) + b_c                                   a trained classifier
+
+Knows: backbones and batches.  Knows nothing of: how anything is trained.
+
+Taught in: notebooks/00_start_here.ipynb
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mobillm_kit.backbone import Backbone
+from mobillm_kit.encode import Batch
+from mobillm_kit.errors import BadInput
+
+Pooling = Literal["mean", "first"]
+
+
+class Head(Protocol):
+    """Turns the last hidden state into class logits, in two steps that can live on different machines."""
+
+    single_token: bool
+    """Whether one token's state is all that the head reads."""
+
+    def pool(self, hidden: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """(B, T, d), (B, T), (B,) to (B, d)."""
+
+    def __call__(self, pooled: Tensor) -> Tensor:
+        """(B, d) to (B, C) logits."""
+
+
+class LabelWordHead(nn.Module):
+    """The frozen language-model head, read at the label words only.
+
+    Args:
+        norm: the final norm, None for post-norm models.
+        project_out: projection to the embedding's width, None where it is equal.
+        lm_head: linear (d_e -> vocabulary).
+        word_ids: token id of each label's word, C of them.
+        softcap: the final logits' cap c of Gemma 2, ``c tanh(x / c)``; None for the others.
+    """
+
+    single_token = True
+
+    def __init__(
+        self,
+        norm: nn.Module | None,
+        project_out: nn.Module | None,
+        lm_head: nn.Linear,
+        word_ids: Sequence[int],
+        softcap: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm = norm if norm is not None else nn.Identity()
+        self.project_out = project_out if project_out is not None else nn.Identity()
+        self.lm_head = lm_head
+        self.softcap = softcap
+        self.register_buffer("word_ids", torch.tensor(list(word_ids)), persistent=False)
+
+    def pool(self, hidden: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), positions]
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        words = self.lm_head.weight[self.word_ids]
+        bias = None if self.lm_head.bias is None else self.lm_head.bias[self.word_ids]
+        logits = nn.functional.linear(self.project_out(self.norm(pooled)), words, bias)
+        return logits if not self.softcap else self.softcap * torch.tanh(logits / self.softcap)
+
+    def server_copy(self) -> LabelWordHead:
+        """A frozen copy that holds the C rows of the label words instead of the whole vocabulary."""
+        rows = nn.Linear(
+            self.lm_head.in_features, len(self.word_ids), bias=self.lm_head.bias is not None, device="meta"
+        ).to_empty(device=self.lm_head.weight.device)
+        with torch.no_grad():
+            rows.weight = nn.Parameter(self.lm_head.weight[self.word_ids].clone())
+            if self.lm_head.bias is not None:
+                rows.bias = nn.Parameter(self.lm_head.bias[self.word_ids].clone())
+        head = LabelWordHead(
+            copy.deepcopy(self.norm), copy.deepcopy(self.project_out), rows, range(len(self.word_ids)), self.softcap
+        )
+        return head.requires_grad_(False)
+
+
+class PooledHead(nn.Module):
+    """A linear classifier on a pooled state, trained by every method.
+
+    Args:
+        width: d.
+        n_labels: C.
+        pooling: ``mean`` over real tokens, or the ``first`` token.
+        seed: of the classifier's initial weights, N(0, 0.02) as BERT's.
+    """
+
+    def __init__(self, width: int, n_labels: int, *, pooling: Pooling = "mean", seed: int = 0) -> None:
+        super().__init__()
+        self.pooling = pooling
+        self.single_token = pooling == "first"
+        self.classifier = nn.Linear(width, n_labels, device="meta").to_empty(device="cpu")
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.normal_(self.classifier.weight, std=0.02, generator=generator)
+        nn.init.zeros_(self.classifier.bias)
+
+    def pool(self, hidden: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        if self.pooling == "first":
+            return hidden[torch.arange(hidden.shape[0], device=hidden.device), positions]
+        weight = mask.to(hidden.dtype).unsqueeze(-1)
+        return (hidden * weight).sum(dim=1) / weight.sum(dim=1)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return self.classifier(pooled)
+
+    def server_copy(self) -> PooledHead:
+        return copy.deepcopy(self)
+
+
+class TaskModel(nn.Module):
+    """A backbone and a head: what full fine-tuning, LoRA and the zeroth-order methods train."""
+
+    def __init__(self, backbone: Backbone, head: LabelWordHead | PooledHead) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """h_L, (B, T, d), before the final norm."""
+        return self.backbone.last_hidden(batch.input_ids, batch.attention_mask, batch.token_type_ids)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """(B, C)."""
+        return self.head(self.head.pool(self.hidden(batch), batch.attention_mask, batch.positions))
+
+    def head_parameters(self) -> dict[str, nn.Parameter]:
+        """What of the head every method trains: the classifier of encoders, nothing for label words."""
+        if isinstance(self.head, PooledHead):
+            return {f"head.{name}": parameter for name, parameter in self.head.named_parameters()}
+        return {}
+
+
+def task_model(
+    backbone: Backbone, *, word_ids: Sequence[int], pooling: Pooling = "mean", seed: int = 0
+) -> TaskModel:
+    """Put the head of a task on a backbone.
+
+    Args:
+        backbone: decoder or encoder.
+        word_ids: one token id per label; encoders use only their number.
+        pooling: for encoders.
+        seed: for an encoder's classifier.
+
+    Raises:
+        BadInput: fewer than two labels.
+    """
+    if len(word_ids) < 2:
+        raise BadInput(f"A task needs at least two labels, here are {len(word_ids)}.")
+    if backbone.kind == "encoder":
+        head = PooledHead(backbone.width, len(word_ids), pooling=pooling, seed=seed)
+        return TaskModel(backbone, head.to(backbone.device, backbone.dtype))
+    cap = getattr(backbone.config, "final_logit_softcapping", None)
+    return TaskModel(
+        backbone, LabelWordHead(backbone.norm, backbone.project_out, backbone.lm_head, word_ids, cap)
+    )

@@ -1,0 +1,178 @@
+"""The record of one training run: what was done, on what, and what came out.
+
+A record is a plain value.  It is written as JSON and loads back equal; a record of another format version is
+refused instead of being read half.
+
+Knows: numbers and names.  Knows nothing of: tensors, models, how a run is made.
+
+Taught in: notebooks/09_comparison.ipynb
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from mobillm_kit.errors import RecordError
+from mobillm_kit.saving import write_bytes
+
+FORMAT = 1
+"""Version of the record's fields; raised whenever a field changes its meaning."""
+
+Scalar = str | int | float | bool | None
+
+
+class CurvePoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One evaluation on the dev split."""
+
+    step: int
+    """Optimizer steps done."""
+    forwards: int
+    """Samples that have passed through the backbone in training (a sample perturbed q times counts q times)."""
+    seconds: float
+    """Wall-clock seconds of training, evaluation left out."""
+    bytes_sent: int
+    """Bytes that have left the device; 0 where nothing is sent."""
+    train_loss: float
+    """Mean training loss since the last point, in nats."""
+    dev_loss: float
+    dev_accuracy: float
+
+
+class CountedMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """The ledger of one party: bytes of tensors, counted, the same on every machine."""
+
+    party: Literal["device", "server"]
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    saved_activations_bytes: int
+    """Tensors that autograd keeps between forward and backward, each storage once, parameters left out."""
+    messages_bytes: int
+    """Activations and labels that wait in the channel or are being encoded."""
+
+    @property
+    def total_bytes(self) -> int:
+        return (
+            self.weights_bytes
+            + self.gradients_bytes
+            + self.optimizer_bytes
+            + self.saved_activations_bytes
+            + self.messages_bytes
+        )
+
+
+class MeasuredMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """Resident memory of a fresh process that did nothing else than this party's part of training."""
+
+    party: Literal["device", "server", "both"]
+    loaded_rss_bytes: int
+    """Resident after imports, model and data are loaded, before the first step."""
+    peak_rss_bytes: int
+    """VmHWM of the training steps (the counter is reset before the first one)."""
+    average_rss_bytes: int
+    """Mean of memory-profiler's samples over the training steps."""
+    steps: int
+    how: str
+    """Allocator setting, threads, sampling interval."""
+
+    @property
+    def training_bytes(self) -> int:
+        """What training needs on top of the loaded model."""
+        return max(0, self.peak_rss_bytes - self.loaded_rss_bytes)
+
+
+class BackboneInfo(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    revision: str
+    fingerprint: str
+    kind: Literal["decoder", "encoder"]
+    parameters: int
+    layers: int
+    width: int
+    dtype: str
+
+
+class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    metric: str
+    train: int
+    dev: int
+    test: int
+    notes: tuple[str, ...] = ()
+
+
+class Provenance(msgspec.Struct, frozen=True, kw_only=True):
+    versions: dict[str, str]
+    hardware: dict[str, Scalar]
+    command: str
+    commit: str
+    started: str
+    """UTC, ISO 8601."""
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that one run leaves behind, from its settings to its held-out scores."""
+
+    format: int = FORMAT
+    method: str
+    seed: int
+    status: Literal["done", "interrupted"]
+    stopped: str = ""
+    """Why training ended before its last step; empty where it did not."""
+    settings: dict[str, Scalar]
+    backbone: BackboneInfo
+    task: TaskInfo
+    curve: tuple[CurvePoint, ...]
+    scores: dict[str, float] = {}
+    """From the last checkpoint: ``test_accuracy``, ``test_<metric>``, ``handwritten_accuracy`` ..."""
+    steps: int
+    forwards: int
+    bytes_sent: int
+    seconds: float
+    """Wall-clock seconds of training, evaluation left out."""
+    cpu_seconds: float
+    """CPU seconds of training, evaluation left out."""
+    trainable_parameters: int
+    counted: tuple[CountedMemory, ...] = ()
+    measured: tuple[MeasuredMemory, ...] = ()
+    provenance: Provenance
+
+    def save(self, path: Path) -> None:
+        """Write the record as JSON; what stood there before stays whole if the write fails.
+
+        Raises:
+            SaveFailed: the disk is full or the folder cannot be written.
+        """
+        write_bytes(path, msgspec.json.format(msgspec.json.encode(self), indent=2))
+
+
+def load_record(path: str | Path) -> RunRecord:
+    """Read a record.
+
+    Raises:
+        RecordError: no such file, not a record, or a record of another format version.
+    """
+    path = Path(path)
+    try:
+        raw = path.read_bytes()
+        version = msgspec.json.decode(raw, type=_Version).format
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read ({error.strerror}).") from error
+    except msgspec.DecodeError as error:
+        raise RecordError(f"{path}: not a run record ({error}).") from error
+    if version != FORMAT:
+        raise RecordError(
+            f"{path}: a record of format {version}, this version of mobillm_kit reads format {FORMAT}.",
+            "Read it with the version that wrote it, or run it again.",
+        )
+    try:
+        return msgspec.json.decode(raw, type=RunRecord)
+    except msgspec.DecodeError as error:
+        raise RecordError(f"{path}: a damaged run record ({error}).") from error
+
+
+class _Version(msgspec.Struct):
+    format: int

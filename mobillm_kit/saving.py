@@ -1,0 +1,50 @@
+"""Writing files so that a failure leaves the old file whole.
+
+A file is written beside its place and moved over it in one step.  A full disk, a kill or a power cut leaves
+either the old bytes or the new ones.
+
+Knows: paths and bytes.  Knows nothing of: what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from mobillm_kit.errors import SaveFailed
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` in one step.
+
+    Raises:
+        SaveFailed: the disk is full or the folder cannot be written; the old file is untouched.
+    """
+    write_with(path, lambda target: target.write_bytes(data))
+
+
+def write_with(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file beside ``path``, then move it over ``path`` in one step.
+
+    Raises:
+        SaveFailed: as for :func:`write_bytes`.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
+        _flush_to_disk(partial)
+        partial.replace(path)
+    except OSError as error:
+        raise SaveFailed(
+            f"{path}: could not be written ({error.strerror or error}); what stood there before is untouched.",
+            "Free some space or choose another folder.",
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _flush_to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,82 @@
+"""The server's side of MobiLLM: the side network, the loss, the optimizer, and all back-propagation.
+
+    upload -> side network -> logits -> cross-entropy -> gradients of the side network -> AdamW
+
+Knows: uploads and the side network.  Knows nothing of: the backbone's weights, the text.
+
+Taught in: notebooks/00_start_here.ipynb
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mobillm_kit.adapter import SideTuned
+from mobillm_kit.channel import Upload
+from mobillm_kit.memory import SavedActivations, storage_bytes
+from mobillm_kit.methods.backprop import (
+    ADAM_MOMENTS,
+    adamw,
+    apply_gradients,
+    load_training_state,
+    training_state,
+)
+from mobillm_kit.record import CountedMemory
+
+
+class Server:
+    """Trains a side network on uploads.
+
+    Args:
+        model: side network and head; what of it asks for gradients is trained.
+        weight_decay: AdamW's.
+    """
+
+    def __init__(self, model: SideTuned, *, weight_decay: float = 0.0) -> None:
+        self.model = model
+        self.parameters: dict[str, nn.Parameter] = {
+            name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+        }
+        self._optimizer = adamw(self.parameters.values(), weight_decay)
+
+    def train(self, upload: Upload, lr: float) -> float:
+        """One step; returns the loss before it, in nats."""
+        loss = self._loss(upload)
+        apply_gradients(self._optimizer, loss, lr)
+        return loss.item()
+
+    @torch.no_grad()
+    def logits(self, upload: Upload) -> Tensor:
+        """(B, C), without gradient."""
+        return self._logits(upload)
+
+    def state(self) -> dict[str, Tensor]:
+        return training_state(self.parameters, self._optimizer)
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        load_training_state(self.parameters, self._optimizer, state)
+
+    def count_memory(self, upload: Upload) -> CountedMemory:
+        """The server's ledger for one training step on this upload; trains nothing."""
+        weights = [*self.model.parameters(), *self.model.buffers()]
+        with SavedActivations([*weights, *upload.activations]) as saved:
+            torch.autograd.grad(self._loss(upload), list(self.parameters.values()), allow_unused=True)
+        trained = storage_bytes(self.parameters.values())
+        return CountedMemory(
+            party="server",
+            weights_bytes=storage_bytes(weights),
+            gradients_bytes=trained,
+            optimizer_bytes=len(ADAM_MOMENTS) * trained,
+            saved_activations_bytes=saved.peak_bytes,
+            messages_bytes=upload.n_bytes,
+        )
+
+    def _logits(self, upload: Upload) -> Tensor:
+        return self.model(upload.activations, upload.mask, upload.positions.long())
+
+    def _loss(self, upload: Upload) -> Tensor:
+        return F.cross_entropy(self._logits(upload), upload.labels.long())

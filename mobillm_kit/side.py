@@ -1,0 +1,202 @@
+"""Side networks: parallel adapters beside a frozen backbone, trained where the memory is.
+
+Full width (PAE MobiLLM, arXiv 2507.01216, eq. 1), token by token:
+
+    x_i = (1 - mu_i) A_i + mu_i h_{i-1}         mu_i = sigmoid(alpha_i)
+    h_i = x_i + W_up,i gelu(W_down,i x_i)       W_up = 0 at the start
+
+Ladder (LST, arXiv 2206.06522), width d/k, with attention of its own:
+
+    s_i = Block_i(g_i s_{i-1} + (1 - g_i) W_i norm(A_i))        g_i = sigmoid(alpha_i / 0.1)
+
+Both return what the side adds to the backbone's last state.  For the ladder it is W_up s_L.  For the full width it
+is h_L minus the same recursion without adapters, kept as a recursion of its own so that nothing cancels:
+
+    delta_i = mu_i delta_{i-1} + W_up,i gelu(W_down,i x_i)
+
+W_up starts at zero in both: at step 0 the model *is* the pretrained model, to the bit.
+
+Knows: activations.  Knows nothing of: the backbone that made them, tasks, sockets.
+
+Taught in: notebooks/00_start_here.ipynb
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mobillm_kit.errors import BadInput
+
+SideKind = Literal["full-width", "ladder"]
+
+
+class SideNetwork(Protocol):
+    layers: tuple[int, ...]
+    """The tapped layers, in the order in which their activations are expected."""
+    token_wise: bool
+    """Whether a token's output depends on that token's activations alone."""
+
+    def __call__(self, taps: Sequence[Tensor], mask: Tensor) -> Tensor:
+        """Activations, (B, T, d) per tapped layer, and the mask (B, T), to what is added to the last state (B, T, d)."""
+
+
+class FullWidthSide(nn.Module):
+    """One bottleneck adapter per tapped layer, at the backbone's width (PAE MobiLLM eq. 1).
+
+    Args:
+        width: d.
+        layers: tapped layers, ascending, 1 .. L.
+        rank: bottleneck r.
+        gate_init: alpha_i at the start; 0 gives mu_i = 1/2.
+        seed: of the initial weights.
+
+    Raises:
+        BadInput: no layers, a layer twice or out of order, or a rank outside 1 .. d.
+    """
+
+    token_wise = True
+
+    def __init__(
+        self, width: int, layers: Sequence[int], *, rank: int = 16, gate_init: float = 0.0, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.layers = _checked_layers(layers)
+        if not 1 <= rank <= width:
+            raise BadInput(f"rank is {rank}; it must lie in 1 .. {width}, the backbone's width.")
+        generator = torch.Generator().manual_seed(seed)
+        self.gates = nn.Parameter(torch.full((len(self.layers),), float(gate_init)))
+        self.down = nn.ModuleList(_linear(width, rank, generator) for _ in self.layers)
+        self.up = nn.ModuleList(_zero_linear(rank, width) for _ in self.layers)  # zero: the side starts as nothing
+
+    def forward(self, taps: Sequence[Tensor], mask: Tensor) -> Tensor:
+        delta = torch.zeros_like(taps[0])
+        state = taps[0]  # h_0: the first tap stands in, so that x_1 = A_1
+        for tap, gate, down, up in zip(taps, self.gates.sigmoid(), self.down, self.up, strict=True):
+            x = (1 - gate) * tap + gate * state
+            change = up(F.gelu(down(x)))
+            delta = gate * delta + change
+            state = x + change
+        return delta
+
+
+class LadderSide(nn.Module):
+    """A narrow transformer beside the backbone, fed by every tapped layer (LST section 3).
+
+    Args:
+        width: d.
+        layers: tapped layers, ascending.
+        reduction: k; the ladder's width is d/k.
+        heads: attention heads of each ladder block; must divide d/k.
+        causal: attention looks back only (decoders) or both ways (encoders).
+        seed: of the initial weights.
+
+    Raises:
+        BadInput: bad layers, a reduction that does not divide d, heads that do not divide d/k.
+    """
+
+    token_wise = False
+
+    def __init__(
+        self,
+        width: int,
+        layers: Sequence[int],
+        *,
+        reduction: int = 4,
+        heads: int = 2,
+        causal: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.layers = _checked_layers(layers)
+        if reduction < 1 or width % reduction or (width // reduction) % heads:
+            raise BadInput(
+                f"reduction {reduction} and {heads} heads do not divide the backbone's width {width}.",
+                "width / reduction must be a whole multiple of heads.",
+            )
+        narrow = width // reduction
+        generator = torch.Generator().manual_seed(seed)
+        self.gates = nn.Parameter(torch.zeros(len(self.layers)))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in self.layers)
+        self.down = nn.ModuleList(_linear(width, narrow, generator) for _ in self.layers)
+        self.blocks = nn.ModuleList(LadderBlock(narrow, heads, causal, generator) for _ in self.layers)
+        self.norm = nn.LayerNorm(narrow)
+        self.up = _zero_linear(narrow, width)  # zero: the side starts as nothing
+
+    def forward(self, taps: Sequence[Tensor], mask: Tensor) -> Tensor:
+        allowed = self.blocks[0].allowed(mask)
+        state: Tensor | None = None
+        gates = (self.gates / 0.1).sigmoid()
+        for tap, gate, norm, down, block in zip(taps, gates, self.norms, self.down, self.blocks, strict=True):
+            narrow = down(norm(tap))
+            state = block(narrow if state is None else gate * state + (1 - gate) * narrow, allowed)
+        return self.up(self.norm(state))
+
+
+class LadderBlock(nn.Module):
+    """A pre-norm transformer block of the ladder's width: attention, then a feed-forward of twice the width."""
+
+    def __init__(self, width: int, heads: int, causal: bool, generator: torch.Generator) -> None:
+        super().__init__()
+        self.heads = heads
+        self.causal = causal
+        self.attention_norm = nn.LayerNorm(width)
+        self.qkv = _linear(width, 3 * width, generator)
+        self.out = _linear(width, width, generator)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.wide = _linear(width, 2 * width, generator)
+        self.narrow = _linear(2 * width, width, generator)
+
+    def forward(self, x: Tensor, allowed: Tensor) -> Tensor:
+        x = x + self._attention(self.attention_norm(x), allowed)
+        return x + self.narrow(F.gelu(self.wide(self.mlp_norm(x))))
+
+    def allowed(self, mask: Tensor) -> Tensor:
+        """(B, 1, T, T): which token may look at which; a padding token may look at itself, so that no row is empty."""
+        length = mask.shape[1]
+        sees = mask.bool()[:, None, None, :].expand(-1, 1, length, length)
+        if self.causal:
+            sees = sees & torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+        return sees | torch.eye(length, dtype=torch.bool, device=mask.device)
+
+    def _attention(self, x: Tensor, allowed: Tensor) -> Tensor:
+        b, t, w = x.shape
+        q, k, v = self.qkv(x).view(b, t, 3, self.heads, w // self.heads).permute(2, 0, 3, 1, 4)  # (B, H, T, w/H)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        return self.out(mixed.transpose(1, 2).reshape(b, t, w))
+
+
+def even_layers(n_layers: int, count: int | None = None) -> tuple[int, ...]:
+    """``count`` evenly spaced layers out of 1 .. L that end in L; all of them where ``count`` is None.
+
+    Raises:
+        BadInput: count outside 1 .. L.
+    """
+    count = n_layers if count is None else count
+    if not 1 <= count <= n_layers:
+        raise BadInput(f"Cannot choose {count} of {n_layers} layers.")
+    return tuple(round((index + 1) * n_layers / count) for index in range(count))
+
+
+def _checked_layers(layers: Sequence[int]) -> tuple[int, ...]:
+    chosen = tuple(int(layer) for layer in layers)
+    if not chosen or list(chosen) != sorted(set(chosen)) or chosen[0] < 0:
+        raise BadInput(f"layers are {list(layers)}; they must be ascending, without repeats, and at least one.")
+    return chosen
+
+
+def _linear(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:
+    layer = nn.Linear(n_in, n_out, device="meta").to_empty(device="cpu")  # meta: torch's global generator is not used
+    nn.init.normal_(layer.weight, std=n_in**-0.5, generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _zero_linear(n_in: int, n_out: int) -> nn.Linear:
+    layer = nn.Linear(n_in, n_out, bias=False, device="meta").to_empty(device="cpu")
+    nn.init.zeros_(layer.weight)
+    return layer

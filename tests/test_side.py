@@ -1,0 +1,189 @@
+"""The side network starts as nothing, follows its equations, and comes back from disk as it was."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mobillm_kit.adapter import SideAdapter, attach, new_adapter
+from mobillm_kit.errors import BackboneMismatch, BadInput
+from mobillm_kit.side import FullWidthSide, LadderSide, even_layers
+from tests.builders import random_batch, tiny_task_model
+from tests.families import TINY
+
+SIDES = ["full-width", "ladder"]
+
+
+def taps(count: int = 3, width: int = 16, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, 5, width, generator=generator) for _ in range(count)]
+
+
+def stirred(module: torch.nn.Module, seed: int = 1) -> torch.nn.Module:
+    """Every parameter moved away from its start, as training would."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+@pytest.mark.parametrize("side", SIDES)
+def test_at_step_0_the_model_is_the_pretrained_model_to_the_bit(name, side):
+    model = tiny_task_model(name)
+    kind = model.backbone.kind
+    adapter = new_adapter(model.backbone, side=side, n_labels=2, rank=4)
+    tuned = attach(adapter, model.backbone, model.head)
+    batch = random_batch(kind=kind)
+    activations = model.backbone.taps(batch.input_ids, batch.attention_mask, layers=adapter.side.layers)
+    assert torch.equal(tuned(activations, batch.attention_mask, batch.positions), model.logits(batch))
+
+
+def test_full_width_follows_equation_1_written_out():
+    side = stirred(FullWidthSide(16, [1, 2, 3], rank=4))
+    activations = taps()
+    with_adapters = without = activations[0]
+    for i, a in enumerate(activations):
+        mu = torch.sigmoid(side.gates[i])
+        x = (1 - mu) * a + mu * with_adapters
+        with_adapters = x + F.gelu(x @ side.down[i].weight.T + side.down[i].bias) @ side.up[i].weight.T
+        without = (1 - mu) * a + mu * without
+    delta = side(activations, torch.ones(2, 5))
+    torch.testing.assert_close(delta, with_adapters - without, atol=1e-6, rtol=1e-5)
+    assert delta.abs().max() > 0.01
+
+
+def test_ladder_follows_its_gates_written_out():
+    side = stirred(LadderSide(16, [1, 2], reduction=2, heads=2))
+    activations, mask = taps(2), torch.ones(2, 5)
+    allowed = side.blocks[0].allowed(mask)
+    narrow = [side.down[i](side.norms[i](a)) for i, a in enumerate(activations)]
+    state = side.blocks[0](narrow[0], allowed)
+    gate = torch.sigmoid(side.gates[1] / 0.1)
+    state = side.blocks[1](gate * state + (1 - gate) * narrow[1], allowed)
+    torch.testing.assert_close(side(activations, mask), side.up(side.norm(state)))
+
+
+def test_full_width_reads_each_token_alone_and_the_ladder_does_not():
+    wide, ladder = stirred(FullWidthSide(16, [1, 2, 3])), stirred(LadderSide(16, [1, 2, 3]))
+    mask, activations = torch.ones(2, 5), taps()
+    alone = [a[:, 3:4] for a in activations]
+    assert torch.allclose(wide(alone, mask[:, :1]), wide(activations, mask)[:, 3:4], atol=1e-6)
+    assert not torch.allclose(ladder(alone, mask[:, :1]), ladder(activations, mask)[:, 3:4], atol=1e-3)
+
+
+def test_a_causal_ladder_never_looks_ahead_and_a_free_one_does():
+    causal, free = (stirred(LadderSide(16, [1, 2, 3], causal=flag)) for flag in (True, False))
+    changed = [a.clone() for a in taps()]
+    for a in changed:
+        a[:, 4] = -a[:, 4]  # a shift alone would be lost in the LayerNorm
+    mask = torch.ones(2, 5)
+    assert torch.equal(causal(taps(), mask)[:, :4], causal(changed, mask)[:, :4])
+    assert not torch.allclose(free(taps(), mask)[:, :4], free(changed, mask)[:, :4], atol=1e-4)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_ladder_does_not_read_padding(causal):
+    side = stirred(LadderSide(16, [1, 2, 3], causal=causal))
+    mask = torch.tensor([[1, 1, 1, 0, 0], [0, 0, 1, 1, 1]])
+    changed = [torch.where(mask[..., None].bool(), a, -a) for a in taps()]
+    real = mask.bool()
+    torch.testing.assert_close(side(taps(), mask)[real], side(changed, mask)[real])
+
+
+def test_initial_weights_come_from_their_seed_and_leave_the_global_generator_alone():
+    before = torch.get_rng_state()
+    same = [LadderSide(16, [1, 2], seed=7).state_dict() for _ in range(2)]
+    other = LadderSide(16, [1, 2], seed=8).state_dict()
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(same[0][key], same[1][key]) for key in same[0])
+    assert not torch.equal(same[0]["down.0.weight"], other["down.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: FullWidthSide(16, []), "layers are"),
+        (lambda: FullWidthSide(16, [2, 1]), "ascending"),
+        (lambda: FullWidthSide(16, [1], rank=0), "rank is 0"),
+        (lambda: FullWidthSide(16, [1], rank=17), "rank is 17"),
+        (lambda: LadderSide(16, [1], reduction=3), "do not divide"),
+        (lambda: LadderSide(16, [1], reduction=4, heads=3), "do not divide"),
+        (lambda: even_layers(4, 5), "Cannot choose 5 of 4"),
+        (lambda: SideAdapter(side="wide", width=8, layers=[1], n_labels=2), "Unknown side network"),
+    ],
+)
+def test_shapes_that_cannot_be_are_refused(make, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        make()
+
+
+def test_even_layers_end_in_the_last():
+    assert even_layers(6) == (1, 2, 3, 4, 5, 6)
+    assert even_layers(6, 3) == (2, 4, 6)
+    assert even_layers(24, 1) == (24,)
+
+
+# ---------------------------------------------------------------------- saved and loaded
+
+
+@pytest.mark.parametrize("name", ["opt", "bert"])
+@pytest.mark.parametrize("side", SIDES)
+def test_save_and_load_give_equal_bytes_and_equal_logits(tmp_path, capsys, name, side):
+    model = tiny_task_model(name)
+    adapter = stirred(new_adapter(model.backbone, side=side, n_labels=2, rank=4, label_words=[" bad", " good"]))
+    adapter.save_pretrained(tmp_path)
+    loaded = SideAdapter.from_pretrained(tmp_path)
+    assert capsys.readouterr().out == ""
+    for key, value in adapter.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[key])
+    batch = random_batch(kind=model.backbone.kind)
+    activations = model.backbone.taps(batch.input_ids, batch.attention_mask, layers=adapter.side.layers)
+    logits = [
+        attach(a, model.backbone, model.head)(activations, batch.attention_mask, batch.positions)
+        for a in (adapter, loaded)
+    ]
+    assert torch.equal(*logits)
+
+
+def test_the_folder_says_which_backbone_it_belongs_to(tmp_path):
+    model = tiny_task_model()
+    new_adapter(model.backbone, side="ladder", n_labels=2, task="reviews").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["fingerprint"] == model.backbone.fingerprint
+    assert (config["backbone"], config["backbone_revision"], config["task"]) == ("opt", "", "reviews")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_another_backbone_is_refused_with_a_sentence():
+    adapter = new_adapter(tiny_task_model().backbone, side="full-width", n_labels=2)
+    other = tiny_task_model(seed=1)
+    with pytest.raises(BackboneMismatch, match="was trained on 'opt'"):
+        attach(adapter, other.backbone, other.head)
+
+
+def test_a_side_network_that_skips_the_last_layer_is_refused():
+    model = tiny_task_model()
+    adapter = new_adapter(model.backbone, side="full-width", n_labels=2, layers=[1, 2])
+    with pytest.raises(BadInput, match="The last tapped layer is 2"):
+        attach(adapter, model.backbone, model.head)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "extra"])
+def test_a_damaged_folder_is_refused(tmp_path, damage):
+    adapter = new_adapter(tiny_task_model().backbone, side="full-width", n_labels=2)
+    adapter.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-40])
+    elif damage == "missing":
+        weights.unlink()
+    else:
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**config, "layers": [2, 3]}))
+    with pytest.raises(BadInput, match="not a side network"):
+        SideAdapter.from_pretrained(tmp_path)
