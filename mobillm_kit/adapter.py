@@ -32,7 +32,11 @@ CARD = (Path(__file__).parent / "templates" / "adapter_card.md.j2").read_text(en
 
 
 class SideAdapter(
-    nn.Module, PyTorchModelHubMixin, library_name="mobillm_kit", license="apache-2.0", model_card_template=CARD
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="mobillm_kit",
+    license="apache-2.0",
+    model_card_template=CARD,
 ):
     """A side network, the trained part of its head, and the name of the backbone that it belongs to.
 
@@ -49,8 +53,7 @@ class SideAdapter(
         heads: attention heads of the ladder.
         causal: whether the ladder's attention looks back only (decoders).
         pooling: encoders' pooling, None for decoders, whose head is the frozen label words.
-        label_words: for the reader and for ``predict``.
-        task: name of the task, for the reader.
+        task, prompt, labels, label_words, paired, max_length: of the task, so that the folder alone can label texts.
         seed: of the initial weights.
     """
 
@@ -69,22 +72,30 @@ class SideAdapter(
         heads: int = 2,
         causal: bool = True,
         pooling: Pooling | None = None,
-        label_words: Sequence[str] = (),
         task: str = "",
+        prompt: str = "{text}",
+        labels: Sequence[str] = (),
+        label_words: Sequence[str] = (),
+        paired: bool = False,
+        max_length: int = 256,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if side == "full-width":
             self.side: FullWidthSide | LadderSide = FullWidthSide(width, layers, rank=rank, seed=seed)
         elif side == "ladder":
-            self.side = LadderSide(
-                width, layers, reduction=reduction, heads=heads, causal=causal, seed=seed
-            )
+            self.side = LadderSide(width, layers, reduction=reduction, heads=heads, causal=causal, seed=seed)
         else:
             raise BadInput(f"Unknown side network '{side}'.", "Choose 'full-width' or 'ladder'.")
         self.head = None if pooling is None else PooledHead(width, n_labels, pooling=pooling, seed=seed)
         self.fingerprint = fingerprint
         self.backbone_name = backbone
+        self.task = task
+        self.prompt = prompt
+        self.labels = tuple(labels)
+        self.label_words = tuple(label_words)
+        self.paired = paired
+        self.max_length = max_length
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_with(save_directory / WEIGHTS_FILE, lambda target: save_model(self, str(target)))
@@ -142,8 +153,6 @@ def new_adapter(
     n_labels: int,
     layers: int | Sequence[int] | None = None,
     pooling: Pooling = "mean",
-    label_words: Sequence[str] = (),
-    task: str = "",
     **options: Any,
 ) -> SideAdapter:
     """A fresh side network for a backbone.
@@ -154,9 +163,7 @@ def new_adapter(
         n_labels: C.
         layers: how many, evenly spaced, or which; all by default.
         pooling: for encoders.
-        label_words: for the card and ``predict``.
-        task: for the card.
-        options: ``rank``, ``reduction``, ``heads``, ``seed``.
+        options: the other arguments of :class:`SideAdapter`.
     """
     chosen = even_layers(backbone.n_layers, layers) if layers is None or isinstance(layers, int) else layers
     encoder = backbone.kind == "encoder"
@@ -170,8 +177,6 @@ def new_adapter(
         fingerprint=backbone.fingerprint,
         causal=not encoder,
         pooling=pooling if encoder else None,
-        label_words=list(label_words),
-        task=task,
         **options,
     )
 

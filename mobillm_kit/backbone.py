@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers.utils import logging as hf_logging
 
 from mobillm_kit.errors import BadInput
 from mobillm_kit.families import Family, Kind, family_of
@@ -175,9 +177,7 @@ class Backbone(nn.Module):
             raise BadInput(f"Layer {missing[0]} does not exist: '{self.name}' has layers 0 to {self.n_layers}.")
         return [kept[index] for index in layers]
 
-    def last_hidden(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> Tensor:
+    def last_hidden(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """h_L, (B, T, d), before the final norm."""
         for state in self.hidden_states(input_ids, attention_mask, token_type_ids):
             last = state
@@ -235,8 +235,19 @@ def load_backbone(
     config = _load(AutoConfig, source, revision=revision)
     loader = AutoModelForCausalLM if family_of(config.model_type).kind == "decoder" else AutoModel
     extra = {} if loader is AutoModelForCausalLM else {"add_pooling_layer": False}
-    model = _load(loader, source, revision=revision, dtype=_dtype(dtype), **extra)
+    model, report = _load(loader, source, revision=revision, dtype=_dtype(dtype), output_loading_info=True, **extra)
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise BadInput(
+            f"{name}: {len(missing)} weights of the model are not in its files, the first is '{missing[0]}'.",
+            "Name the folder of a whole pretrained model.",
+        )
     return Backbone(model.to(device), name=_public_name(name), revision=revision or "")
+
+
+def backbone_kind(name: str | Path, *, revision: str | None = None) -> Kind:
+    """Whether a model is a decoder or an encoder, from its configuration alone."""
+    return family_of(_load(AutoConfig, _resolve(name), revision=revision).model_type).kind
 
 
 def load_tokenizer(name: str | Path, *, revision: str | None = None) -> Any:
@@ -247,9 +258,7 @@ def load_tokenizer(name: str | Path, *, revision: str | None = None) -> Any:
     """
     source = _resolve(name)
     if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in TOKENIZER_FILES):
-        raise BadInput(
-            f"{name}: the folder holds no tokenizer.", f"It needs one of: {', '.join(TOKENIZER_FILES)}."
-        )
+        raise BadInput(f"{name}: the folder holds no tokenizer.", f"It needs one of: {', '.join(TOKENIZER_FILES)}.")
     return _load(AutoTokenizer, source, revision=revision)
 
 
@@ -267,6 +276,20 @@ def random_backbone(like: Backbone, *, seed: int) -> Backbone:
         torch.manual_seed(seed)
         model = factory.from_config(like.config, dtype=like.dtype, **extra)
     return Backbone(model.to(like.device), name=f"{like.name} (random weights, seed {seed})")
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No bars and no report of unused weights: what matters of it, missing weights, is an error here."""
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()
 
 
 def _resolve(name: str | Path) -> str:
@@ -297,10 +320,11 @@ def _dtype(name: str) -> torch.dtype:
 
 def _load(loader: Any, source: str, **kwargs: Any) -> Any:
     try:
-        return loader.from_pretrained(source, **kwargs)
-    except (OSError, ValueError) as error:
+        with _quiet_transformers():
+            return loader.from_pretrained(source, **kwargs)
+    except (OSError, ValueError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise BadInput(
             f"{source}: could not be loaded ({first_line}).",
-            "Name a model folder with config.json and weights, a name on the hub (which needs a connection), or 'pocket'.",
+            "Name a model folder with config.json and weights, a name on the hub (needs a connection), or 'pocket'.",
         ) from error

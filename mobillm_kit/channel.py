@@ -1,6 +1,6 @@
 """What travels between device and server, and a channel inside one process that counts it.
 
-    bytes of an upload = activations (layers · B · T · d · bytes per value) + mask (B · T) + positions (4 B) + labels (4 B)
+    bytes of an upload = activations (layers · B · T · d · bytes per value) + mask (B · T) + positions and labels (8 B)
 
 Knows: uploads and bytes.  Knows nothing of: backbones, side networks, sockets.
 
@@ -57,7 +57,9 @@ class InProcessChannel:
             BadInput: ``capacity`` uploads are waiting already.
         """
         if len(self._queue) >= self._capacity:
-            raise BadInput(f"{self._capacity} uploads are waiting already.", "Let the server train before sending more.")
+            raise BadInput(
+                f"{self._capacity} uploads are waiting already.", "Let the server train before sending more."
+            )
         self._queue.append(upload)
         self.bytes_up += upload.n_bytes
 

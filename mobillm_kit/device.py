@@ -40,9 +40,7 @@ class Device:
     def upload(self, batch: Batch) -> Upload:
         """Forward one batch: (B, T) token ids to the activations of the tapped layers."""
         rows = torch.arange(batch.labels.shape[0], device=batch.positions.device)
-        states = enumerate(
-            self._backbone.hidden_states(batch.input_ids, batch.attention_mask, batch.token_type_ids)
-        )
+        states = enumerate(self._backbone.hidden_states(batch.input_ids, batch.attention_mask, batch.token_type_ids))
         taps = tuple(
             state[rows, batch.positions].unsqueeze(1) if self._one_token else state
             for layer, state in states

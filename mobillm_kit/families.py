@@ -46,9 +46,7 @@ _BERT_LIKE = Family(
 _ROBERTA_LIKE = replace(_BERT_LIKE, positions_start_after_padding_id=True)
 
 FAMILIES: dict[str, Family] = {
-    "opt": Family(
-        "decoder", "model.decoder", "embed_tokens", "layers", "final_layer_norm", "lm_head", "project_out"
-    ),
+    "opt": Family("decoder", "model.decoder", "embed_tokens", "layers", "final_layer_norm", "lm_head", "project_out"),
     "llama": _LLAMA_LIKE,
     "mistral": _LLAMA_LIKE,
     "qwen2": _LLAMA_LIKE,

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,7 +30,7 @@ from torch.nn import functional as F
 from mobillm_kit.encode import Batch, Encoded, TextEncoder
 from mobillm_kit.errors import BadInput, NotEnoughMemory, TrainingDiverged
 from mobillm_kit.interrupts import stop_after_step
-from mobillm_kit.methods.protocol import Method, StepResult
+from mobillm_kit.methods.protocol import Method
 from mobillm_kit.record import CurvePoint
 from mobillm_kit.saving import write_with
 from mobillm_kit.seeds import derived_seed
@@ -212,16 +213,15 @@ def batch_indices(n: int, batch_size: int, step: int, seed: int) -> list[int]:
 # ---------------------------------------------------------------------- inside
 
 
-def _batch(
-    train: Sequence[Encoded], encoder: TextEncoder, settings: FitSettings, step: int, device: str
-) -> Batch:
+def _batch(train: Sequence[Encoded], encoder: TextEncoder, settings: FitSettings, step: int, device: str) -> Batch:
     chosen = batch_indices(len(train), settings.batch_size, step, settings.seed)
     return encoder.collate([train[index] for index in chosen]).to(device)
 
 
 def _timed_step(method: Method, batch: Batch, settings: FitSettings, progress: _Progress) -> float:
     wall, cpu = time.perf_counter(), time.process_time()
-    result = _step(method, batch, settings, progress)
+    with fit_memory_error(method, batch):
+        result = method.step(batch, learning_rate(settings, progress.step))
     progress.seconds += time.perf_counter() - wall
     progress.cpu_seconds += time.process_time() - cpu
     if not math.isfinite(result.loss):
@@ -237,15 +237,17 @@ def _timed_step(method: Method, batch: Batch, settings: FitSettings, progress: _
     return result.loss
 
 
-def _step(method: Method, batch: Batch, settings: FitSettings, progress: _Progress) -> StepResult:
+@contextmanager
+def fit_memory_error(method: Method, batch: Batch) -> Iterator[None]:
+    """Turns a failed allocation into an error that names the method and its counted need."""
     try:
-        return method.step(batch, learning_rate(settings, progress.step))
+        yield
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         raise NotEnoughMemory(
-            f"{method.name}: step {progress.step + 1} on a batch of {batch.rows} x {batch.input_ids.shape[1]} tokens "
-            f"does not fit into memory ({_first_line(error)}); {counted_need(method, batch)}.",
+            f"{method.name}: a batch of {batch.rows} x {batch.input_ids.shape[1]} tokens does not fit into memory "
+            f"({_first_line(error)}); {counted_need(method, batch)}.",
             "Take a smaller batch or shorter texts, or a method that keeps less: see `mobillm methods`.",
         ) from error
 
@@ -321,7 +323,9 @@ def _resume(method: Method, settings: FitSettings, checkpoint: Path | None) -> _
             progress = msgspec.json.decode(file.metadata()["progress"], type=_Progress)
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, KeyError, TypeError, msgspec.DecodeError) as error:
-        raise BadInput(f"{checkpoint}: not a checkpoint ({_first_line(error)}).", "Delete it to start again.") from error
+        raise BadInput(
+            f"{checkpoint}: not a checkpoint ({_first_line(error)}).", "Delete it to start again."
+        ) from error
     if progress.settings != name:
         raise BadInput(
             f"{checkpoint}: made with other settings ({progress.settings}), this run has ({name}).",

@@ -84,7 +84,11 @@ class LabelWordHead(nn.Module):
             if self.lm_head.bias is not None:
                 rows.bias = nn.Parameter(self.lm_head.bias[self.word_ids].clone())
         head = LabelWordHead(
-            copy.deepcopy(self.norm), copy.deepcopy(self.project_out), rows, range(len(self.word_ids)), self.softcap
+            copy.deepcopy(self.norm),
+            copy.deepcopy(self.project_out),
+            rows,
+            range(len(self.word_ids)),
+            self.softcap,
         )
         return head.requires_grad_(False)
 
@@ -144,9 +148,7 @@ class TaskModel(nn.Module):
         return {}
 
 
-def task_model(
-    backbone: Backbone, *, word_ids: Sequence[int], pooling: Pooling = "mean", seed: int = 0
-) -> TaskModel:
+def task_model(backbone: Backbone, *, word_ids: Sequence[int], pooling: Pooling = "mean", seed: int = 0) -> TaskModel:
     """Put the head of a task on a backbone.
 
     Args:
@@ -164,6 +166,4 @@ def task_model(
         head = PooledHead(backbone.width, len(word_ids), pooling=pooling, seed=seed)
         return TaskModel(backbone, head.to(backbone.device, backbone.dtype))
     cap = getattr(backbone.config, "final_logit_softcapping", None)
-    return TaskModel(
-        backbone, LabelWordHead(backbone.norm, backbone.project_out, backbone.lm_head, word_ids, cap)
-    )
+    return TaskModel(backbone, LabelWordHead(backbone.norm, backbone.project_out, backbone.lm_head, word_ids, cap))

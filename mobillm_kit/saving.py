@@ -33,7 +33,10 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+        mode = partial.stat().st_mode  # what the user's umask says; some writers choose their own
         write(partial)
+        partial.chmod(mode)
         _flush_to_disk(partial)
         partial.replace(path)
     except OSError as error:

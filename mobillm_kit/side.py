@@ -42,7 +42,7 @@ class SideNetwork(Protocol):
     """Whether a token's output depends on that token's activations alone."""
 
     def __call__(self, taps: Sequence[Tensor], mask: Tensor) -> Tensor:
-        """Activations, (B, T, d) per tapped layer, and the mask (B, T), to what is added to the last state (B, T, d)."""
+        """Activations (B, T, d) per tapped layer and mask (B, T) to what is added to the last state, (B, T, d)."""
 
 
 class FullWidthSide(nn.Module):

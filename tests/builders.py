@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from mobillm_kit.encode import Batch
 from mobillm_kit.model import Pooling, TaskModel, task_model
+from mobillm_kit.run import RunSpec
 from tests.families import tiny_backbone
 
 
@@ -18,7 +23,13 @@ def tiny_task_model(
 
 
 def random_batch(
-    *, rows: int = 4, length: int = 9, kind: str = "decoder", labels: int = 2, seed: int = 0, pad: str = "right"
+    *,
+    rows: int = 4,
+    length: int = 9,
+    kind: str = "decoder",
+    labels: int = 2,
+    seed: int = 0,
+    pad: str = "right",
 ) -> Batch:
     """Texts of different lengths; decoders predict from the last real token, encoders from the first."""
     generator = torch.Generator().manual_seed(seed)
@@ -39,3 +50,59 @@ def random_batch(
         labels=torch.randint(0, labels, (rows,), generator=generator),
         positions=last if kind == "decoder" else first,
     )
+
+
+WORDS = ["good", "fine", "great", "lovely", "bad", "awful", "poor", "terrible", "it", "was", "the", "a", "film"]
+WORDS += ["food", "very", "not", "really", "quite", "is", "and"]
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A real tokenizer of a few words; unknown ones become one token."""
+    vocabulary = {token: index for index, token in enumerate(["<unk>", "<pad>", "</s>", *WORDS])}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, unk_token="<unk>", pad_token="<pad>", eos_token="</s>", bos_token="</s>"
+    )
+
+
+def save_tiny_model(folder: Path, name: str = "opt") -> Path:
+    """A model folder as `save_pretrained` writes it: tiny random weights, and a tokenizer."""
+    tiny_backbone(name).model.save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_texts(file: Path, rows: int = 60) -> Path:
+    """A CSV whose label is which of two words the text holds."""
+    lines = ["text,label"]
+    for number in range(rows):
+        label = number % 2
+        word, filler = ("good" if label else "bad"), WORDS[8 + number % 12]
+        lines.append(f"the {filler} film {number} is {word},{'yes' if label else 'no'}")
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
+
+
+def tiny_spec(place: Path, method: str = "mobillm-full-width", model: str = "opt", **changes) -> RunSpec:
+    """A run of seconds on real files: a saved model and a CSV."""
+    folder, file = place / f"model-{model}", place / "texts.csv"
+    if not folder.exists():
+        save_tiny_model(folder, model)
+    if not file.exists():
+        save_texts(file)
+    settings = {
+        "backbone": str(folder),
+        "task": "custom",
+        "data": str(file),
+        "text": "text",
+        "label": "label",
+        "prompt": "{text} it was",
+        "label_words": (" bad", " good"),
+        "steps": 8,
+        "batch_size": 4,
+        "eval_every": 4,
+        "lr": 1e-2,
+        **changes,
+    }
+    return RunSpec(method=method, **settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mobillm_kit.backbone import Backbone, load_backbone, load_tokenizer, random_backbone
 from mobillm_kit.errors import BadInput, UnknownName
@@ -169,3 +170,18 @@ def test_the_wrapped_model_is_the_one_given():
     backbone = tiny_backbone("gpt-neox")
     assert isinstance(backbone, Backbone)
     assert backbone.n_parameters == sum(p.numel() for p in backbone.model.parameters())
+
+
+def test_a_model_with_missing_weights_is_refused(tmp_path):
+    saved = tiny_backbone("llama")
+    saved.model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BadInput, match=r"1 weights .* 'model.layers.1.mlp.up_proj.weight'"):
+        load_backbone(tmp_path)
+
+
+def test_loading_is_silent(shared, capfd):
+    load_backbone(shared / "models" / "minilm-l6-h384")
+    assert capfd.readouterr() == ("", "")

@@ -13,7 +13,13 @@ from mobillm_kit.methods import mobillm
 from mobillm_kit.methods.backprop import adamw
 from tests.builders import random_batch, tiny_task_model
 
-CASES = [("opt", "full-width"), ("opt", "ladder"), ("llama", "ladder"), ("bert", "full-width"), ("bert", "ladder")]
+CASES = [
+    ("opt", "full-width"),
+    ("opt", "ladder"),
+    ("llama", "ladder"),
+    ("bert", "full-width"),
+    ("bert", "ladder"),
+]
 
 
 def batches(kind: str, count: int = 6):
@@ -54,7 +60,9 @@ def test_the_backbone_is_bit_equal_after_training(name, side):
 
 
 def test_the_prediction_token_alone_trains_the_same_full_width_side():
-    runs = [mobillm.build(tiny_task_model(), seed=0, rank=4, tokens=tokens) for tokens in ("all", "prediction")]
+    runs = [
+        mobillm.build(tiny_task_model(), seed=0, rank=4, tokens=tokens) for tokens in ("all", "prediction")
+    ]
     for batch in batches("decoder"):
         whole, short = (run.step(batch, 1e-2) for run in runs)
         assert short.loss == pytest.approx(whole.loss, abs=1e-5)

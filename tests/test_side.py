@@ -135,7 +135,9 @@ def test_even_layers_end_in_the_last():
 @pytest.mark.parametrize("side", SIDES)
 def test_save_and_load_give_equal_bytes_and_equal_logits(tmp_path, capsys, name, side):
     model = tiny_task_model(name)
-    adapter = stirred(new_adapter(model.backbone, side=side, n_labels=2, rank=4, label_words=[" bad", " good"]))
+    adapter = stirred(
+        new_adapter(model.backbone, side=side, n_labels=2, rank=4, labels=["no", "yes"], label_words=[" bad", " good"])
+    )
     adapter.save_pretrained(tmp_path)
     loaded = SideAdapter.from_pretrained(tmp_path)
     assert capsys.readouterr().out == ""

@@ -25,11 +25,7 @@ def build(model: TaskModel, *, seed: int, weight_decay: float = 0.0) -> Backprop
         backbone = model.backbone
         hidden, inputs = backbone.begin(batch.input_ids, batch.attention_mask, batch.token_type_ids)
         for index, handed in enumerate(inputs):
-            hidden = checkpoint(
-                backbone.block, index, hidden, handed, use_reentrant=False, preserve_rng_state=False
-            )
+            hidden = checkpoint(backbone.block, index, hidden, handed, use_reentrant=False, preserve_rng_state=False)
         return model.head(model.head.pool(hidden, batch.attention_mask, batch.positions))
 
-    return Backprop(
-        "full-checkpointing", model, dict(model.named_parameters()), logits, weight_decay=weight_decay
-    )
+    return Backprop("full-checkpointing", model, dict(model.named_parameters()), logits, weight_decay=weight_decay)

@@ -12,6 +12,7 @@ Taught in: notebooks/00_start_here.ipynb, notebooks/09_comparison.ipynb
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -38,9 +39,7 @@ class MobiLLM:
         device_weights: what the device holds, for the ledger.
     """
 
-    def __init__(
-        self, device: Device, server: Server, adapter: SideAdapter, device_weights: Sequence[Tensor]
-    ) -> None:
+    def __init__(self, device: Device, server: Server, adapter: SideAdapter, device_weights: Sequence[Tensor]) -> None:
         self.name = f"mobillm-{'full-width' if adapter.side.token_wise else 'ladder'}"
         self.device = device
         self.server = server
@@ -52,9 +51,7 @@ class MobiLLM:
         before = self.channel.bytes_up
         self.channel.send(self.device.upload(batch))
         loss = self.server.train(self.channel.receive(), lr)
-        return StepResult(
-            loss=loss, forwards=batch.labels.shape[0], bytes_sent=self.channel.bytes_up - before
-        )
+        return StepResult(loss=loss, forwards=batch.labels.shape[0], bytes_sent=self.channel.bytes_up - before)
 
     def logits(self, batch: Batch) -> Tensor:
         """The device's backbone and the side network as trained so far; nothing is counted as sent."""
@@ -93,8 +90,7 @@ def build(
     heads: int = 2,
     tokens: str = "auto",
     weight_decay: float = 0.0,
-    label_words: Sequence[str] = (),
-    task: str = "",
+    about: Mapping[str, Any] | None = None,
 ) -> MobiLLM:
     """A device and a server for this model.
 
@@ -108,8 +104,7 @@ def build(
         heads: attention heads of the ladder.
         tokens: ``all``, ``prediction`` (the token that enters the loss, where that is exact), or ``auto``.
         weight_decay: AdamW's.
-        label_words: kept with the side network, for the reader and ``predict``.
-        task: likewise.
+        about: the task's words, kept with the side network so that its folder alone can label texts.
 
     Raises:
         BadInput: ``tokens="prediction"`` where it is not exact.
@@ -124,14 +119,11 @@ def build(
         rank=rank,
         reduction=reduction,
         heads=heads,
-        label_words=label_words,
-        task=task,
         seed=seed,
+        **(about or {}),
     )
     tuned = attach(adapter, model.backbone, head)
-    device = Device(
-        model.backbone, adapter.side.layers, one_token=_one_token(tokens, exact=tuned.one_token_is_enough)
-    )
+    device = Device(model.backbone, adapter.side.layers, one_token=_one_token(tokens, exact=tuned.one_token_is_enough))
     weights = [*model.backbone.parameters(), *model.backbone.buffers()]
     return MobiLLM(device, Server(tuned, weight_decay=weight_decay), adapter, weights)
 

@@ -1,0 +1,73 @@
+# Everything runs from the checkout's own .venv, which is built on first use.
+# Needs: Python 3.11 or newer, make.
+
+PYTHON ?= python3
+# The release this was tried with; where it has no wheel, the bound in pyproject.toml counts instead.
+TORCH ?= torch==2.13.0
+# auto: the torch that is there, else the CPU build | cpu | cuda | default: whatever pip itself would take
+TORCH_BUILD ?= auto
+# further arguments for pip when it installs torch, for example an index with another CUDA release
+TORCH_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Twice quiet: errors only.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
+
+# A spinning OpenMP worker makes two threads slower than one on a shared machine.
+OMP_WAIT_POLICY ?= passive
+export OMP_WAIT_POLICY
+
+TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+PARALLEL := -n 2 --dist loadfile
+
+# A build that is asked for by name is looked at again, even where the environment stands already.
+ifeq ($(origin TORCH_BUILD),command line)
+ASKED := ask
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup compare test lab lint benchmarks-check clean ask
+
+help:
+	@echo "make compare           train and compare the methods on the packaged model: runs/pocket/"
+	@echo "make test              style, tests and notebooks, each notebook compared with its stored outputs"
+	@echo "make lab               open JupyterLab at notebooks/00_start_here.ipynb"
+	@echo "make setup             build .venv only (the others do it when needed)"
+	@echo "make lint              style alone"
+	@echo "make benchmarks-check  hold the committed records against their bars"
+	@echo "make clean             remove .venv, build outputs and caches; runs/ stays"
+	@echo
+	@echo "TORCH_BUILD=cpu|cuda|default chooses torch's build (now: $(TORCH_BUILD)); PYTHON=python3.12 the interpreter"
+
+setup: $(VENV)/.installed
+	@:
+
+$(VENV)/.installed: pyproject.toml scripts/install_torch.py $(ASKED)
+	@$(PYTHON) -c 'import sys; sys.exit("mobillm-kit needs Python 3.11 or newer, this is %d.%d: make PYTHON=python3.12 ..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || { echo "Making $(VENV) (the first time takes a few minutes)"; $(PYTHON) -m venv $(VENV); }
+	@$(BIN)/python scripts/install_torch.py --torch '$(TORCH)' --build '$(TORCH_BUILD)' -- $(TORCH_ARGS)
+	@echo "Installing mobillm-kit and what it needs"
+	@$(PIP) install -e '.[lab,test]'
+	@touch $@
+
+compare: setup
+	@$(BIN)/mobillm compare
+
+test: lint
+	$(TEST_ENV) $(BIN)/python -m pytest -q $(PARALLEL) tests
+	$(TEST_ENV) $(BIN)/python -m pytest -q --nbval --nbval-current-env --nbval-cell-timeout 300 $(PARALLEL) notebooks
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+lab: setup
+	@$(BIN)/python -m jupyterlab notebooks/00_start_here.ipynb
+
+benchmarks-check: setup
+	$(BIN)/python benchmarks/compare.py --check
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,86 @@
+"""What every comparison has to be compared with: predictions that need no fine-tuning.
+
+    zero-shot      argmax_c logit_c                             the label words after the prompt
+    threshold      positive where  logit_1 - logit_0 > t        t chosen on dev: a shifted prompt, nothing learnt
+    bag of words   logistic regression on word counts           no language model at all
+    majority       the most frequent training label
+
+Knows: logits, texts, labels.  Knows nothing of: training loops, methods.
+
+Taught in: notebooks/09_comparison.ipynb
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mobillm_kit.errors import BadInput, MissingExtra
+from mobillm_kit.tasks import Example
+
+
+def zero_shot(logits: Tensor) -> Tensor:
+    """(N, C) logits to (N,) labels."""
+    return logits.argmax(dim=-1)
+
+
+def best_threshold(logits: Tensor, labels: Tensor) -> float:
+    """The t that makes ``logit_1 - logit_0 > t`` right most often; (N, 2) logits, (N,) labels.
+
+    Of equally good thresholds the middle of the widest gap is taken, so that it does not hang on one text.
+
+    Raises:
+        BadInput: a task of more than two labels.
+    """
+    if logits.shape[1] != 2:
+        raise BadInput(f"One threshold parts two labels; this task has {logits.shape[1]}.")
+    difference, order = (logits[:, 1] - logits[:, 0]).double().sort()
+    truth = labels[order]
+    right = torch.cat([torch.zeros(1), (truth == 0).cumsum(0)]) + torch.cat(
+        [(truth == 1).flip(0).cumsum(0).flip(0), torch.zeros(1)]
+    )  # right[k]: the k smallest are called 0, the others 1
+    edges = torch.cat([difference[:1] - 1, difference, difference[-1:] + 1])
+    gaps = torch.where(right == right.max(), edges[1:] - edges[:-1], torch.tensor(-1.0, dtype=torch.float64))
+    best = int(gaps.argmax())
+    return ((edges[best] + edges[best + 1]) / 2).item()
+
+
+def threshold(logits: Tensor, t: float) -> Tensor:
+    """(N, 2) logits to (N,) labels by one threshold."""
+    return (logits[:, 1] - logits[:, 0] > t).long()
+
+
+def bag_of_words(train: Sequence[Example], texts: Sequence[Example]) -> Tensor:
+    """Labels of ``texts``, (N,), by logistic regression on the training texts' word counts.
+
+    Raises:
+        MissingExtra: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.feature_extraction.text import CountVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+    except ImportError as error:
+        raise MissingExtra(
+            "The bag-of-words control needs scikit-learn.", "Install it with: pip install 'mobillm-kit[lab]'"
+        ) from error
+    model = make_pipeline(CountVectorizer(token_pattern=r"\S+"), LogisticRegression(max_iter=1000))
+    model.fit([_words(example) for example in train], [example.label for example in train])
+    return torch.tensor(model.predict([_words(example) for example in texts]))
+
+
+def majority(train: Sequence[Example], n: int) -> Tensor:
+    """(N,) times the most frequent training label."""
+    labels = torch.tensor([example.label for example in train])
+    return torch.full((n,), int(labels.bincount().argmax()))
+
+
+def _words(example: Example) -> str:
+    """Words of a pair are kept apart by text, as a premise and its hypothesis mean different things."""
+    if example.pair is None:
+        return example.text.lower()
+    return " ".join(
+        [f"a:{word}" for word in example.text.lower().split()] + [f"b:{word}" for word in example.pair.lower().split()]
+    )

@@ -1,0 +1,87 @@
+"""Settings with names: how long and how fast each method trains on each kind of backbone.
+
+    pocket     the packaged decoder of about a million parameters and its review task
+    encoder    BERT-like models of some ten million parameters, GLUE
+    decoder    decoders with prompts; the zeroth-order values are MeZO's and P-RGE's own
+
+Found on dev sets (docs/log.md says how); test sets were read once, at the end.
+
+Knows: numbers.  Knows nothing of: what they do.
+
+Taught in: notebooks/09_comparison.ipynb
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from mobillm_kit.errors import UnknownName
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How one method is trained."""
+
+    steps: int
+    lr: float
+    batch_size: int = 16
+    schedule: str = "linear"
+    warmup: float = 0.0
+    eval_every: int = 50
+    options: dict[str, Any] = field(default_factory=dict)
+    """Method options that go over the method's own defaults."""
+
+
+_POCKET = {
+    "full": Preset(steps=200, lr=3e-4, warmup=0.1, eval_every=25),
+    "full-checkpointing": Preset(steps=200, lr=3e-4, warmup=0.1, eval_every=25),
+    "lora": Preset(steps=200, lr=3e-3, warmup=0.1, eval_every=25),
+    "lora-fa": Preset(steps=200, lr=3e-3, warmup=0.1, eval_every=25),
+    "mezo": Preset(steps=400, lr=1e-4, schedule="constant"),
+    "mezo-lora": Preset(steps=800, lr=1e-3, schedule="constant", eval_every=100),
+    "p-rge": Preset(steps=400, lr=1e-3, batch_size=4, schedule="constant"),
+    "probe": Preset(steps=600, lr=3e-3),
+    "mobillm-full-width": Preset(steps=600, lr=3e-3),
+    "mobillm-ladder": Preset(steps=600, lr=2e-3, options={"reduction": 2}),
+}
+
+_ENCODER = {
+    "full": Preset(steps=400, lr=5e-5, warmup=0.1, eval_every=100),
+    "full-checkpointing": Preset(steps=400, lr=5e-5, warmup=0.1, eval_every=100),
+    "lora": Preset(steps=400, lr=1e-3, warmup=0.1, eval_every=100),
+    "lora-fa": Preset(steps=400, lr=1e-3, warmup=0.1, eval_every=100),
+    "mezo": Preset(steps=400, lr=1e-5, schedule="constant", eval_every=100),
+    "mezo-lora": Preset(steps=400, lr=1e-3, schedule="constant", eval_every=100),
+    "p-rge": Preset(steps=400, lr=1e-3, batch_size=4, schedule="constant", eval_every=100),
+    "probe": Preset(steps=400, lr=1e-2, warmup=0.1, eval_every=100),
+    "mobillm-full-width": Preset(steps=400, lr=1e-3, warmup=0.1, eval_every=100, options={"rank": 64}),
+    "mobillm-ladder": Preset(steps=400, lr=1e-3, warmup=0.1, eval_every=100),
+}
+
+_DECODER = {
+    "full": Preset(steps=400, lr=1e-4, warmup=0.1, eval_every=100),
+    "full-checkpointing": Preset(steps=400, lr=1e-4, warmup=0.1, eval_every=100),
+    "lora": Preset(steps=400, lr=1e-3, warmup=0.1, eval_every=100),
+    "lora-fa": Preset(steps=400, lr=1e-3, warmup=0.1, eval_every=100),
+    "mezo": Preset(steps=1000, lr=1e-6, schedule="constant", eval_every=100),
+    "mezo-lora": Preset(steps=1000, lr=5e-5, schedule="constant", eval_every=100),
+    "p-rge": Preset(steps=1000, lr=1e-4, batch_size=4, schedule="constant", eval_every=100),
+    "probe": Preset(steps=400, lr=3e-3, warmup=0.1, eval_every=100),
+    "mobillm-full-width": Preset(steps=400, lr=3e-3, warmup=0.1, eval_every=100),
+    "mobillm-ladder": Preset(steps=400, lr=2e-3, warmup=0.1, eval_every=100),
+}
+
+PRESETS: dict[str, dict[str, Preset]] = {"pocket": _POCKET, "encoder": _ENCODER, "decoder": _DECODER}
+
+
+def preset(backbone_class: str, method: str) -> Preset:
+    """The settings of a method on a class of backbones.
+
+    Raises:
+        UnknownName: no such class or method.
+    """
+    try:
+        return PRESETS[backbone_class][method]
+    except KeyError:
+        raise UnknownName(f"There is no preset for '{method}' on '{backbone_class}'.") from None

@@ -1,0 +1,311 @@
+"""One row per method, from the records of its seeds.
+
+    mean = sum(x) / n        std = sqrt(sum((x - mean)^2) / (n - 1))
+
+The controls (methods that need no training of a language model, or none at all) stand in every table, after the
+methods; what they do not need is left empty instead of being called zero.
+
+Units: 1 MB = 10^6 bytes on the network, 1 MiB = 2^20 bytes of memory.
+
+Knows: run records.  Knows nothing of: how they were made, how figures look.
+
+Taught in: notebooks/09_comparison.ipynb
+"""
+
+from __future__ import annotations
+
+import csv as csv_module
+import io
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+
+from mobillm_kit.errors import BadInput
+from mobillm_kit.record import CountedMemory, RunRecord
+
+MIB = 2**20
+MB = 10**6
+EMPTY = "–"
+
+CONTROLS: Mapping[str, str] = MappingProxyType(
+    {
+        "zero-shot": "Zero-shot prompt",
+        "threshold": "One threshold on zero-shot",
+        "bag-of-words": "Bag of words",
+        "majority": "Most frequent class",
+    }
+)
+"""Methods to hold the others against, with their names in tables and figures, in this order."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A quantity over the seeds."""
+
+    mean: float
+    std: float | None
+    """Sample standard deviation; None for a single seed."""
+    n: int
+
+    def text(self, digits: int = 1, scale: float = 1.0) -> str:
+        """``mean ± std``, both times ``scale``."""
+        mean = f"{scale * self.mean:,.{digits}f}"
+        return mean if self.std is None else f"{mean} ± {scale * self.std:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method over its seeds. What a method does not need, or was not measured, is None."""
+
+    method: str
+    label: str
+    control: bool
+    seeds: int
+    """Runs that were finished; only they count below."""
+    interrupted: int
+    """Runs that were not."""
+    trainable_parameters: int | None
+    test_accuracy: Spread | None
+    metric: str
+    test_metric: Spread | None
+    """The task's own metric where that is not accuracy."""
+    handwritten_accuracy: Spread | None
+    steps: float | None
+    forwards: float | None
+    """Samples that passed through the backbone in training."""
+    sent_mb: float | None
+    device_weights_mib: float | None
+    device_gradients_mib: float | None
+    device_optimizer_mib: float | None
+    device_saved_mib: float | None
+    device_messages_mib: float | None
+    device_total_mib: float | None
+    server_total_mib: float | None
+    device_measured_mib: Spread | None
+    """Measured peak on top of the loaded model."""
+    server_measured_mib: Spread | None
+    seconds: Spread | None
+
+
+def rows(records: Iterable[RunRecord], labels: Mapping[str, str] | None = None) -> list[Row]:
+    """One row per method.
+
+    Args:
+        records: any methods, any seeds, of one task and one backbone.
+        labels: display names by method; their order is the table's. Others follow in order of appearance, under
+            their own names; the controls come last.
+
+    Raises:
+        BadInput: no records, or of several tasks or backbones.
+    """
+    return [_row(name, label, runs) for name, label, runs in grouped(records, labels)]
+
+
+def grouped(
+    records: Iterable[RunRecord], labels: Mapping[str, str] | None = None
+) -> list[tuple[str, str, list[RunRecord]]]:
+    """Records by method, in the order of tables and figures: name, label, runs by seed.
+
+    Args and errors as for :func:`rows`.
+    """
+    records = list(records)
+    _check_comparable(records)
+    names = {**CONTROLS, **(labels or {})}
+    present = list(dict.fromkeys(record.method for record in records))
+    order = [
+        *(name for name in labels or () if name in present and name not in CONTROLS),
+        *(name for name in present if name not in (labels or ()) and name not in CONTROLS),
+        *(name for name in CONTROLS if name in present),
+    ]
+    by_seed = sorted(records, key=lambda record: record.seed)
+    return [(name, names.get(name, name), [r for r in by_seed if r.method == name]) for name in order]
+
+
+def is_control(record: RunRecord) -> bool:
+    """Whether the record is one to hold the others against."""
+    return record.method in CONTROLS
+
+
+def finished(runs: Iterable[RunRecord]) -> list[RunRecord]:
+    """Those that were not interrupted."""
+    return [run for run in runs if run.status == "done"]
+
+
+def ledger(runs: Sequence[RunRecord], party: str) -> CountedMemory | None:
+    """The counted memory of one party: of the seed that needed most, None where there is no such party."""
+    counted = [memory for run in runs for memory in run.counted if memory.party == party]
+    return max(counted, key=lambda memory: memory.total_bytes, default=None)
+
+
+def measured_mib(runs: Sequence[RunRecord], party: str) -> list[float]:
+    """Measured peak of one party on top of the loaded model, one value per measured run.
+
+    A process that held both parties of a split run says nothing about either.
+    """
+    alone = {"device": ("device", "both"), "server": ("server",)}[party]
+    return [
+        memory.training_bytes / MIB
+        for run in runs
+        for memory in run.measured
+        if memory.party in (alone if len(run.counted) < 2 else (party,))
+    ]
+
+
+def markdown(table: Sequence[Row]) -> str:
+    """Two Markdown tables: what was reached at what cost, and the memory behind it."""
+    return "\n".join([_markdown(table, RESULTS), _markdown(table, MEMORY)])
+
+
+def csv(table: Sequence[Row]) -> str:
+    """The same rows as comma-separated values: full precision, units in the heads, empty where nothing is."""
+    out = io.StringIO()
+    writer = csv_module.writer(out, lineterminator="\n")
+    flat = [_flat(row) for row in table]
+    if flat:
+        writer.writerow(flat[0])
+    writer.writerows(row.values() for row in flat)
+    return out.getvalue()
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table for readers."""
+
+    head: str
+    text: Callable[[Row], str | None]
+    """None where the row has nothing to say."""
+
+
+def cells(table: Sequence[Row], columns: Sequence[Column]) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells; a column that is empty in every row is left out."""
+    filled = [column for column in columns if any(column.text(row) is not None for row in table)]
+    return [c.head for c in filled], [[c.text(row) or EMPTY for c in filled] for row in table]
+
+
+def _number(value: float | None, digits: int = 0) -> str | None:
+    if value is None:
+        return None
+    least = 10.0**-digits
+    # 0.0 says that there is nothing
+    return f"< {least:g}" if 0 < value < least / 2 else f"{value:,.{digits}f}"
+
+
+def _spread(value: Spread | None, digits: int = 1, scale: float = 1.0) -> str | None:
+    return None if value is None else value.text(digits, scale)
+
+
+def _name(row: Row) -> str:
+    return f"{row.label} ({row.interrupted} interrupted)" if row.interrupted else row.label
+
+
+def _own_metric(row: Row) -> str | None:
+    text = _spread(row.test_metric, scale=100)
+    return None if text is None else f"{row.metric} {text}"
+
+
+RESULTS = (
+    Column("Method", _name),
+    Column("Test accuracy, %", lambda row: _spread(row.test_accuracy, scale=100)),
+    Column("Task's metric, × 100", _own_metric),
+    Column("Handwritten, %", lambda row: _spread(row.handwritten_accuracy, scale=100)),
+    Column("Seeds", lambda row: str(row.seeds)),
+    Column("Trainable parameters", lambda row: _number(row.trainable_parameters)),
+    Column("Samples forwarded", lambda row: _number(row.forwards)),
+    Column("Sent, MB", lambda row: _number(row.sent_mb, 1)),
+    Column("Seconds", lambda row: _spread(row.seconds)),
+)
+"""What was reached, and what it took."""
+
+MEMORY = (
+    Column("Memory, MiB", _name),
+    Column("Weights", lambda row: _number(row.device_weights_mib, 1)),
+    Column("Gradients", lambda row: _number(row.device_gradients_mib, 1)),
+    Column("Optimizer", lambda row: _number(row.device_optimizer_mib, 1)),
+    Column("Saved activations", lambda row: _number(row.device_saved_mib, 1)),
+    Column("Messages", lambda row: _number(row.device_messages_mib, 1)),
+    Column("Device, counted", lambda row: _number(row.device_total_mib, 1)),
+    Column("Device, measured growth", lambda row: _spread(row.device_measured_mib)),
+    Column("Server, counted", lambda row: _number(row.server_total_mib, 1)),
+    Column("Server, measured growth", lambda row: _spread(row.server_measured_mib)),
+)
+"""The memory of each party; the five categories are the device's, the growth is that over the loaded model."""
+
+
+def _row(name: str, label: str, runs: list[RunRecord]) -> Row:
+    done = finished(runs)
+    control = name in CONTROLS
+    device, server = ledger(done, "device"), ledger(done, "server")
+    metric = runs[0].task.metric
+
+    def needed(value: Callable[[RunRecord], float]) -> float | None:
+        return None if control or not done else statistics.fmean(value(run) for run in done)
+
+    def scored(score: str) -> Spread | None:
+        return _over([run.scores[score] for run in done if score in run.scores])
+
+    return Row(
+        method=name,
+        label=label,
+        control=control,
+        seeds=len(done),
+        interrupted=len(runs) - len(done),
+        trainable_parameters=None if control else runs[0].trainable_parameters,
+        test_accuracy=scored("test_accuracy"),
+        metric=metric,
+        test_metric=None if metric == "accuracy" else scored(f"test_{metric}"),
+        handwritten_accuracy=scored("handwritten_accuracy"),
+        steps=needed(lambda run: run.steps),
+        forwards=needed(lambda run: run.forwards),
+        sent_mb=needed(lambda run: run.bytes_sent / MB),
+        device_weights_mib=device and device.weights_bytes / MIB,
+        device_gradients_mib=device and device.gradients_bytes / MIB,
+        device_optimizer_mib=device and device.optimizer_bytes / MIB,
+        device_saved_mib=device and device.saved_activations_bytes / MIB,
+        device_messages_mib=device and device.messages_bytes / MIB,
+        device_total_mib=device and device.total_bytes / MIB,
+        server_total_mib=server and server.total_bytes / MIB,
+        device_measured_mib=_over(measured_mib(done, "device")),
+        server_measured_mib=_over(measured_mib(done, "server")),
+        seconds=None if control else _over([run.seconds for run in done]),
+    )
+
+
+def _over(values: Sequence[float]) -> Spread | None:
+    if not values:
+        return None
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return Spread(mean=statistics.fmean(values), std=std, n=len(values))
+
+
+def _check_comparable(records: Sequence[RunRecord]) -> None:
+    if not records:
+        raise BadInput("There are no records to compare.", "Run `mobillm compare` first.")
+    for what, found in (
+        ("tasks", {record.task.name for record in records}),
+        ("backbones", {record.backbone.name for record in records}),
+    ):
+        if len(found) > 1:
+            raise BadInput(
+                f"The records are of several {what}: {', '.join(sorted(found))}.",
+                "A comparison needs one task and one backbone.",
+            )
+
+
+def _markdown(table: Sequence[Row], columns: Sequence[Column]) -> str:
+    heads, body = cells(table, columns)
+    lines = [heads, [":--"] + ["--:"] * (len(heads) - 1), *body]
+    escaped = ([cell.replace("|", r"\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped) + "\n"
+
+
+def _flat(row: Row) -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for field in fields(row):
+        value = getattr(row, field.name)
+        if field.type == "Spread | None":
+            flat[f"{field.name}_mean"] = "" if value is None else value.mean
+            flat[f"{field.name}_std"] = "" if value is None or value.std is None else value.std
+        else:
+            flat[field.name] = "" if value is None else value
+    return flat

@@ -1,0 +1,358 @@
+"""Figures show what the records say, can be read by everybody, and leave nothing behind."""
+
+from __future__ import annotations
+
+import re
+import struct
+import subprocess
+import sys
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib as mpl
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+
+from mobillm_kit import plots
+from mobillm_kit.errors import BadInput, SaveFailed
+from mobillm_kit.plots import Point, pareto_front, spread_out
+from mobillm_kit.tables import CONTROLS
+from tests.records import LABELS, MIB, SKETCHES, a_comparison, a_control, a_record
+
+ROOT = Path(__file__).resolve().parent.parent
+CLOCKS = ("step", "forwards", "seconds", "bytes")
+DRAWN = {
+    "device_memory": lambda records: plots.device_memory(records, LABELS),
+    **{f"convergence_{x}": (lambda records, x=x: plots.convergence(records, x, LABELS)) for x in CLOCKS},
+    **{f"pareto_{m}": (lambda records, m=m: plots.pareto(records, m, LABELS)) for m in ("counted", "measured")},
+}
+WITH_ACCURACY = [name for name in DRAWN if name != "device_memory"]
+
+records = a_comparison()
+
+
+@cache
+def drawn(name: str) -> Figure:
+    """The figure of the whole comparison; drawn once, since nobody here changes it."""
+    return DRAWN[name](records)
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(mpl.text.Text) if text.get_text()]
+
+
+def boxes(figure: Figure, among: list[str]) -> dict[str, mpl.transforms.Bbox]:
+    renderer = figure.canvas.get_renderer()
+    found = [text for text in figure.axes[0].texts if any(text.get_text().startswith(name) for name in among)]
+    return {text.get_text(): text.get_window_extent(renderer) for text in found}
+
+
+def overlaps(a: mpl.transforms.Bbox, b: mpl.transforms.Bbox) -> bool:
+    return min(a.x1, b.x1) - max(a.x0, b.x0) > 0.5 and min(a.y1, b.y1) - max(a.y0, b.y0) > 0.5
+
+
+def contrast(a: str, b: str) -> float:
+    """WCAG's ratio of relative luminances."""
+
+    def luminance(color: str) -> float:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted((luminance(a), luminance(b)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_the_same_records_give_the_same_bytes(name, tmp_path):
+    first = [p.read_bytes() for p in plots.save(drawn(name), tmp_path / "a")]
+    again = [p.read_bytes() for p in plots.save(DRAWN[name](list(records)), tmp_path / "b")]
+    assert first == again
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_users_own_style_neither_changes_a_figure_nor_is_changed(name):
+    ours = plots.svg(drawn(name))
+    mine = {"font.size": 30, "lines.linewidth": 9, "axes.grid": True, "text.color": "red", "figure.dpi": 40}
+    with mpl.rc_context(mine):
+        before = dict(mpl.rcParams)
+        figure = DRAWN[name](records)
+        assert dict(mpl.rcParams) == before
+    assert plots.svg(figure) == ours
+
+
+def test_no_figure_is_left_with_pyplot():
+    import matplotlib.pyplot as plt
+
+    for draw in DRAWN.values():
+        draw(records)
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("name", WITH_ACCURACY)
+def test_every_control_stands_in_every_figure_of_accuracy(name):
+    shown = texts(drawn(name))
+    for control in CONTROLS:
+        assert any(text.startswith(LABELS[control]) for text in shown)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_axes_have_units_and_a_title_in_words(name):
+    figure = drawn(name)
+    axes = figure.axes[0]
+    assert re.search(r"MiB|%|steps|samples|seconds|MB", axes.get_xlabel())
+    if name != "device_memory":
+        assert axes.get_ylabel().endswith("%")
+    title = next(text.get_text() for text in axes.texts if text.get_fontweight() == "bold")
+    assert len(title.split()) >= 5
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_every_method_that_belongs_in_a_figure_is_named_in_it(name):
+    shown = texts(drawn(name))
+    methods = ("mobillm", "mobillm-ladder") if name == "convergence_bytes" else SKETCHES
+    for method in methods:
+        assert any(text.startswith(LABELS[method]) for text in shown)
+
+
+def test_bars_are_as_long_as_the_ledger_says():
+    figure = plots.device_memory([a_record("full"), a_record("lora")], LABELS)
+    for place, method in enumerate(("full", "lora")):
+        bars = [bar for bar in figure.axes[0].patches if bar.get_y() < place < bar.get_y() + bar.get_height()]
+        counted = a_record(method).counted[0]
+        assert sum(bar.get_width() for bar in bars) == pytest.approx(counted.total_bytes / MIB)
+        assert bars[0].get_width() == counted.weights_bytes / MIB
+
+
+def test_the_server_stands_apart_and_hatched():
+    figure = plots.device_memory([a_record("full"), a_record("mobillm")], LABELS)
+    axes = figure.axes[0]
+    names = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert names == ["Full fine-tuning", "MobiLLM, device", "MobiLLM, server"]
+    middles = axes.get_yticks()
+    assert middles[2] - middles[1] > middles[1] - middles[0]
+    hatched = {bar.get_y() > middles[1] + 0.4 for bar in axes.patches if bar.get_hatch()}
+    assert hatched == {True}
+
+
+def test_the_diamond_stands_where_the_weights_and_the_measured_growth_end():
+    record = a_record("lora")
+    axes = plots.device_memory([record], LABELS).axes[0]
+    diamond = next(line for line in axes.lines if line.get_marker() == "D")
+    expected = (record.counted[0].weights_bytes + record.measured[0].training_bytes) / MIB
+    assert diamond.get_xdata()[0] == pytest.approx(expected)
+
+
+def test_a_curve_is_the_mean_of_the_seeds_and_its_band_their_range():
+    runs = [a_record("lora", seed) for seed in range(3)]
+    axes = plots.convergence(runs, "step", LABELS).axes[0]
+    values = np.array([[100 * point.dev_accuracy for point in run.curve] for run in runs])
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), values.mean(0))
+    np.testing.assert_allclose(axes.lines[0].get_xdata(), [point.step for point in runs[0].curve])
+    band = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert band.max() == pytest.approx(values.max())
+    assert band.min() == pytest.approx(values.min())
+
+
+def test_seeds_with_different_clocks_are_averaged_step_by_step():
+    runs = [a_record("lora", seed) for seed in range(3)]
+    axes = plots.convergence(runs, "seconds", LABELS).axes[0]
+    seconds = np.array([[point.seconds for point in run.curve] for run in runs])
+    np.testing.assert_allclose(axes.lines[0].get_xdata(), seconds.mean(0))
+
+
+def test_a_seed_that_stopped_early_does_not_bend_the_mean():
+    whole, short = a_record("lora", 0), a_record("lora", 1)
+    short = msgspec.structs.replace(short, curve=short.curve[:5])
+    axes = plots.convergence([whole, short], "step", LABELS).axes[0]
+    assert len(axes.lines[0].get_xdata()) == 5
+
+
+def test_traffic_is_in_megabytes():
+    axes = plots.convergence([a_record("mobillm")], "bytes", LABELS).axes[0]
+    assert max(axes.lines[0].get_xdata()) == pytest.approx(a_record("mobillm").bytes_sent / 1e6)
+
+
+def test_points_stand_at_mean_accuracy_and_memory():
+    runs = [a_record("lora", seed) for seed in range(3)]
+    axes = plots.pareto([*runs, a_control("zero-shot")], "counted", LABELS).axes[0]
+    x, y = axes.collections[0].get_offsets()[0]
+    assert x == pytest.approx(runs[0].counted[0].total_bytes / MIB)
+    assert y == pytest.approx(100 * np.mean([run.scores["test_accuracy"] for run in runs]))
+
+
+def test_the_axis_says_which_memory_it_is():
+    assert "counted" in plots.pareto(records, "counted", LABELS).axes[0].get_xlabel()
+    assert "measured" in plots.pareto(records, "measured", LABELS).axes[0].get_xlabel()
+
+
+def test_interrupted_runs_are_in_no_figure():
+    half = a_record("full", status="interrupted")
+    for name, draw in DRAWN.items():
+        shown = texts(draw([half, a_record("mobillm"), a_control("zero-shot")]))
+        assert not any("Full" in text for text in shown), name
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_labels_of_points_overlap_neither_each_other_nor_leave_the_page(seed):
+    noise = np.random.default_rng(seed)
+    crowd = []
+    for method in SKETCHES:
+        record = a_record(method)
+        shift = int(noise.uniform(0, 30) * MIB)
+        counted = tuple(msgspec.structs.replace(c, saved_activations_bytes=shift) for c in record.counted)
+        scores = {"test_accuracy": float(noise.uniform(0.8, 0.99))}
+        crowd.append(msgspec.structs.replace(record, counted=counted, scores=scores))
+    figure = plots.pareto(crowd, "counted", LABELS)
+    found = list(boxes(figure, [LABELS[method] for method in SKETCHES]).values())
+    assert len(found) == len(SKETCHES)
+    assert not any(overlaps(a, b) for i, a in enumerate(found) for b in found[:i])
+    frame = figure.bbox
+    assert all(b.x0 >= frame.x0 and b.x1 <= frame.x1 and b.y0 >= 0 and b.y1 <= frame.y1 for b in found)
+
+
+@pytest.mark.parametrize("name", WITH_ACCURACY)
+def test_labels_at_the_right_do_not_overlap(name):
+    found = list(boxes(drawn(name), list(LABELS.values())).values())
+    assert not any(overlaps(a, b) for i, a in enumerate(found) for b in found[:i])
+
+
+@given(st.lists(st.floats(0, 100), max_size=12), st.floats(0.1, 5))
+def test_places_keep_order_and_distance(wanted, gap):
+    wanted = sorted(wanted)
+    places = spread_out(wanted, gap, 0, 100)
+    assert len(places) == len(wanted)
+    assert all(b - a >= gap - 1e-9 for a, b in pairwise(places))
+    if places:
+        assert places[0] >= -1e-9
+        assert places[-1] <= 100 + 1e-9
+
+
+def test_places_that_are_free_are_kept():
+    assert spread_out([10, 20, 30], 5, 0, 100) == [10, 20, 30]
+
+
+def test_equal_wishes_are_spread_evenly_around_them():
+    assert spread_out([50, 50, 50], 4, 0, 100) == pytest.approx([46, 50, 54])
+
+
+def test_places_at_the_edge_are_moved_inside():
+    assert spread_out([99, 100], 4, 0, 100) == pytest.approx([96, 100])
+
+
+values = st.tuples(st.integers(1, 8), st.integers(1, 8))
+
+
+@given(st.lists(values, min_size=1, max_size=10, unique=True))
+@settings(max_examples=200)
+def test_the_front_is_what_nothing_else_beats(pairs):
+    points = [Point(str(i), i, m, a, a, a) for i, (m, a) in enumerate(pairs)]
+
+    def beaten(p: Point) -> bool:
+        return any(q is not p and q.memory_mib <= p.memory_mib and q.accuracy >= p.accuracy for q in points)
+
+    assert pareto_front(points) == sorted((p for p in points if not beaten(p)), key=lambda p: p.memory_mib)
+
+
+def test_no_two_methods_look_alike():
+    looks = [plots.method_look(place) for place in range(30)]
+    assert len(set(looks)) == 30
+    assert len({color for color, *_ in looks[:10]}) == 10
+
+
+def test_a_method_keeps_its_look_when_others_are_left_out():
+    alone = plots.convergence([a_record("mobillm")], "step", LABELS).axes[0].lines[0]
+    both = plots.convergence([a_record("full"), a_record("mobillm")], "step", LABELS).axes[0].lines
+    assert to_hex(both[1].get_color()) == to_hex(alone.get_color())
+    assert both[1].get_marker() == alone.get_marker()
+    assert to_hex(both[0].get_color()) != to_hex(both[1].get_color())
+
+
+@pytest.mark.parametrize("ground", ["#ffffff", "#161a1f"])
+def test_every_colour_of_the_data_stands_on_light_and_on_dark(ground):
+    for color in [*plots.COLORS, *(color for _, color in plots.CATEGORIES.values())]:
+        assert contrast(color, ground) >= 2.5, color
+
+
+def test_letters_are_easy_to_read():
+    assert contrast(plots.INK, plots.PAPER) >= 7
+    assert contrast(plots.MUTED, plots.PAPER) >= 4.5
+
+
+def test_files_carry_no_date_and_no_program(tmp_path):
+    png, vector = plots.save(drawn("pareto_counted"), tmp_path / "figure.png")
+    assert [path.name for path in (png, vector)] == ["figure.png", "figure.svg"]
+    assert not re.search(rb"Matplotlib|20\d\d-\d\d-\d\d", png.read_bytes()[:300])
+    assert not re.search(r"<dc:date>|<dc:creator>", vector.read_text())
+
+
+def test_png_has_150_dots_per_inch(tmp_path):
+    png, _ = plots.save(drawn("pareto_counted"), tmp_path / "figure")
+    raw = png.read_bytes()
+    at = raw.index(b"pHYs") + 4
+    assert struct.unpack(">I", raw[at : at + 4])[0] == round(150 / 0.0254)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SaveFailed, match=r"figure\.png"):
+        plots.save(drawn("pareto_counted"), tmp_path / "file" / "figure")
+
+
+def test_a_notebook_shows_what_a_cell_returns():
+    png, size = drawn("pareto_counted")._repr_png_()
+    assert png.startswith(b"\x89PNG")
+    assert 700 < size["width"] < 1000
+
+
+def test_alt_texts_say_the_numbers():
+    runs = [a_record("full"), a_record("mobillm"), a_control("zero-shot")]
+    assert plots.device_memory_alt(runs, LABELS) == (
+        "Stacked bars of the memory counted on the device for 2 methods: "
+        "from 22.2 MiB (MobiLLM, device) to 132 MiB (Full fine-tuning)."
+    )
+    end = 100 * a_record("full").curve[-1].dev_accuracy
+    assert f"{end:.1f} % (Full fine-tuning)" in plots.convergence_alt(runs, "step", LABELS)
+    accuracy = 100 * a_record("mobillm").scores["test_accuracy"]
+    assert f"MobiLLM (22 MiB, {accuracy:.1f} %)" in plots.pareto_alt(runs, "counted", LABELS)
+
+
+def test_one_method_of_one_seed_is_enough():
+    for draw in DRAWN.values():
+        assert "mean of" not in " ".join(texts(draw([a_record("mobillm")])))
+
+
+def test_a_name_with_signs_of_formulas_is_written_as_it_is():
+    shown = texts(plots.pareto([a_record("full")], labels={"full": "a $1 b_2$ <i>"}))
+    assert "a $1 b_2$ <i>" in shown
+    assert plots.svg(plots.pareto([a_record("full")], labels={"full": "$\\frac$"}))
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: plots.convergence(records, "epochs"), "'epochs' is not one of step, forwards, seconds, bytes"),
+        (lambda: plots.pareto(records, "guessed"), "'guessed' is neither 'counted' nor 'measured'"),
+        (lambda: plots.device_memory([]), "no records"),
+        (lambda: plots.device_memory([a_control("majority")]), "No finished record has counted memory"),
+        (lambda: plots.convergence([a_control("majority")]), "No finished record has a curve"),
+        (lambda: plots.convergence([a_record("full")], "bytes"), "No finished record has sent a byte"),
+        (lambda: plots.pareto([a_record("full", scores={})]), "test accuracy and counted memory"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_with_a_sentence(draw, message):
+    with pytest.raises(BadInput, match=message):
+        draw()
+
+
+def test_a_missing_library_is_named_with_its_remedy():
+    code = "import sys; sys.modules['seaborn'] = None\nimport mobillm_kit.plots"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 1
+    assert "MissingExtra: Figures need seaborn" in done.stderr
+    assert "mobillm-kit[lab]" in done.stderr

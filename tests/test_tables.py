@@ -1,0 +1,180 @@
+"""A table says what the records say: no more, no less, with units."""
+
+from __future__ import annotations
+
+import csv as csv_module
+import io
+import re
+
+import msgspec
+import pytest
+
+from mobillm_kit.errors import BadInput
+from mobillm_kit.record import MeasuredMemory
+from mobillm_kit.tables import CONTROLS, EMPTY, MEMORY, RESULTS, Row, cells, csv, markdown, rows
+from tests.records import LABELS, MIB, SKETCHES, a_comparison, a_control, a_record
+
+SKETCHES_SHOWN = ("linear-probe", "mezo")
+
+
+def with_accuracy(*accuracies: float, method: str = "lora") -> list:
+    return [a_record(method, seed, scores={"test_accuracy": a}) for seed, a in enumerate(accuracies)]
+
+
+def row_of(method: str, table: list[Row]) -> Row:
+    return next(row for row in table if row.method == method)
+
+
+def test_mean_and_spread_by_hand():
+    accuracy = rows(with_accuracy(0.8, 0.9, 1.0))[0].test_accuracy
+    assert accuracy.mean == pytest.approx(0.9)
+    assert accuracy.std == pytest.approx(0.1)
+    assert accuracy.text(scale=100) == "90.0 ± 10.0"
+
+
+def test_one_seed_has_no_spread():
+    assert rows(with_accuracy(0.875))[0].test_accuracy.text(scale=100) == "87.5"
+
+
+def test_the_order_is_the_labels_then_the_others_then_the_controls():
+    records = [a_control("majority"), a_control("zero-shot"), *with_accuracy(0.5, method="mezo")]
+    records += [a_record("mobillm"), a_record("full")]
+    table = rows(records, {"full": "Full", "mobillm": "MobiLLM"})
+    assert [row.method for row in table] == ["full", "mobillm", "mezo", "zero-shot", "majority"]
+
+
+def test_names_come_from_the_labels_and_else_are_the_methods_own():
+    table = rows([a_record("full"), a_record("prge"), a_control("zero-shot")], {"full": "Full fine-tuning"})
+    assert [row.label for row in table] == ["Full fine-tuning", "prge", CONTROLS["zero-shot"]]
+
+
+def test_controls_need_no_memory_no_bytes_and_no_time():
+    row = rows([a_control("bag-of-words")])[0]
+    assert row.control
+    assert row.test_accuracy.mean == 0.706
+    for needless in (row.sent_mb, row.device_total_mib, row.server_total_mib, row.seconds, row.forwards):
+        assert needless is None
+
+
+def test_every_control_stands_in_the_markdown_with_dashes():
+    text = markdown(rows(a_comparison(), LABELS))
+    for name in CONTROLS:
+        lines = [line for line in text.splitlines() if line.startswith(f"| {LABELS[name]} |")]
+        assert len(lines) == 2
+        assert all(EMPTY in line for line in lines)
+
+
+def test_the_categories_add_up_to_the_total():
+    for row in rows(a_comparison(), LABELS):
+        if not row.control:
+            parts = [row.device_weights_mib, row.device_gradients_mib, row.device_optimizer_mib]
+            parts += [row.device_saved_mib, row.device_messages_mib]
+            assert row.device_total_mib == pytest.approx(sum(parts))
+
+
+def test_units_by_hand():
+    record = a_record("mobillm", bytes_sent=2_500_000)
+    row = rows([record])[0]
+    assert row.sent_mb == 2.5
+    assert row.device_weights_mib == record.counted[0].weights_bytes / MIB == 18
+
+
+def test_device_and_server_stand_apart():
+    row = row_of("mobillm", rows(a_comparison(), LABELS))
+    record = a_record("mobillm")
+    assert row.device_total_mib == record.counted[0].total_bytes / MIB
+    assert row.server_total_mib == record.counted[1].total_bytes / MIB
+    assert row.device_measured_mib.mean != row.server_measured_mib.mean
+    assert row_of("lora", rows(a_comparison(), LABELS)).server_total_mib is None
+
+
+def test_a_process_that_held_both_parties_is_credited_to_neither():
+    record = a_record("mobillm")
+    both = msgspec.structs.replace(record.measured[0], party="both")
+    assert isinstance(both, MeasuredMemory)
+    row = rows([msgspec.structs.replace(record, measured=(both,))])[0]
+    assert row.device_measured_mib is None
+    assert row.server_measured_mib is None
+
+
+def test_interrupted_runs_are_named_and_not_averaged():
+    runs = [
+        *with_accuracy(0.8, 0.9),
+        a_record("lora", 2, status="interrupted", scores={"test_accuracy": 0.1}),
+    ]
+    row = rows(runs)[0]
+    assert (row.seeds, row.interrupted) == (2, 1)
+    assert row.test_accuracy.mean == pytest.approx(0.85)
+    assert "lora (1 interrupted)" in markdown([row])
+
+
+def test_a_method_that_was_only_interrupted_still_has_a_row():
+    row = rows([a_record("lora", status="interrupted", scores={})])[0]
+    assert row.test_accuracy is None
+    assert "| lora (1 interrupted) | – | – | 0 |" in markdown([row, *rows([a_record("full")])])
+
+
+def test_a_little_is_not_called_nothing():
+    tables = markdown(rows([a_record("linear-probe"), a_record("mezo")]))
+    probe, mezo = (next(x for x in tables.splitlines()[5:] if x.startswith(f"| {m}")) for m in SKETCHES_SHOWN)
+    assert probe.split(" | ")[2:4] == ["< 0.1", "< 0.1"]
+    assert mezo.split(" | ")[2:4] == ["0.0", "0.0"]
+
+
+def test_a_metric_other_than_accuracy_gets_a_column_of_its_own():
+    task = msgspec.structs.replace(a_record().task, metric="matthews")
+    row = rows([a_record("lora", task=task, scores={"test_accuracy": 0.8, "test_matthews": 0.456})])[0]
+    assert "matthews 45.6" in markdown([row])
+    assert "metric" not in markdown(rows([a_record("lora")]))
+
+
+def test_markdown_is_two_rectangular_tables():
+    blocks = markdown(rows(a_comparison(), LABELS)).strip().split("\n\n")
+    assert len(blocks) == 2
+    for block in blocks:
+        lines = block.splitlines()
+        assert len(lines) == 2 + len(LABELS)
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+
+
+def test_a_bar_in_a_name_does_not_break_the_table():
+    text = markdown(rows([a_record("full")], {"full": "a|b"}))
+    assert r"a\|b" in text
+
+
+def test_columns_that_nobody_fills_are_left_out():
+    heads, _ = cells(rows([a_record("lora", scores={"test_accuracy": 0.9})]), RESULTS)
+    assert "Handwritten, %" not in heads
+    heads, _ = cells(rows([a_record("lora")]), MEMORY)
+    assert not any("Server" in head for head in heads)
+
+
+def test_csv_reads_back_in_full_precision():
+    table = rows(a_comparison(), LABELS)
+    read = list(csv_module.DictReader(io.StringIO(csv(table))))
+    assert [line["method"] for line in read] == [row.method for row in table]
+    for line, row in zip(read, table, strict=True):
+        assert float(line["test_accuracy_mean"]) == row.test_accuracy.mean
+        assert line["device_total_mib"] == ("" if row.control else repr(row.device_total_mib))
+
+
+def test_csv_has_one_column_per_quantity_and_says_its_unit():
+    heads = csv(rows([a_record("full")])).splitlines()[0].split(",")
+    assert len(set(heads)) == len(heads)
+    assert {"sent_mb", "device_total_mib", "seconds_mean", "test_accuracy_std"} <= set(heads)
+
+
+def test_nothing_to_compare_is_refused():
+    with pytest.raises(BadInput, match="no records to compare"):
+        rows([])
+
+
+@pytest.mark.parametrize("field", ["task", "backbone"])
+def test_two_tasks_or_two_backbones_are_not_one_comparison(field):
+    other = msgspec.structs.replace(getattr(a_record(), field), name="other")
+    with pytest.raises(BadInput, match=f"several {field}s: other, "):
+        rows([a_record("full"), a_record("lora", **{field: other})])
+
+
+def test_all_methods_of_a_comparison_are_there():
+    assert {row.method for row in rows(a_comparison())} == {*SKETCHES, *CONTROLS}
