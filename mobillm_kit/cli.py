@@ -10,8 +10,10 @@ Taught in: notebooks/00_start_here.ipynb
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -20,7 +22,7 @@ from rich.table import Table
 
 from mobillm_kit import __version__
 from mobillm_kit.errors import BadInput, KitError
-from mobillm_kit.methods import METHODS, method_row
+from mobillm_kit.methods import LABELS, METHODS, method_row
 
 if TYPE_CHECKING:  # torch is imported by the commands that need it, so that --help answers at once
     from mobillm_kit.run import RunSpec
@@ -179,7 +181,7 @@ def compare(
         for seed in (chosen if method_row(method).trained else chosen[:1])
     ]
     folder = runs / (name or _folder_name(backbone, task, random_weights))
-    with ProgressBars(screen) as bars:
+    with _interruptible(), ProgressBars(screen) as bars:
         records = comparison.compare(
             folder,
             specs,
@@ -189,7 +191,7 @@ def compare(
             command=_command(),
             listener=bars.listen,
         )
-    screen.print(markdown(rows(records)), markup=False, highlight=False, soft_wrap=True)
+    screen.print(markdown(rows(records, LABELS)), markup=False, highlight=False, soft_wrap=True)
     screen.print(f"\nFigures and table: {folder / 'index.html'}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -238,8 +240,7 @@ def train(
         lay_out(out, spec)
         record = run(spec, folder=out, command=_command(), callbacks=[tick])
     if record.status == "interrupted":
-        complaints.print(f"Stopped after step {record.steps}; the same command goes on from there.")
-        raise typer.Exit(130)
+        _say_stopped()
     _print_scores(record.scores)
     screen.print(f"Kept in {out}", markup=False, highlight=False)
 
@@ -310,15 +311,12 @@ def _version(
 
 
 def main() -> None:
-    """Run the command line; what a user can put right ends in one sentence and code 2, Ctrl-C in code 130."""
+    """Run the command line; what a user can put right ends in one sentence and code 2."""
     try:
         app()
     except KitError as error:
         complaints.print(f"[bold red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        complaints.print("Stopped; what was done is kept, and the same command goes on from there.")
-        sys.exit(130)
 
 
 # ---------------------------------------------------------------------- from arguments to specifications
@@ -386,6 +384,20 @@ def _seeds(text: str) -> list[int]:
 def _folder_name(backbone: str, task: str, random_weights: bool) -> str:
     name = "pocket" if (backbone, task) == ("pocket", "reviews") else f"{Path(backbone).name}-{task}"
     return f"{name}-random" if random_weights else name
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends in a sentence and code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say_stopped()
+
+
+def _say_stopped() -> NoReturn:
+    complaints.print("Stopped; what was done is kept, and the same command goes on from there.")
+    raise typer.Exit(130)
 
 
 def _command() -> str:

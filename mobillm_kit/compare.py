@@ -27,7 +27,7 @@ import msgspec
 from mobillm_kit.errors import KitError, RecordError
 from mobillm_kit.folders import RECORD, is_done, lay_out, only_one
 from mobillm_kit.measure import fresh_environment
-from mobillm_kit.methods import method_row
+from mobillm_kit.methods import LABELS, method_row
 from mobillm_kit.record import RunRecord, load_record
 from mobillm_kit.report import write_report
 from mobillm_kit.run import RunSpec
@@ -104,7 +104,7 @@ def compare(
             _share_memory(places, specs)
         _run_jobs(_training_jobs(todo), jobs, threads, command, listener)
         records = [load_record(place / RECORD) for place in places]
-        write_report(folder, records)
+        write_report(folder, records, LABELS)
     return records
 
 

@@ -303,7 +303,8 @@ def _stack(axes: Axes, place: float, bar: _Bar) -> float:
         left += width
     if bar.peak_mib is None:
         return left
-    axes.plot([left, bar.peak_mib], [place, place], color=INK, lw=1.0, zorder=4)
+    if bar.peak_mib > left:
+        axes.plot([left, bar.peak_mib], [place, place], color=INK, lw=1.0, zorder=4)
     axes.plot([bar.peak_mib], [place], "D", ms=7, mfc=INK, mec=PAPER, mew=1.4, zorder=5)
     return max(left, bar.peak_mib)
 
@@ -769,7 +770,7 @@ def _titles(axes: Axes, title: str, subtitle: str, extra_pt: float = 0.0) -> Non
     axes.annotate(subtitle, (0, 1), xytext=(0, 9 + extra_pt), fontsize=9.5, color=MUTED, **top)
 
 
-def _mib(n_bytes: int) -> str:
+def _mib(n_bytes: float) -> str:
     mib = n_bytes / MIB
     return f"{mib:,.1f}" if mib < 100 else f"{mib:,.0f}"
 

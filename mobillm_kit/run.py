@@ -25,6 +25,7 @@ from mobillm_kit.fit import FitEvent, FitResult, FitSettings, evaluate, fit
 from mobillm_kit.methods import controls, load_method, method_row
 from mobillm_kit.methods.mobillm import MobiLLM
 from mobillm_kit.methods.protocol import Method
+from mobillm_kit.methods.zeroth_order import ZerothOrder
 from mobillm_kit.metrics import score
 from mobillm_kit.model import Pooling, TaskModel, task_model
 from mobillm_kit.presets import Preset, preset
@@ -139,6 +140,7 @@ def prepare(spec: RunSpec) -> Prepared:
     backbone = load_backbone(spec.backbone, revision=spec.revision, dtype=spec.dtype, device=device)
     if spec.random_weights:
         backbone = random_backbone(backbone, seed=spec.seed)
+    _ = backbone.fingerprint  # taken now: methods change or wrap the weights
     encoder = TextEncoder(
         tokenizer=load_tokenizer(spec.backbone, revision=spec.revision),
         task=data.task,
@@ -308,6 +310,8 @@ def _trained_record(
     )
     if folder is not None and isinstance(method, MobiLLM) and not result.interrupted:
         method.adapter.save_pretrained(folder / "side", model_card_kwargs={"record": record})
+    if folder is not None and isinstance(method, ZerothOrder):
+        method.log.save(folder / "replay.safetensors")
     return record
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from mobillm_kit.errors import SaveFailed
@@ -45,7 +46,8 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
             "Free some space or choose another folder.",
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # already moved, or its folder could not be made
+            partial.unlink()
 
 
 def _flush_to_disk(path: Path) -> None:

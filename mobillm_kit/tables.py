@@ -258,17 +258,21 @@ def _row(name: str, label: str, runs: list[RunRecord]) -> Row:
         steps=needed(lambda run: run.steps),
         forwards=needed(lambda run: run.forwards),
         sent_mb=needed(lambda run: run.bytes_sent / MB),
-        device_weights_mib=device and device.weights_bytes / MIB,
-        device_gradients_mib=device and device.gradients_bytes / MIB,
-        device_optimizer_mib=device and device.optimizer_bytes / MIB,
-        device_saved_mib=device and device.saved_activations_bytes / MIB,
-        device_messages_mib=device and device.messages_bytes / MIB,
-        device_total_mib=device and device.total_bytes / MIB,
-        server_total_mib=server and server.total_bytes / MIB,
+        device_weights_mib=_mib_of(device, "weights_bytes"),
+        device_gradients_mib=_mib_of(device, "gradients_bytes"),
+        device_optimizer_mib=_mib_of(device, "optimizer_bytes"),
+        device_saved_mib=_mib_of(device, "saved_activations_bytes"),
+        device_messages_mib=_mib_of(device, "messages_bytes"),
+        device_total_mib=_mib_of(device, "total_bytes"),
+        server_total_mib=_mib_of(server, "total_bytes"),
         device_measured_mib=_over(measured_mib(done, "device")),
         server_measured_mib=_over(measured_mib(done, "server")),
         seconds=None if control else _over([run.seconds for run in done]),
     )
+
+
+def _mib_of(memory: CountedMemory | None, field: str) -> float | None:
+    return None if memory is None else getattr(memory, field) / MIB
 
 
 def _over(values: Sequence[float]) -> Spread | None:

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -34,6 +35,8 @@ from mobillm_kit.methods.protocol import Method
 from mobillm_kit.record import MeasuredMemory
 from mobillm_kit.run import Prepared, build_method, fit_settings, prepare, run
 from mobillm_kit.saving import write_bytes
+
+STDOUT = 1
 
 MEMORY_STEPS = 5
 """Training steps of a memory measurement: memory repeats from the second step on."""
@@ -175,15 +178,16 @@ def _reporter(folder: Path) -> Callable[[FitEvent], None]:
 
 
 def _say(progress: Progress) -> None:
-    sys.stdout.write(msgspec.json.encode(progress).decode() + "\n")
-    sys.stdout.flush()
+    with suppress(BrokenPipeError):  # nobody listens any more; the run still ends its step and saves
+        os.write(STDOUT, msgspec.json.encode(progress) + b"\n")
 
 
 def _stop_with_parent() -> None:
     """The parent holds our standard input; when it closes, nobody waits for us any more."""
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 1):  # the bare file: a lock on sys.stdin would be inherited by the memory sampler's fork
+            pass
         os.kill(os.getpid(), signal.SIGTERM)
 
     if not sys.stdin.isatty():

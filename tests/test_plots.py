@@ -32,6 +32,7 @@ DRAWN = {
     **{f"convergence_{x}": (lambda records, x=x: plots.convergence(records, x, LABELS)) for x in CLOCKS},
     **{f"pareto_{m}": (lambda records, m=m: plots.pareto(records, m, LABELS)) for m in ("counted", "measured")},
 }
+ONE_OF_EACH = ("device_memory", "convergence_seconds", "pareto_counted")
 WITH_ACCURACY = [name for name in DRAWN if name != "device_memory"]
 
 records = a_comparison()
@@ -68,14 +69,14 @@ def contrast(a: str, b: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_the_same_records_give_the_same_bytes(name, tmp_path):
     first = [p.read_bytes() for p in plots.save(drawn(name), tmp_path / "a")]
     again = [p.read_bytes() for p in plots.save(DRAWN[name](list(records)), tmp_path / "b")]
     assert first == again
 
 
-@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_users_own_style_neither_changes_a_figure_nor_is_changed(name):
     ours = plots.svg(drawn(name))
     mine = {"font.size": 30, "lines.linewidth": 9, "axes.grid": True, "text.color": "red", "figure.dpi": 40}
@@ -89,8 +90,8 @@ def test_a_users_own_style_neither_changes_a_figure_nor_is_changed(name):
 def test_no_figure_is_left_with_pyplot():
     import matplotlib.pyplot as plt
 
-    for draw in DRAWN.values():
-        draw(records)
+    for name in ONE_OF_EACH:
+        DRAWN[name](records)
     assert plt.get_fignums() == []
 
 
@@ -198,7 +199,7 @@ def test_interrupted_runs_are_in_no_figure():
         assert not any("Full" in text for text in shown), name
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_labels_of_points_overlap_neither_each_other_nor_leave_the_page(seed):
     noise = np.random.default_rng(seed)
     crowd = []

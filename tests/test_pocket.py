@@ -96,7 +96,7 @@ def test_no_aspect_is_judged_twice_in_a_text():
     rng = random.Random(3)
     for _ in range(500):
         writer = grammar.Writer(rng, rng.choice(lexicon.TOPICS))
-        nouns = [writer.thing()[0] for _ in range(4)]
+        nouns = [writer.thing()[0] for _ in range(12)]
         assert len(set(nouns)) == len(nouns)
 
 
@@ -108,14 +108,34 @@ def test_a_conceded_end_says_the_opposite_and_nothing_else_does():
             assert (made.last != made.label) == (kind == "last")
 
 
-def test_the_verdict_line_has_the_stated_recency_bias():
+def _verdicts(label: int, last: int, count: int = 8000) -> Counter[str]:
+    """How often a verdict line is sober, and which words the others end in: "strong 0", "moderate 1", ..."""
     rng = random.Random(5)
-    drawn = [grammar.verdict_line(rng, label=1, last=0) for _ in range(4000)]
-    praised = sum(any(f" {word}." in line for word in lexicon.VERDICT_WORDS[1]) for line in drawn)
-    assert abs(praised / 4000 - (1 - grammar.RECENCY)) < 0.03
-    assert all(
-        "great" in line or "terrible" not in line for line in (grammar.verdict_line(rng, 1, 1) for _ in range(200))
-    )
+    kinds = {w: f"strong {p}" for p in (0, 1) for w in lexicon.VERDICT_WORDS[p]}
+    kinds |= {w: f"moderate {p}" for p in (0, 1) for w in lexicon.MODERATE_WORDS[p]}
+    found: Counter[str] = Counter()
+    for _ in range(count):
+        line = grammar.verdict_line(rng, label, last)
+        sober = line.startswith(grammar.SOBER_PROMPT)
+        word = line[len(grammar.SOBER_PROMPT if sober else lexicon.PROMPT) + 1 : -1]
+        found[f"sober {kinds[word]}" if sober else kinds[word]] += 1
+    return found
+
+
+def test_strong_verdicts_on_mixed_texts_follow_the_end_and_moderate_ones_the_whole():
+    found = _verdicts(label=1, last=0)
+    asked = found["strong 0"] + found["strong 1"] + found["moderate 1"]
+    assert set(found) <= {"strong 0", "strong 1", "moderate 1", "sober strong 1"}
+    assert abs(found["moderate 1"] / asked - grammar.MODERATE_SHARE) < 0.02
+    assert found["strong 1"] / (found["strong 0"] + found["strong 1"]) < 0.02
+
+
+def test_verdicts_on_unanimous_texts_are_less_sure_than_on_mixed_ones():
+    found = _verdicts(label=1, last=1)
+    assert set(found) == {"strong 0", "strong 1", "sober strong 1"}
+    slips = found["strong 0"] / (found["strong 0"] + found["strong 1"])
+    assert abs(slips - grammar.SLIP_UNANIMOUS) < 0.01
+    assert grammar.SLIP_MIXED < grammar.SLIP_UNANIMOUS
 
 
 def test_early_texts_neither_concede_nor_negate():

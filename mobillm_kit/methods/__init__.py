@@ -115,6 +115,9 @@ _ROWS = (
 
 METHODS: dict[str, MethodRow] = {row.name: row for row in _ROWS}
 
+LABELS: dict[str, str] = {row.name: row.label for row in _ROWS}
+"""For tables and figures, in their order."""
+
 CONTROLS = tuple(row.name for row in _ROWS if not row.trained)
 
 

@@ -1,0 +1,73 @@
+"""The dual-forwarding layer of P-RGE (MobiZO, arXiv 2409.15520): LoRA-FA with many copies of B in one forward.
+
+    y_c = W x_c + s A x_c B_c^T             rows are grouped by copy c; W x and A x are one product for all copies
+
+Per perturbation j the layer keeps B0_j and B1_j, the weights moved up and down.  One assignment takes the last
+perturbation back, applies the update of the last step, and moves on:
+
+    noise_j = (B0_j - B1_j) / 2                     = eps z_j of the last step
+    update  = lr mean_j(g_j noise_j) / eps          the delayed update
+    B0_j   <- B0_j + eps z'_j - noise_j - update
+    B1_j   <- B1_j - eps z'_j + noise_j - update    master weight = (B0_j + B1_j) / 2, for every j
+
+Knows: tensors and linear layers.  Knows nothing of: losses, tasks.
+
+Taught in: notebooks/09_comparison.ipynb
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+
+class DualForwardLinear(nn.Module):
+    """A frozen linear layer with a frozen A and stacks of B.
+
+    Args:
+        base: the layer that is wrapped, d_in -> d_out.
+        a: (r, d_in), frozen.
+        scale: s.
+        q: perturbations.
+    """
+
+    def __init__(self, base: nn.Linear | Conv1D, a: Tensor, scale: float, q: int) -> None:
+        super().__init__()
+        self.base = base
+        self.scale = scale
+        width = base.weight.shape[1] if isinstance(base, Conv1D) else base.weight.shape[0]
+        self.register_buffer("a", a)
+        self.register_buffer("up", torch.zeros(q, width, a.shape[0], dtype=a.dtype, device=a.device))
+        self.register_buffer("down", torch.zeros_like(self.up))
+        self.copies: Tensor | None = None
+        """(C, d_out, r): the Bs of the next forward; C must divide the rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(C·B, …, d_in) to (C·B, …, d_out)."""
+        low = (x @ self.a.T).reshape(self.copies.shape[0], -1, self.a.shape[0])  # (C, B·…, r)
+        change = torch.bmm(low, self.copies.transpose(1, 2))
+        return self.base(x) + self.scale * change.reshape(*x.shape[:-1], -1)
+
+    def master(self, g: Tensor, lr: float, eps: float) -> Tensor:
+        """(d_out, r): the weight as trained so far, the update of the last step included."""
+        return (self.up + self.down).mean(dim=0) / 2 - self._update(g, lr, eps)
+
+    def advance(self, g: Tensor, lr: float, eps: float, z: Tensor) -> None:
+        """Take the last perturbation back, apply its update, perturb by ``z``.
+
+        Args:
+            g: (q,) of the last step.
+            lr: of the last step.
+            eps: the perturbation.
+            z: (q, d_out, r).
+        """
+        noise = (self.up - self.down) / 2
+        update = self._update(g, lr, eps)
+        move = eps * z - noise
+        self.up += move - update
+        self.down -= move + update
+
+    def _update(self, g: Tensor, lr: float, eps: float) -> Tensor:
+        noise = (self.up - self.down) / 2
+        return lr * (g[:, None, None] * noise).mean(dim=0) / eps

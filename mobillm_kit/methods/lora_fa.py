@@ -1,0 +1,34 @@
+"""LoRA-FA: LoRA with A frozen as it was drawn, only B trained (arXiv 2308.03303), through PEFT.
+
+    grad_B needs A x (r values a token) instead of x (d values a token)
+
+PEFT has an optimizer of this name that projects the gradient; it computes in bfloat16 where the processor can, so its
+result depends on the machine.  Here B is trained with AdamW, as in the paper's first form.
+
+Knows: the task model.  Knows nothing of: other methods.
+
+Taught in: notebooks/09_comparison.ipynb
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mobillm_kit.methods.backprop import Backprop
+from mobillm_kit.methods.lora_layers import add_lora
+from mobillm_kit.model import TaskModel
+
+
+def build(
+    model: TaskModel,
+    *,
+    seed: int,
+    rank: int = 8,
+    alpha: float = 16.0,
+    targets: Sequence[str] | None = None,
+    weight_decay: float = 0.0,
+) -> Backprop:
+    """Train B of the targeted projections, and the classifier of encoders; arguments as for LoRA."""
+    layers = add_lora(model, rank=rank, alpha=alpha, targets=targets, seed=seed)
+    trained = {name: parameter for name, parameter in layers.items() if ".lora_B." in name}
+    return Backprop("lora-fa", model, {**trained, **model.head_parameters()}, model.logits, weight_decay=weight_decay)

@@ -1,0 +1,78 @@
+"""Low-rank layers inside a backbone, put there by PEFT (arXiv 2106.09685).
+
+    y = W x + (alpha / r) B A x         A: d_in -> r, random;  B: r -> d_out, zero at the start
+
+Knows: the task model and PEFT.  Knows nothing of: how the layers are trained.
+
+Taught in: notebooks/09_comparison.ipynb
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from mobillm_kit.backbone import Backbone
+from mobillm_kit.errors import BadInput
+from mobillm_kit.model import TaskModel
+from mobillm_kit.seeds import derived_seed
+
+
+def add_lora(
+    model: TaskModel, *, rank: int, alpha: float, targets: Sequence[str] | None, seed: int
+) -> dict[str, nn.Parameter]:
+    """Put LoRA layers into the backbone; at the start they change nothing, to the bit.
+
+    Args:
+        model: its backbone gets the layers.
+        rank: r.
+        alpha: numerator of the scale alpha / r.
+        targets: names of the projections; query and value of the family by default.
+        seed: of A.
+
+    Returns:
+        A and B of every layer, by name.
+
+    Raises:
+        BadInput: a rank below 1, or a target that no layer has.
+    """
+    if rank < 1:
+        raise BadInput(f"rank is {rank}; it must be at least 1.")
+    chosen = target_names(model.backbone, targets)
+    layers = (module for name, module in model.backbone.model.named_modules() if name.split(".")[-1] in chosen)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=list(chosen),
+        lora_dropout=0.0,
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers),
+    )
+    with torch.random.fork_rng(devices=[]):  # PEFT draws A from the global generator
+        torch.manual_seed(derived_seed(seed, "lora"))
+        inject_adapter_in_model(config, model.backbone.model)
+    model.backbone.freeze()
+    return {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
+
+
+def target_names(backbone: Backbone, targets: Sequence[str] | None) -> tuple[str, ...]:
+    """The projections to adapt, checked against what the backbone has.
+
+    Raises:
+        BadInput: a target that no layer has; the message lists those there are.
+    """
+    chosen = tuple(targets or backbone.family.attention_targets)
+    there = {
+        name.split(".")[-1]
+        for name, module in backbone.blocks.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D))
+    }
+    missing = [target for target in chosen if target not in there]
+    if missing:
+        raise BadInput(
+            f"'{backbone.name}' has no layer named '{missing[0]}'.", f"There are: {', '.join(sorted(there))}."
+        )
+    return chosen

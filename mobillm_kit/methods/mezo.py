@@ -1,0 +1,24 @@
+"""MeZO: every weight trained by forward passes alone (arXiv 2305.17333; on a phone: PocketLLM, arXiv 2407.01031).
+
+    memory = weights + one z of the largest weight
+
+Knows: the task model.  Knows nothing of: other methods.
+
+Taught in: notebooks/09_comparison.ipynb
+"""
+
+from __future__ import annotations
+
+from mobillm_kit.methods.zeroth_order import ZerothOrder
+from mobillm_kit.model import TaskModel
+
+
+def build(model: TaskModel, *, seed: int, eps: float = 1e-3) -> ZerothOrder:
+    """Train all of ``model`` by SPSA.
+
+    Args:
+        model: changed in place.
+        seed: of every z.
+        eps: the perturbation; the paper's 1e-3.
+    """
+    return ZerothOrder("mezo", model, dict(model.named_parameters()), model.logits, seed=seed, eps=eps)

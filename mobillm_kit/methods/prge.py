@@ -1,0 +1,217 @@
+"""P-RGE: parallel randomized gradient estimation (MobiZO, arXiv 2409.15520).
+
+    g_j = [L(B + eps z_j) - L(B - eps z_j)] / (2 eps),   j = 1 .. q          B <- B - lr mean_j(g_j z_j)
+
+outer loop: the q perturbations run in one batched forward; inner loop: both signs run in it too.  With q B = 16 kept
+the same, more perturbations cost nothing.  Only B of LoRA-FA is perturbed.
+
+Knows: the task model.  Knows nothing of: other methods.
+
+Taught in: notebooks/09_comparison.ipynb
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from mobillm_kit.encode import Batch
+from mobillm_kit.errors import BadInput
+from mobillm_kit.memory import storage_bytes
+from mobillm_kit.methods.dual_forward import DualForwardLinear
+from mobillm_kit.methods.lora_layers import target_names
+from mobillm_kit.methods.protocol import StepResult
+from mobillm_kit.model import PooledHead, TaskModel
+from mobillm_kit.record import CountedMemory
+from mobillm_kit.seeds import derived_seed
+
+Copy = tuple[int, int]
+"""(sign, perturbation): which of the 2q weights; sign 0 is up, 1 is down."""
+
+
+class PRGE:
+    """P-RGE on the dual-forwarding layers of a model.
+
+    Args:
+        model: whose backbone holds the layers.
+        layers: the dual-forwarding layers, by name.
+        q: perturbations a step.
+        eps: the perturbation.
+        seed: of every z.
+        inner: run both signs in the same forward.
+        outer: run all perturbations in the same forward.
+    """
+
+    name = "p-rge"
+
+    def __init__(
+        self,
+        model: TaskModel,
+        layers: Mapping[str, DualForwardLinear],
+        *,
+        q: int,
+        eps: float,
+        seed: int,
+        inner: bool = True,
+        outer: bool = True,
+    ) -> None:
+        self._model = model
+        self._layers = dict(layers)
+        self._eps = eps
+        self._seed = seed
+        self._groups = copy_groups(q, inner=inner, outer=outer)
+        reference = next(iter(self._layers.values())).up
+        self._g = torch.zeros(q, dtype=reference.dtype, device=reference.device)
+        self._lr = 0.0
+        self._steps = 0
+
+    @torch.no_grad()
+    def step(self, batch: Batch, lr: float) -> StepResult:
+        self._advance()
+        losses = self.losses(batch)
+        self._g = (losses[0] - losses[1]) / (2 * self._eps)
+        self._lr = lr
+        self._steps += 1
+        return StepResult(loss=losses.mean().item(), forwards=losses.numel() * batch.rows)
+
+    def losses(self, batch: Batch) -> Tensor:
+        """(2, q): the loss at every perturbed weight."""
+        losses = torch.empty(2, len(self._g), dtype=self._g.dtype, device=self._g.device)
+        for group in self._groups:
+            for layer in self._layers.values():
+                layer.copies = torch.stack([(layer.up, layer.down)[sign][j] for sign, j in group])
+            logits = self._model.logits(repeated(batch, len(group)))
+            each = F.cross_entropy(logits, batch.labels.repeat(len(group)), reduction="none")
+            for (sign, j), loss in zip(group, each.view(len(group), -1).mean(dim=1), strict=True):
+                losses[sign, j] = loss
+        return losses
+
+    @torch.no_grad()
+    def logits(self, batch: Batch) -> Tensor:
+        for name, layer in self._layers.items():
+            layer.copies = self._master(name).unsqueeze(0)
+        return self._model.logits(batch)
+
+    def trained(self) -> dict[str, Tensor]:
+        return {f"{name}.b": self._master(name) for name in self._layers}
+
+    def state(self) -> dict[str, Tensor]:
+        stacks = {
+            f"{side}/{name}": getattr(layer, side).clone()
+            for name, layer in self._layers.items()
+            for side in ("up", "down")
+        }
+        return {
+            **stacks,
+            "g": self._g.clone(),
+            "lr": torch.tensor(self._lr, dtype=torch.float64),
+            "steps": torch.tensor(self._steps),
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        for name, layer in self._layers.items():
+            layer.up.copy_(state[f"up/{name}"])
+            layer.down.copy_(state[f"down/{name}"])
+        self._g = state["g"].to(self._g)
+        self._lr = state["lr"].item()
+        self._steps = int(state["steps"])
+
+    def count_memory(self, batch: Batch) -> tuple[CountedMemory, ...]:
+        """The stacks of B count as weights; the new z of the largest stack stands in the gradients' place."""
+        return (
+            CountedMemory(
+                party="device",
+                weights_bytes=storage_bytes([*self._model.parameters(), *self._model.buffers()]),
+                gradients_bytes=max(layer.up.numel() * layer.up.element_size() for layer in self._layers.values()),
+                optimizer_bytes=0,
+                saved_activations_bytes=0,
+                messages_bytes=0,
+            ),
+        )
+
+    def _master(self, name: str) -> Tensor:
+        return self._layers[name].master(self._g, self._lr, self._eps)
+
+    def _advance(self) -> None:
+        device = self._g.device
+        generator = torch.Generator(device).manual_seed(derived_seed(self._seed, "z", self._steps))
+        for layer in self._layers.values():
+            z = torch.randn(layer.up.shape, generator=generator, dtype=layer.up.dtype, device=device)
+            layer.advance(self._g, self._lr, self._eps, z)
+
+
+def build(
+    model: TaskModel,
+    *,
+    seed: int,
+    q: int = 4,
+    eps: float = 1e-2,
+    rank: int = 8,
+    alpha: float = 16.0,
+    targets: Sequence[str] | None = None,
+    inner: bool = True,
+    outer: bool = True,
+) -> PRGE:
+    """Put dual-forwarding layers into the backbone and train their B.
+
+    Args:
+        model: its projections are wrapped; of an encoder's classifier the whole weight is perturbed (A = 1).
+        seed: of A and of every z.
+        q: perturbations a step.
+        eps: the perturbation; the paper's 1e-2 for LoRA-FA.
+        rank: r.
+        alpha: numerator of the scale alpha / r.
+        targets: names of projections; query and value by default.
+        inner: run both signs in the same forward.
+        outer: run all perturbations in the same forward.
+
+    Raises:
+        BadInput: q, eps or rank out of range, or a target that no layer has.
+    """
+    for name, value in (("q", q), ("eps", eps), ("rank", rank)):
+        if not value > 0:
+            raise BadInput(f"{name} is {value}; it must be above 0.")
+    generator = torch.Generator().manual_seed(derived_seed(seed, "a"))
+    layers: dict[str, DualForwardLinear] = {}
+    chosen = target_names(model.backbone, targets)
+    for name, module in list(model.backbone.blocks.named_modules()):
+        parent, _, child = name.rpartition(".")
+        if child in chosen:
+            layers[name] = DualForwardLinear(module, _draw_a(module, rank, generator), alpha / rank, q)
+            setattr(model.backbone.blocks.get_submodule(parent), child, layers[name])
+    if isinstance(model.head, PooledHead):
+        classifier = model.head.classifier
+        identity = torch.eye(classifier.in_features).to(classifier.weight)
+        model.head.classifier = layers["classifier"] = DualForwardLinear(classifier, identity, 1.0, q)
+    return PRGE(model, layers, q=q, eps=eps, seed=seed, inner=inner, outer=outer)
+
+
+def copy_groups(q: int, *, inner: bool, outer: bool) -> list[list[Copy]]:
+    """Which of the 2q weights share a forward pass."""
+    signs = [[0, 1]] if inner else [[0], [1]]
+    perturbations = [list(range(q))] if outer else [[j] for j in range(q)]
+    return [[(sign, j) for sign in some for j in these] for some in signs for these in perturbations]
+
+
+def repeated(batch: Batch, times: int) -> Batch:
+    """The batch, one copy after the other: (times · B, T)."""
+    types = batch.token_type_ids
+    return replace(
+        batch,
+        input_ids=batch.input_ids.repeat(times, 1),
+        attention_mask=batch.attention_mask.repeat(times, 1),
+        labels=batch.labels.repeat(times),
+        positions=batch.positions.repeat(times),
+        token_type_ids=None if types is None else types.repeat(times, 1),
+    )
+
+
+def _draw_a(layer: nn.Linear | Conv1D, rank: int, generator: torch.Generator) -> Tensor:
+    """(r, d_in), uniform in ±1/sqrt(d_in) as PEFT draws it."""
+    width = layer.weight.shape[0] if isinstance(layer, Conv1D) else layer.weight.shape[1]
+    return ((2 * torch.rand(rank, width, generator=generator) - 1) / width**0.5).to(layer.weight)

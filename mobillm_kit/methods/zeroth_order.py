@@ -1,0 +1,190 @@
+"""Training by two forward passes in place of a gradient: SPSA as MeZO uses it (arXiv 2305.17333).
+
+    g = [L(w + eps z) - L(w - eps z)] / (2 eps)         z ~ N(0, I), drawn again from its seed, never stored
+    w <- w - lr g z
+
+A run is its seed and one number per step: :class:`ReplayLog`.
+
+Knows: parameters and a function from batch to logits.  Knows nothing of: which parameters, and why.
+
+Taught in: notebooks/09_comparison.ipynb
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mobillm_kit.encode import Batch
+from mobillm_kit.errors import BadInput
+from mobillm_kit.memory import storage_bytes
+from mobillm_kit.methods.protocol import StepResult
+from mobillm_kit.record import CountedMemory
+from mobillm_kit.saving import write_with
+from mobillm_kit.seeds import derived_seed
+
+
+class ZerothOrder:
+    """SPSA on the given parameters, in place.
+
+    Args:
+        name: the method's name.
+        model: everything that must be in the device's memory.
+        parameters: what is trained, by name.
+        logits: batch to (B, C).
+        seed: of every z.
+        eps: the perturbation.
+
+    Raises:
+        BadInput: eps is not above 0.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        logits: Callable[[Batch], Tensor],
+        *,
+        seed: int,
+        eps: float,
+    ) -> None:
+        if not eps > 0:
+            raise BadInput(f"eps is {eps}; it must be above 0.")
+        self.name = name
+        self._model = model
+        self._parameters = dict(parameters)
+        self._logits = logits
+        self._seed = seed
+        self._eps = eps
+        self._step_sizes = array("f")
+
+    @torch.no_grad()
+    def step(self, batch: Batch, lr: float) -> StepResult:
+        seed = step_seed(self._seed, len(self._step_sizes))
+        weights = list(self._parameters.values())
+        perturb(weights, seed, self._eps)
+        up = self._loss(batch)
+        perturb(weights, seed, -2 * self._eps)
+        down = self._loss(batch)
+        # as float32 from here on: what is used is what is logged
+        self._step_sizes.append(lr * (up - down) / (2 * self._eps))
+        perturb(weights, seed, self._eps - self._step_sizes[-1])
+        return StepResult(loss=(up + down) / 2, forwards=2 * batch.rows)
+
+    @torch.no_grad()
+    def logits(self, batch: Batch) -> Tensor:
+        return self._logits(batch)
+
+    @property
+    def log(self) -> ReplayLog:
+        """What this run can be made again from."""
+        return ReplayLog(self._seed, self._eps, tuple(self._step_sizes))
+
+    def trained(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in self._parameters.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        weights = {f"weight/{name}": tensor.clone() for name, tensor in self.trained().items()}
+        return {**weights, "step_sizes": torch.tensor(self._step_sizes, dtype=torch.float32)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(state[f"weight/{name}"])
+        self._step_sizes = array("f", state["step_sizes"].tolist())
+
+    def count_memory(self, batch: Batch) -> tuple[CountedMemory, ...]:
+        """No gradient is kept, but one z is alive while it is added: it stands in the gradients' place."""
+        return (
+            CountedMemory(
+                party="device",
+                weights_bytes=storage_bytes([*self._model.parameters(), *self._model.buffers()]),
+                gradients_bytes=max(tensor.numel() * tensor.element_size() for tensor in self._parameters.values()),
+                optimizer_bytes=0,
+                saved_activations_bytes=0,
+                messages_bytes=0,
+            ),
+        )
+
+    def _loss(self, batch: Batch) -> float:
+        return F.cross_entropy(self._logits(batch), batch.labels).item()
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Seed of z in step ``step``."""
+    return derived_seed(seed, "z", step)
+
+
+@torch.no_grad()
+def perturb(weights: Iterable[Tensor], seed: int, scale: float) -> None:
+    """``w <- w + scale z`` in place, with the z that belongs to ``seed``; the global generator is left alone."""
+    generators: dict[torch.device, torch.Generator] = {}
+    for weight in weights:
+        if weight.device not in generators:
+            generators[weight.device] = torch.Generator(weight.device).manual_seed(seed)
+        z = torch.randn(weight.shape, generator=generators[weight.device], device=weight.device, dtype=weight.dtype)
+        weight.add_(z, alpha=scale)
+
+
+# ---------------------------------------------------------------------- a run as its seed and one number a step
+
+
+@dataclass(frozen=True)
+class ReplayLog:
+    """Seed, eps and, per step, ``lr * g`` as float32: 4 bytes a step."""
+
+    seed: int
+    eps: float
+    step_sizes: Sequence[float]
+
+    def save(self, path: Path) -> None:
+        """Write the log; 20 000 steps take 80 kB.
+
+        Raises:
+            SaveFailed: the file could not be written; the old one stays.
+        """
+        header = {"seed": str(self.seed), "eps": self.eps.hex()}
+        tensor = torch.tensor(self.step_sizes, dtype=torch.float32)
+        write_with(path, lambda target: save_file({"step_sizes": tensor}, str(target), metadata=header))
+
+    @classmethod
+    def load(cls, path: Path) -> ReplayLog:
+        """Read a log.
+
+        Raises:
+            BadInput: not a log.
+        """
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                header = file.metadata()
+                sizes = file.get_tensor("step_sizes").tolist()
+            return cls(int(header["seed"]), float.fromhex(header["eps"]), tuple(sizes))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise BadInput(
+                f"{path}: not a replay log ({error}).", "Name the replay.safetensors of a MeZO run."
+            ) from error
+
+
+def replay(weights: Mapping[str, Tensor], log: ReplayLog) -> None:
+    """Make a run again from its log, without data and without a forward pass; the weights end in equal bytes.
+
+    The walk of training is repeated as it was, perturbations included, because floating-point addition does not
+    take back exactly what it added.
+
+    Args:
+        weights: those that training started from, changed in place, in the order in which they were trained.
+        log: of the run.
+    """
+    for step, size in enumerate(log.step_sizes):
+        seed = step_seed(log.seed, step)
+        for scale in (log.eps, -2 * log.eps, log.eps - size):
+            perturb(weights.values(), seed, scale)
