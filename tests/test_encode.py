@@ -87,9 +87,7 @@ def test_a_label_word_that_melts_into_the_prompt_is_refused(opt_like: PreTrained
 
 
 @pytest.mark.parametrize("length", [16, 17, 40])
-def test_a_long_text_is_cut_and_the_prompt_stays_whole(
-    opt_like: PreTrainedTokenizerFast, length: int
-) -> None:
+def test_a_long_text_is_cut_and_the_prompt_stays_whole(opt_like: PreTrainedTokenizerFast, length: int) -> None:
     encoder = TextEncoder(opt_like, get_task("sst2"), "decoder", length)
     (row,) = encoder.encode([Example(LONG, None, 0)])
     text = opt_like.decode(row.ids[1:])
@@ -142,9 +140,7 @@ def test_padding_hides_nothing_and_positions_point_at_the_loss(
         assert real[batch.positions[index]]
         assert bool(real[-1 if side == "left" else 0])
     assert batch.labels.tolist() == [row.label for row in rows]
-    assert {t.dtype for t in (batch.input_ids, batch.attention_mask, batch.labels, batch.positions)} == {
-        torch.int64
-    }
+    assert {t.dtype for t in (batch.input_ids, batch.attention_mask, batch.labels, batch.positions)} == {torch.int64}
 
 
 def test_pad_to_gives_every_batch_the_same_width(opt_like: PreTrainedTokenizerFast) -> None:

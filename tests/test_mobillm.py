@@ -60,9 +60,7 @@ def test_the_backbone_is_bit_equal_after_training(name, side):
 
 
 def test_the_prediction_token_alone_trains_the_same_full_width_side():
-    runs = [
-        mobillm.build(tiny_task_model(), seed=0, rank=4, tokens=tokens) for tokens in ("all", "prediction")
-    ]
+    runs = [mobillm.build(tiny_task_model(), seed=0, rank=4, tokens=tokens) for tokens in ("all", "prediction")]
     for batch in batches("decoder"):
         whole, short = (run.step(batch, 1e-2) for run in runs)
         assert short.loss == pytest.approx(whole.loss, abs=1e-5)

@@ -143,9 +143,7 @@ def test_a_labelled_test_file_is_the_test_and_dev_stays_dev(write: Write) -> Non
 
 
 @pytest.mark.parametrize("test_file", [None, "index\tsentence\n0\ta b\n", tsv([("a b", -1), ("c d", -1)])])
-def test_without_labelled_test_dev_becomes_test_and_a_tenth_of_train_dev(
-    write: Write, test_file: str | None
-) -> None:
+def test_without_labelled_test_dev_becomes_test_and_a_tenth_of_train_dev(write: Write, test_file: str | None) -> None:
     folder = write(train_tsv=tsv(numbered(30, "train")), dev_tsv=tsv(numbered(4, "held out")))
     if test_file is not None:
         write(test_tsv=test_file)
@@ -169,9 +167,7 @@ def test_the_cut_follows_the_seed_alone(write: Write) -> None:
 
 
 def test_a_smaller_limit_is_part_of_a_larger_one(write: Write) -> None:
-    folder = write(
-        train_tsv=tsv(numbered(50, "train")), dev_tsv=tsv(numbered(9, "d")), test_tsv=tsv(numbered(9, "t"))
-    )
+    folder = write(train_tsv=tsv(numbered(50, "train")), dev_tsv=tsv(numbered(9, "d")), test_tsv=tsv(numbered(9, "t")))
     small, large = (load_task("sst2", data=folder, limit={"train": most, "test": 5}) for most in (10, 30))
     assert len(small.train) == 10
     assert set(small.train) < set(large.train)
@@ -203,9 +199,7 @@ def test_a_train_file_of_held_out_texts_alone_is_refused(write: Write) -> None:
 
 def test_pairs_are_compared_as_pairs(write: Write) -> None:
     header = "sentence1\tsentence2\tlabel\n"
-    folder = write(
-        train_tsv=header + "a\tb\t0\na\tc\t1\n", dev_tsv=header + "a\td\t0\n", test_tsv=header + "a\tb\t0\n"
-    )
+    folder = write(train_tsv=header + "a\tb\t0\na\tc\t1\n", dev_tsv=header + "a\td\t0\n", test_tsv=header + "a\tb\t0\n")
     data = load_task("rte", data=folder)
     assert data.train == (Example("a", "c", 1),)
 
@@ -227,9 +221,7 @@ def test_sst2_keeps_sentences_and_drops_their_phrases(write: Write) -> None:
 def test_maximal_texts_equal_the_slow_definition() -> None:
     draw = random.Random(3)
     texts = [" ".join(draw.choices("abc", k=draw.randint(1, 6))) for _ in range(200)]
-    slow = {
-        text for text in texts if not any(f" {text} " in f" {other} " and text != other for other in texts)
-    }
+    slow = {text for text in texts if not any(f" {text} " in f" {other} " and text != other for other in texts)}
     assert maximal_texts(texts) == slow
     assert 0 < len(slow) < len(set(texts))
 
@@ -249,9 +241,7 @@ def test_chosen_indices_are_ascending_and_nested() -> None:
 
 def test_glue_quotes_are_text_and_label_names_are_labels(write: Write) -> None:
     rows = 'index\tsentence1\tsentence2\tlabel\n0\tHe said "no.\tI"t\tnot_entailment\n1\t"x"\ty\tentailment\n'
-    folder = write(
-        train_tsv=rows, dev_tsv="sentence1\tsentence2\tlabel\na\tb\t0\n", test_tsv=rows.replace("x", "z")
-    )
+    folder = write(train_tsv=rows, dev_tsv="sentence1\tsentence2\tlabel\na\tb\t0\n", test_tsv=rows.replace("x", "z"))
     data = load_task("rte", data=folder)
     assert Example('"x"', "y", 0) in data.train
     assert Example('He said "no.', 'I"t', 1) in data.test
@@ -350,8 +340,7 @@ def as_jsonl() -> str:
 def test_csv_tsv_and_jsonl_of_the_same_rows_are_the_same_task(write: Write) -> None:
     folder = write(own_csv=as_csv(), own_tsv=as_tsv(), own_jsonl=as_jsonl())
     csv, tab, jsonl = (
-        custom_task(folder / f"own.{suffix}", text="review", label="stars")
-        for suffix in ("csv", "tsv", "jsonl")
+        custom_task(folder / f"own.{suffix}", text="review", label="stars") for suffix in ("csv", "tsv", "jsonl")
     )
     assert csv.train == tab.train == jsonl.train
     assert csv.task.labels == ("1", "5", "10")
@@ -437,9 +426,7 @@ def test_a_bad_own_file_is_told_what_is_wrong(write: Write, name: str, content: 
         (None, [" a", " b"], "2 label words for 3 labels"),
     ],
 )
-def test_own_prompt_and_words_must_fit(
-    write: Write, prompt: str | None, words: list[str], message: str
-) -> None:
+def test_own_prompt_and_words_must_fit(write: Write, prompt: str | None, words: list[str], message: str) -> None:
     folder = write(own_csv=as_csv())
     with pytest.raises(BadInput, match=message):
         custom_task(folder / "own.csv", text="review", label="stars", prompt=prompt, label_words=words)
@@ -452,9 +439,7 @@ def test_hub_splits_become_the_same_examples_as_a_folder(write: Write) -> None:
     rows = {split: numbered(12, split) for split in ("train", "validation", "test")}
     splits = datasets.DatasetDict(
         {
-            split: datasets.Dataset.from_dict(
-                {"sentence": [t for t, _ in pairs], "label": [n for _, n in pairs]}
-            )
+            split: datasets.Dataset.from_dict({"sentence": [t for t, _ in pairs], "label": [n for _, n in pairs]})
             for split, pairs in rows.items()
         }
     )

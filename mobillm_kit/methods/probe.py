@@ -36,7 +36,7 @@ def build(model: TaskModel, *, seed: int, weight_decay: float = 0.0) -> Backprop
     return Backprop(
         "probe",
         nn.ModuleList([model, classifier]),
-        {f"classifier.{name}": parameter for name, parameter in classifier.named_parameters()},
+        dict(classifier.named_parameters()),
         logits,
         weight_decay=weight_decay,
     )
