@@ -139,12 +139,15 @@ def fit(
     if len(train) < settings.batch_size:
         raise BadInput(f"{len(train)} training examples are fewer than one batch of {settings.batch_size}.")
     progress = _resume(method, settings, checkpoint)
+    if not progress.curve:
+        _evaluate(method, dev, encoder, progress, device)
     with stop_after_step() as asked_to_stop:
         while progress.step < settings.steps and not progress.stopped and not asked_to_stop():
             batch = _batch(train, encoder, settings, progress.step, device)
             loss = _timed_step(method, batch, settings, progress)
-            point = _evaluate_if_due(method, dev, encoder, settings, progress, device)
-            if point is not None:
+            point = None
+            if _due(settings, progress):
+                point = _evaluate(method, dev, encoder, progress, device)
                 _judge(progress, settings, point)
                 _save(method, progress, checkpoint)
             for callback in callbacks:
@@ -271,16 +274,13 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
 
 
-def _evaluate_if_due(
-    method: Method,
-    dev: Sequence[Encoded],
-    encoder: TextEncoder,
-    settings: FitSettings,
-    progress: _Progress,
-    device: str,
-) -> CurvePoint | None:
-    if progress.step % settings.eval_every and progress.step != settings.steps:
-        return None
+def _due(settings: FitSettings, progress: _Progress) -> bool:
+    return progress.step % settings.eval_every == 0 or progress.step == settings.steps
+
+
+def _evaluate(
+    method: Method, dev: Sequence[Encoded], encoder: TextEncoder, progress: _Progress, device: str
+) -> CurvePoint:
     dev_loss, predictions = evaluate(method, dev, encoder, device=device)
     labels = torch.tensor([example.label for example in dev])
     point = CurvePoint(
@@ -288,7 +288,7 @@ def _evaluate_if_due(
         forwards=progress.forwards,
         seconds=progress.seconds,
         bytes_sent=progress.bytes_sent,
-        train_loss=progress.loss_sum / progress.loss_count,
+        train_loss=progress.loss_sum / progress.loss_count if progress.loss_count else None,
         dev_loss=dev_loss,
         dev_accuracy=(predictions == labels).float().mean().item(),
     )

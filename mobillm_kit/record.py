@@ -25,7 +25,7 @@ Scalar = str | int | float | bool | None
 
 
 class CurvePoint(msgspec.Struct, frozen=True, kw_only=True):
-    """One evaluation on the dev split."""
+    """One evaluation on the dev split; the first one is of the model as it was before training."""
 
     step: int
     """Optimizer steps done."""
@@ -35,8 +35,8 @@ class CurvePoint(msgspec.Struct, frozen=True, kw_only=True):
     """Wall-clock seconds of training, evaluation left out."""
     bytes_sent: int
     """Bytes that have left the device; 0 where nothing is sent."""
-    train_loss: float
-    """Mean training loss since the last point, in nats."""
+    train_loss: float | None
+    """Mean training loss since the last point, in nats; None before the first step."""
     dev_loss: float
     dev_accuracy: float
 

@@ -30,6 +30,7 @@ from mobillm_kit.errors import KitError
 from mobillm_kit.fit import FitEvent, batch_indices, fit_memory_error
 from mobillm_kit.folders import load_spec
 from mobillm_kit.measure import measured
+from mobillm_kit.methods import load_method
 from mobillm_kit.methods.mobillm import MobiLLM
 from mobillm_kit.methods.protocol import Method
 from mobillm_kit.record import MeasuredMemory
@@ -90,7 +91,9 @@ def train(folder: Path) -> None:
 
 def measure_memory(folder: Path, party: str) -> None:
     """Train a few steps of one party in this fresh process and write what they took."""
-    prepared = prepare(load_spec(folder))
+    spec = load_spec(folder)
+    load_method(spec.method)  # its imports belong to what is loaded before, not to training
+    prepared = prepare(spec)
     batches = _first_batches(prepared)
     if party == "server":
         result = _measure_server(prepared, batches)

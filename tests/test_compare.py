@@ -32,7 +32,7 @@ def test_every_run_leaves_a_whole_record(compared):
     assert [record.method for record in records] == list(METHODS)
     assert all(record.status == "done" for record in records)
     assert all("test_accuracy" in record.scores for record in records)
-    assert [len(record.curve) for record in records] == [0, 0, 2, 2]
+    assert [len(record.curve) for record in records] == [0, 0, 3, 3]
 
 
 def test_device_and_server_are_counted_and_measured_apart(compared):

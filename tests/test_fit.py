@@ -120,10 +120,11 @@ def test_early_stop_says_why(tmp_path):
 
 def test_the_curve_counts(tmp_path):
     _, result = fitted(tmp_path, method="mobillm-ladder")
-    assert [p.step for p in result.curve] == [4, 8]
-    assert [p.forwards for p in result.curve] == [16, 32]
-    assert result.curve[1].bytes_sent == result.bytes_sent > result.curve[0].bytes_sent > 0
-    assert result.curve[1].seconds > result.curve[0].seconds > 0
+    assert [p.step for p in result.curve] == [0, 4, 8]
+    assert [p.forwards for p in result.curve] == [0, 16, 32]
+    assert result.curve[2].bytes_sent == result.bytes_sent > result.curve[1].bytes_sent > 0
+    assert result.curve[2].seconds > result.curve[1].seconds > 0
+    assert (result.curve[0].seconds, result.curve[0].train_loss) == (0.0, None)
 
 
 def test_evaluation_by_hand(tmp_path):

@@ -38,10 +38,19 @@ class DualForwardLinear(nn.Module):
         self.scale = scale
         width = base.weight.shape[1] if isinstance(base, Conv1D) else base.weight.shape[0]
         self.register_buffer("a", a)
-        self.register_buffer("up", torch.zeros(q, width, a.shape[0], dtype=a.dtype, device=a.device))
-        self.register_buffer("down", torch.zeros_like(self.up))
+        self.register_buffer("stack", torch.zeros(2, q, width, a.shape[0], dtype=a.dtype, device=a.device))
         self.copies: Tensor | None = None
-        """(C, d_out, r): the Bs of the next forward; C must divide the rows."""
+        """(C, d_out, r): the Bs of the next forward; C must divide the rows.  In training a view of the stack."""
+
+    @property
+    def up(self) -> Tensor:
+        """(q, d_out, r): B0, the weights moved up."""
+        return self.stack[0]
+
+    @property
+    def down(self) -> Tensor:
+        """(q, d_out, r): B1, the weights moved down."""
+        return self.stack[1]
 
     def forward(self, x: Tensor) -> Tensor:
         """(C·B, …, d_in) to (C·B, …, d_out)."""
@@ -65,8 +74,8 @@ class DualForwardLinear(nn.Module):
         noise = (self.up - self.down) / 2
         update = self._update(g, lr, eps)
         move = eps * z - noise
-        self.up += move - update
-        self.down -= move + update
+        self.up.add_(move - update)
+        self.down.sub_(move + update)
 
     def _update(self, g: Tensor, lr: float, eps: float) -> Tensor:
         noise = (self.up - self.down) / 2

@@ -24,7 +24,7 @@ def build(
     seed: int,
     rank: int = 8,
     alpha: float = 16.0,
-    targets: Sequence[str] | None = None,
+    targets: str | Sequence[str] | None = None,
     weight_decay: float = 0.0,
 ) -> Backprop:
     """Train A and B of the targeted projections, and the classifier of encoders.
@@ -34,7 +34,7 @@ def build(
         seed: of A.
         rank: r.
         alpha: numerator of the scale alpha / r.
-        targets: names of projections; query and value by default.
+        targets: names of projections, as a list or with commas; query and value by default.
         weight_decay: AdamW's.
     """
     layers = add_lora(model, rank=rank, alpha=alpha, targets=targets, seed=seed)

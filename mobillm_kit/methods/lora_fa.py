@@ -3,7 +3,8 @@
     grad_B needs A x (r values a token) instead of x (d values a token)
 
 PEFT has an optimizer of this name that projects the gradient; it computes in bfloat16 where the processor can, so its
-result depends on the machine.  Here B is trained with AdamW, as in the paper's first form.
+result depends on the machine, and it keeps its state by the parameters' names.  Here B is trained with AdamW, as in the
+paper's first form.
 
 Knows: the task model.  Knows nothing of: other methods.
 
@@ -25,7 +26,7 @@ def build(
     seed: int,
     rank: int = 8,
     alpha: float = 16.0,
-    targets: Sequence[str] | None = None,
+    targets: str | Sequence[str] | None = None,
     weight_decay: float = 0.0,
 ) -> Backprop:
     """Train B of the targeted projections, and the classifier of encoders; arguments as for LoRA."""

@@ -9,6 +9,7 @@ Taught in: notebooks/09_comparison.ipynb
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -23,7 +24,7 @@ from mobillm_kit.seeds import derived_seed
 
 
 def add_lora(
-    model: TaskModel, *, rank: int, alpha: float, targets: Sequence[str] | None, seed: int
+    model: TaskModel, *, rank: int, alpha: float, targets: str | Sequence[str] | None, seed: int
 ) -> dict[str, nn.Parameter]:
     """Put LoRA layers into the backbone; at the start they change nothing, to the bit.
 
@@ -31,17 +32,16 @@ def add_lora(
         model: its backbone gets the layers.
         rank: r.
         alpha: numerator of the scale alpha / r.
-        targets: names of the projections; query and value of the family by default.
+        targets: names of the projections, as a list or with commas; query and value of the family by default.
         seed: of A.
 
     Returns:
         A and B of every layer, by name.
 
     Raises:
-        BadInput: a rank below 1, or a target that no layer has.
+        BadInput: a rank or an alpha out of range, or a target that no layer has.
     """
-    if rank < 1:
-        raise BadInput(f"rank is {rank}; it must be at least 1.")
+    check_scale(rank, alpha)
     chosen = target_names(model.backbone, targets)
     layers = (module for name, module in model.backbone.model.named_modules() if name.split(".")[-1] in chosen)
     config = LoraConfig(
@@ -51,20 +51,34 @@ def add_lora(
         lora_dropout=0.0,
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers),
     )
-    with torch.random.fork_rng(devices=[]):  # PEFT draws A from the global generator
-        torch.manual_seed(derived_seed(seed, "lora"))
+    with torch.random.fork_rng(devices=[]):  # PEFT draws A from the global generator of the CPU
+        # torch.manual_seed would seed every accelerator as well, and nothing would take that back
+        torch.default_generator.manual_seed(derived_seed(seed, "lora"))
         inject_adapter_in_model(config, model.backbone.model)
     model.backbone.freeze()
     return {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
 
 
-def target_names(backbone: Backbone, targets: Sequence[str] | None) -> tuple[str, ...]:
+def check_scale(rank: int, alpha: float) -> None:
+    """Refuse a rank or a numerator of the scale that no low-rank layer can have.
+
+    Raises:
+        BadInput: rank is no whole number from 1 up, or alpha no finite number above 0.
+    """
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise BadInput(f"rank is {rank}; it must be a whole number from 1 up.")
+    if not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
+        raise BadInput(f"alpha is {alpha}; it must be a number above 0.")
+
+
+def target_names(backbone: Backbone, targets: str | Sequence[str] | None) -> tuple[str, ...]:
     """The projections to adapt, checked against what the backbone has.
 
     Raises:
         BadInput: a target that no layer has; the message lists those there are.
     """
-    chosen = tuple(targets or backbone.family.attention_targets)
+    given = [name.strip() for name in targets.split(",")] if isinstance(targets, str) else targets
+    chosen = tuple(given or backbone.family.attention_targets)
     there = {
         name.split(".")[-1]
         for name, module in backbone.blocks.named_modules()

@@ -21,7 +21,7 @@ def build(
     eps: float = 1e-2,
     rank: int = 8,
     alpha: float = 16.0,
-    targets: Sequence[str] | None = None,
+    targets: str | Sequence[str] | None = None,
 ) -> ZerothOrder:
     """Train A and B, and the classifier of encoders, by SPSA; the paper's eps for LoRA is 1e-2."""
     layers = add_lora(model, rank=rank, alpha=alpha, targets=targets, seed=seed)

@@ -24,8 +24,9 @@ from mobillm_kit.encode import Batch
 from mobillm_kit.errors import BadInput
 from mobillm_kit.memory import storage_bytes
 from mobillm_kit.methods.dual_forward import DualForwardLinear
-from mobillm_kit.methods.lora_layers import target_names
+from mobillm_kit.methods.lora_layers import check_scale, target_names
 from mobillm_kit.methods.protocol import StepResult
+from mobillm_kit.methods.zeroth_order import check_eps
 from mobillm_kit.model import PooledHead, TaskModel
 from mobillm_kit.record import CountedMemory
 from mobillm_kit.seeds import derived_seed
@@ -83,8 +84,10 @@ class PRGE:
         """(2, q): the loss at every perturbed weight."""
         losses = torch.empty(2, len(self._g), dtype=self._g.dtype, device=self._g.device)
         for group in self._groups:
+            (sign, first), (last_sign, last) = group[0], group[-1]
             for layer in self._layers.values():
-                layer.copies = torch.stack([(layer.up, layer.down)[sign][j] for sign, j in group])
+                # a group is a block of the stack, so its copies are a view and no second set of Bs exists
+                layer.copies = layer.stack[sign : last_sign + 1, first : last + 1].flatten(0, 1)
             logits = self._model.logits(repeated(batch, len(group)))
             each = F.cross_entropy(logits, batch.labels.repeat(len(group)), reduction="none")
             for (sign, j), loss in zip(group, each.view(len(group), -1).mean(dim=1), strict=True):
@@ -153,7 +156,7 @@ def build(
     eps: float = 1e-2,
     rank: int = 8,
     alpha: float = 16.0,
-    targets: Sequence[str] | None = None,
+    targets: str | Sequence[str] | None = None,
     inner: bool = True,
     outer: bool = True,
 ) -> PRGE:
@@ -166,16 +169,17 @@ def build(
         eps: the perturbation; the paper's 1e-2 for LoRA-FA.
         rank: r.
         alpha: numerator of the scale alpha / r.
-        targets: names of projections; query and value by default.
+        targets: names of projections, as a list or with commas; query and value by default.
         inner: run both signs in the same forward.
         outer: run all perturbations in the same forward.
 
     Raises:
-        BadInput: q, eps or rank out of range, or a target that no layer has.
+        BadInput: q, eps, rank or alpha out of range, or a target that no layer has.
     """
-    for name, value in (("q", q), ("eps", eps), ("rank", rank)):
-        if not value > 0:
-            raise BadInput(f"{name} is {value}; it must be above 0.")
+    if not isinstance(q, int) or isinstance(q, bool) or q < 1:
+        raise BadInput(f"q is {q}; it must be a whole number from 1 up.")
+    check_eps(eps)
+    check_scale(rank, alpha)
     generator = torch.Generator().manual_seed(derived_seed(seed, "a"))
     layers: dict[str, DualForwardLinear] = {}
     chosen = target_names(model.backbone, targets)

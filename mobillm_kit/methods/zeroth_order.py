@@ -12,6 +12,7 @@ Taught in: notebooks/09_comparison.ipynb
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class ZerothOrder:
         eps: the perturbation.
 
     Raises:
-        BadInput: eps is not above 0.
+        BadInput: eps is not above 0, or a weight is kept in 16 bits, where adding and taking back eps z drifts.
     """
 
     def __init__(
@@ -57,8 +58,14 @@ class ZerothOrder:
         seed: int,
         eps: float,
     ) -> None:
-        if not eps > 0:
-            raise BadInput(f"eps is {eps}; it must be above 0.")
+        check_eps(eps)
+        for key, parameter in parameters.items():
+            if parameter.dtype not in (torch.float32, torch.float64):
+                raise BadInput(
+                    f"{name}: '{key}' is {str(parameter.dtype).removeprefix('torch.')}, too coarse to add eps z and "
+                    "take it back.",
+                    "Load the backbone in float32.",
+                )
         self.name = name
         self._model = model
         self._parameters = dict(parameters)
@@ -117,6 +124,16 @@ class ZerothOrder:
 
     def _loss(self, batch: Batch) -> float:
         return F.cross_entropy(self._logits(batch), batch.labels).item()
+
+
+def check_eps(eps: float) -> None:
+    """Refuse a perturbation that estimates nothing.
+
+    Raises:
+        BadInput: eps is no finite number above 0.
+    """
+    if not isinstance(eps, (int, float)) or not 0 < eps < math.inf:
+        raise BadInput(f"eps is {eps}; it must be a number above 0.")
 
 
 def step_seed(seed: int, step: int) -> int:

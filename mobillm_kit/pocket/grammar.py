@@ -836,7 +836,7 @@ def _asked(rng: random.Random) -> tuple[str, str]:
 
 _EASY = ((_simple, 50), (_chain, 40), (_likes, 10))
 _FULL = ((_reviewed, 48), (_short, 22), (_simple, 8), (_likes, 4), (_chain, 10), (_gloss, 3), (_asked, 5))
-EASY_UNTIL, FULL_FROM = 0.22, 0.3
+EASY_UNTIL, FULL_FROM = 0.19, 0.26
 """The curriculum: only easy texts until the first share of the tokens, the full mixture from the second on."""
 
 
