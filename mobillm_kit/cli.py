@@ -278,7 +278,7 @@ def predict(
     if not lines:
         raise BadInput("No text to label.", "Give texts as arguments or on standard input.")
     for text, found in zip(lines, load_run(run_folder).predict(lines, pair=pair), strict=True):
-        screen.print(f"{found.label}\t{found.probability:.3f}\t{text}", markup=False, highlight=False, soft_wrap=True)
+        typer.echo(f"{found.label}\t{found.probability:.3f}\t{text}")
 
 
 @app.command()

@@ -103,6 +103,7 @@ def tiny_spec(place: Path, method: str = "mobillm-full-width", model: str = "opt
         "batch_size": 4,
         "eval_every": 4,
         "lr": 1e-2,
+        "options": {"rank": 4} if method == "mobillm-full-width" else {},
         **changes,
     }
     return RunSpec(method=method, **settings)

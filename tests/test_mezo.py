@@ -1,0 +1,134 @@
+"""MeZO step by step against a version written out by hand, and runs that are resumed before they are replayed."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mobillm_kit.errors import BadInput
+from mobillm_kit.memory import SavedActivations
+from mobillm_kit.methods import mezo, mezo_lora
+from mobillm_kit.methods.zeroth_order import ReplayLog, replay
+from mobillm_kit.seeds import derived_seed
+from tests.builders import random_batch, tiny_task_model
+
+DOUBLE = torch.float64
+BUILDS = [mezo.build, mezo_lora.build]
+
+
+def kind_of(name: str) -> str:
+    return "encoder" if name == "bert" else "decoder"
+
+
+def own_loss(hf, batch) -> torch.Tensor:
+    """Cross-entropy over the label words, through the Hugging Face model's own head."""
+    positions = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
+    logits = hf(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=positions, use_cache=False
+    ).logits
+    return F.cross_entropy(logits[torch.arange(batch.rows), batch.positions][:, [10, 11]], batch.labels)
+
+
+@pytest.mark.parametrize("name", ["opt", "llama", "gpt2"])
+@torch.no_grad()
+def test_three_steps_equal_the_formula_written_out(name):
+    """Float64: w - lr g z with weights set from copies, never moved back and forth, on the plain model."""
+    method = mezo.build(tiny_task_model(name, dtype=DOUBLE), seed=9, eps=1e-4)
+    hf = tiny_task_model(name, dtype=DOUBLE).backbone.model
+    weights = list(hf.parameters())
+    for step, lr in enumerate((1e-2, 3e-3, 1e-3)):
+        batch = random_batch(seed=step)
+        result = method.step(batch, lr)
+        generator = torch.Generator().manual_seed(derived_seed(9, "z", step))
+        start = [weight.clone() for weight in weights]
+        zs = [torch.randn(weight.shape, generator=generator, dtype=DOUBLE) for weight in weights]
+        losses = []
+        for sign in (1, -1):
+            for weight, w, z in zip(weights, start, zs, strict=True):
+                weight.copy_(w + sign * 1e-4 * z)
+            losses.append(own_loss(hf, batch).item())
+        g = (losses[0] - losses[1]) / 2e-4
+        for weight, w, z in zip(weights, start, zs, strict=True):
+            weight.copy_(w - lr * g * z)
+        assert result.loss == pytest.approx(sum(losses) / 2, abs=1e-8)
+        assert method.log.step_sizes[step] == pytest.approx(lr * g, rel=1e-5)
+        # the step is kept as float32, so the weights agree to its rounding and no further
+        for trained, weight, z in zip(method.trained().values(), weights, zs, strict=True):
+            allowed = 1e-5 * abs(lr * g) * z.abs().max().item() + 1e-10
+            assert (trained - weight).abs().max().item() < allowed * (step + 1)
+
+
+def test_tied_weights_are_perturbed_once():
+    model = tiny_task_model("opt")
+    assert model.backbone.lm_head.weight is model.backbone.base.embed_tokens.weight
+    storages = [tensor.data_ptr() for tensor in mezo.build(model, seed=0).trained().values()]
+    assert len(storages) == len(set(storages))
+    assert set(storages) == {parameter.data_ptr() for parameter in model.parameters()}
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("name", ["opt", "bert"])
+def test_a_resumed_run_is_replayed_from_its_first_step(tmp_path, build, name):
+    def steps(method, start: int, stop: int):
+        for step in range(start, stop):
+            method.step(random_batch(kind=kind_of(name), seed=step), 1e-3 * (1 - step / 10))
+        return method
+
+    whole = steps(build(tiny_task_model(name), seed=5), 0, 10)
+    half = {key: value.clone() for key, value in steps(build(tiny_task_model(name), seed=5), 0, 4).state().items()}
+    resumed = build(tiny_task_model(name), seed=5)
+    resumed.load_state(half)
+    steps(resumed, 4, 10)
+    resumed.log.save(tmp_path / "replay.safetensors")
+    again = build(tiny_task_model(name), seed=5)
+    start = {key: value.clone() for key, value in again.trained().items()}
+    replay(again.trained(), ReplayLog.load(tmp_path / "replay.safetensors"))
+    for key, tensor in whole.trained().items():
+        assert torch.equal(resumed.trained()[key], tensor), key
+        assert torch.equal(again.trained()[key], tensor), key
+    assert any(not torch.equal(start[key], tensor) for key, tensor in whole.trained().items())
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_an_encoders_classifier_is_trained_too(build):
+    method = build(tiny_task_model("bert"), seed=0)
+    before = method.trained()["head.classifier.weight"].clone()
+    method.step(random_batch(kind="encoder"), 1e-2)
+    assert not torch.equal(method.trained()["head.classifier.weight"], before)
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_a_step_saves_nothing_for_a_backward_pass_and_two_forwards_are_counted(build):
+    model = tiny_task_model()
+    method, batch = build(model, seed=0), random_batch(rows=5)
+    with SavedActivations(model.parameters()) as saved:
+        result = method.step(batch, 1e-3)
+    assert saved.peak_bytes == 0
+    assert result.forwards == 10
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_ledger_by_hand():
+    model = tiny_task_model()
+    device = mezo.build(model, seed=0).count_memory(random_batch())[0]
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    assert device.weights_bytes == 4 * sum(parameter.numel() for parameter in model.parameters()) + buffers
+    assert device.gradients_bytes == 4 * max(parameter.numel() for parameter in model.parameters())
+    assert (device.optimizer_bytes, device.saved_activations_bytes, device.messages_bytes) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_16_bits_are_refused(build, dtype):
+    with pytest.raises(BadInput, match=r"too coarse to add eps z.*Load the backbone in float32"):
+        build(tiny_task_model(dtype=dtype), seed=0)
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("eps", [-1e-3, math.inf, math.nan, "x"])
+def test_an_eps_that_estimates_nothing_is_refused(build, eps):
+    with pytest.raises(BadInput, match=rf"eps is {eps}; it must be a number above 0"):
+        build(tiny_task_model(), seed=0, eps=eps)

@@ -1,0 +1,159 @@
+"""P-RGE as a whole against SPSA written out over PEFT's own LoRA layers, on every family."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mobillm_kit.errors import BadInput
+from mobillm_kit.memory import SavedActivations
+from mobillm_kit.methods import prge
+from mobillm_kit.methods.lora_layers import add_lora
+from mobillm_kit.methods.prge import repeated
+from mobillm_kit.seeds import derived_seed
+from tests.builders import random_batch, tiny_task_model
+from tests.families import TINY
+
+DOUBLE = torch.float64
+MODES = [(True, True), (True, False), (False, True), (False, False)]
+RANK, ALPHA, EPS = 4, 8.0, 1e-2
+
+
+def kind_of(name: str) -> str:
+    return "encoder" if name in ("bert", "roberta") else "decoder"
+
+
+def batch_for(name: str, seed: int):
+    """Padded on the left and on the right in turn; encoders read two segments."""
+    batch = random_batch(kind=kind_of(name), seed=seed, pad=("right", "left")[seed % 2])
+    if name != "bert":
+        return batch
+    return replace(batch, token_type_ids=(torch.arange(batch.input_ids.shape[1]) > 4).long().expand(batch.rows, -1))
+
+
+class PlainSpsa:
+    """The formula of the paper, one weight at a time: PEFT's LoRA with A given, no stack, no delayed update."""
+
+    def __init__(self, name: str, a_of: dict[str, torch.Tensor], seed: int) -> None:
+        self.model = tiny_task_model(name, dtype=DOUBLE)
+        self.seed = seed
+        layers = add_lora(self.model, rank=RANK, alpha=ALPHA, targets=None, seed=0)
+        self.places: dict[str, torch.Tensor] = {}
+        for layer, a in a_of.items():
+            if layer == "classifier":
+                self.places[layer] = self.model.head.classifier.weight
+                continue
+            (down,) = (value for key, value in layers.items() if f".{layer}.lora_A." in key)
+            (up,) = (value for key, value in layers.items() if f".{layer}.lora_B." in key)
+            down.data.copy_(a)
+            self.places[layer] = up
+        self.weights = {layer: place.detach().clone() for layer, place in self.places.items()}
+
+    @torch.no_grad()
+    def logits(self, batch, moved=None) -> torch.Tensor:
+        for layer, place in self.places.items():
+            place.copy_(self.weights[layer] + (0 if moved is None else moved[layer]))
+        return self.model.logits(batch)
+
+    def step(self, batch, lr: float, q: int, step: int) -> list[float]:
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, "z", step))
+        zs = {
+            layer: torch.randn(q, *weight.shape, generator=generator, dtype=DOUBLE)
+            for layer, weight in self.weights.items()
+        }
+        gs = []
+        for j in range(q):
+            moved = {layer: EPS * z[j] for layer, z in zs.items()}
+            up = F.cross_entropy(self.logits(batch, moved), batch.labels)
+            down = F.cross_entropy(self.logits(batch, {layer: -move for layer, move in moved.items()}), batch.labels)
+            gs.append(((up - down) / (2 * EPS)).item())
+        for layer, z in zs.items():
+            self.weights[layer] -= lr * sum(g * z[j] for j, g in enumerate(gs)) / q
+        return gs
+
+
+@pytest.mark.parametrize("name", ["opt", "llama", "gpt2", "bert"])
+@pytest.mark.parametrize(("inner", "outer"), MODES)
+def test_a_run_equals_spsa_on_pefts_own_lora(name, inner, outer):
+    """Float64: every g, every weight and the logits, with a learning rate that changes from step to step."""
+    model = tiny_task_model(name, dtype=DOUBLE)
+    method = prge.build(model, seed=3, q=3, eps=EPS, rank=RANK, alpha=ALPHA, inner=inner, outer=outer)
+    offsets = {"classifier.b": model.head.classifier.base.weight} if kind_of(name) == "encoder" else {}
+    a_of = {key[: -len(".a")]: value for key, value in model.backbone.blocks.named_buffers() if key.endswith(".a")}
+    plain = PlainSpsa(name, a_of | ({"classifier": torch.empty(0)} if offsets else {}), seed=3)
+    for step, lr in enumerate((0.3, 0.1, 0.2, 0.05)):
+        batch = batch_for(name, step)
+        result = method.step(batch, lr)
+        gs = plain.step(batch, lr, 3, step)
+        assert result.forwards == 2 * 3 * batch.rows
+        assert method.state()["g"].tolist() == pytest.approx(gs, rel=1e-9, abs=1e-10)
+        for layer, weight in plain.weights.items():
+            ours = method.trained()[f"{layer}.b"] + offsets.get(f"{layer}.b", 0)
+            torch.testing.assert_close(ours, weight, rtol=0, atol=1e-10)
+        torch.testing.assert_close(method.logits(batch), plain.logits(batch), rtol=0, atol=1e-10)
+    assert max(abs(g) for g in gs) > 1e-4
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_family_is_trained_and_its_own_weights_stay(name):
+    model = tiny_task_model(name)
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    method = prge.build(model, seed=0)
+    for step in range(3):
+        method.step(batch_for(name, step), 1e-1)
+    after = {key.replace(".base.", "."): value for key, value in model.named_parameters()}
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert all(tensor.abs().max() > 0 for tensor in method.trained().values())
+
+
+@pytest.mark.parametrize(("inner", "outer"), MODES)
+def test_no_second_set_of_bs_is_ever_made(inner, outer):
+    """What a forward reads is a view of the counted stack, so the ledger misses nothing."""
+    model = tiny_task_model()
+    method = prge.build(model, seed=0, inner=inner, outer=outer)
+    method.step(random_batch(), 1e-2)
+    layers = [module for module in model.modules() if hasattr(module, "copies")]
+    assert layers
+    for layer in layers:
+        assert layer.copies.untyped_storage().data_ptr() == layer.stack.untyped_storage().data_ptr()
+
+
+def test_the_ledger_by_hand():
+    model, q, rank = tiny_task_model(), 5, 4
+    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    device = prge.build(model, seed=0, q=q, rank=rank).count_memory(random_batch())[0]
+    layers, width = 3 * 2, 32
+    a_and_stack = layers * (rank * width + 2 * q * width * rank) * 4
+    assert device.weights_bytes == weights + buffers + a_and_stack
+    assert device.gradients_bytes == q * width * rank * 4
+    assert (device.optimizer_bytes, device.saved_activations_bytes, device.messages_bytes) == (0, 0, 0)
+
+
+def test_a_step_saves_nothing_for_a_backward_pass():
+    model = tiny_task_model()
+    method = prge.build(model, seed=0)
+    with SavedActivations(model.parameters()) as saved:
+        method.step(random_batch(), 1e-2)
+    assert saved.peak_bytes == 0
+
+
+def test_a_copy_of_the_batch_follows_the_other():
+    batch = batch_for("bert", 0)
+    twice = repeated(batch, 2)
+    for field in ("input_ids", "attention_mask", "labels", "positions", "token_type_ids"):
+        assert torch.equal(getattr(twice, field), torch.cat([getattr(batch, field)] * 2)), field
+
+
+@pytest.mark.parametrize("q", [0, -1, 2.5, True, "four"])
+def test_a_q_that_cannot_be_is_refused(q):
+    with pytest.raises(BadInput, match=rf"q is {q}; it must be a whole number from 1 up"):
+        prge.build(tiny_task_model(), seed=0, q=q)
+
+
+def test_a_perturbation_that_estimates_nothing_is_refused():
+    with pytest.raises(BadInput, match="eps is inf; it must be a number above 0"):
+        prge.build(tiny_task_model(), seed=0, eps=float("inf"))
