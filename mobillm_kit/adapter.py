@@ -136,8 +136,12 @@ class SideTuned(nn.Module):
         self.head: LabelWordHead | PooledHead = adapter.head if head is None else head
 
     def forward(self, taps: Sequence[Tensor], mask: Tensor, positions: Tensor) -> Tensor:
-        """Taps (B, T, d) per layer, the last of them h_L; mask (B, T); positions (B,); to logits (B, C)."""
-        hidden = taps[-1] + self.adapter.side(taps, mask)
+        """Taps (B, T, d) per layer, the last of them h_L; mask (B, T); positions (B,); to logits (B, C).
+
+        The side network works in its own precision, whatever the taps arrive in.
+        """
+        wide = [tap.to(self.adapter.side.gates.dtype) for tap in taps]
+        hidden = wide[-1] + self.adapter.side(wide, mask)
         return self.head(self.head.pool(hidden, mask, positions))
 
     @property

@@ -231,14 +231,14 @@ def train(
     import torch
 
     from mobillm_kit.folders import lay_out, only_one
-    from mobillm_kit.progress import training_bar
+    from mobillm_kit.progress import OneBar
     from mobillm_kit.run import run
 
     torch.set_num_threads(threads)
     spec = _spec(method=method, seed=seed, option=option, **_given(locals()))
-    with only_one(out), training_bar(screen, method_row(method).label) as tick:
+    with only_one(out), OneBar(screen, method_row(method).label) as bar:
         lay_out(out, spec)
-        record = run(spec, folder=out, command=_command(), callbacks=[tick])
+        record = run(spec, folder=out, command=_command(), callbacks=[bar.on_step], on_test=bar.on_test)
     if record.status == "interrupted":
         _say_stopped()
     _print_scores(record.scores)
@@ -254,9 +254,12 @@ def evaluate(
     import torch
 
     from mobillm_kit.predictor import score_run
+    from mobillm_kit.progress import OneBar
 
     torch.set_num_threads(threads)
-    _print_scores(score_run(run_folder))
+    with OneBar(screen, run_folder.name) as bar:
+        scores = score_run(run_folder, bar.on_test)
+    _print_scores(scores)
 
 
 @app.command()

@@ -71,6 +71,7 @@ class LabelWordHead(nn.Module):
     def forward(self, pooled: Tensor) -> Tensor:
         words = self.lm_head.weight[self.word_ids]
         bias = None if self.lm_head.bias is None else self.lm_head.bias[self.word_ids]
+        pooled = pooled.to(words.dtype)  # a side network may hand over a wider type
         logits = nn.functional.linear(self.project_out(self.norm(pooled)), words, bias)
         return logits if not self.softcap else self.softcap * torch.tanh(logits / self.softcap)
 
@@ -119,7 +120,7 @@ class PooledHead(nn.Module):
         return (hidden * weight).sum(dim=1) / weight.sum(dim=1)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        return self.classifier(pooled)
+        return self.classifier(pooled.to(self.classifier.weight.dtype))
 
     def server_copy(self) -> PooledHead:
         return copy.deepcopy(self)

@@ -27,7 +27,7 @@ from mobillm_kit.folders import load_spec
 from mobillm_kit.methods import method_row
 from mobillm_kit.methods.protocol import Method
 from mobillm_kit.model import task_model
-from mobillm_kit.run import Prepared, build_method, control_record, prepare, test_scores
+from mobillm_kit.run import Prepared, build_method, control_record, prepare, held_out_scores
 from mobillm_kit.tasks import Example, Task
 
 
@@ -86,14 +86,18 @@ def load_run(folder: str | Path) -> Predictor:
     return Predictor(prepared.encoder, method.logits, prepared.device)
 
 
-def score_run(folder: str | Path) -> dict[str, float]:
+def score_run(folder: str | Path, on_test: Callable[[int, int], None] | None = None) -> dict[str, float]:
     """Scores of a run's model on its held-out texts, computed again.
+
+    Args:
+        folder: of the run.
+        on_test: told how many of how many texts are done.
 
     Raises:
         BadInput: not a run's folder, or one without a checkpoint.
     """
     prepared, method = _trained(Path(folder))
-    return control_record(prepared, "").scores if method is None else test_scores(method, prepared)
+    return control_record(prepared, "").scores if method is None else held_out_scores(method, prepared, on_test)
 
 
 def load_side(folder: str | Path, backbone: str | Path) -> Predictor:

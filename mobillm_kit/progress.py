@@ -5,8 +5,6 @@ Knows: rich, and what runs say of themselves.  Knows nothing of: how they run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -51,19 +49,31 @@ class ProgressBars:
         updates: dict[str, Any] = {"completed": said.step, "total": said.steps or None}
         if said.dev_accuracy is not None:
             updates["note"] = f"dev {100 * said.dev_accuracy:.1f} %"
+        if said.testing:
+            updates["note"] = "test"
         if said.ended:
             updates = {"completed": 1, "total": 1, "note": "done"}
         self._bars.update(self._tasks[job.label], **updates)
 
 
-@contextmanager
-def training_bar(console: Console, label: str) -> Iterator[Callable[[FitEvent], None]]:
-    """One bar for one run in this process."""
-    with bars(console) as shown:
-        task = shown.add_task(label, total=None, note="")
+class OneBar:
+    """The bar of one run in this process: training, then its held-out texts."""
 
-        def tick(event: FitEvent) -> None:
-            note = {} if event.point is None else {"note": f"dev {100 * event.point.dev_accuracy:.1f} %"}
-            shown.update(task, completed=event.step, total=event.steps, **note)
+    def __init__(self, console: Console, label: str) -> None:
+        self._bars = bars(console)
+        self._label = label
+        self._task = self._bars.add_task(label, total=None, note="")
 
-        yield tick
+    def __enter__(self) -> OneBar:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+    def on_step(self, event: FitEvent) -> None:
+        note = {} if event.point is None else {"note": f"dev {100 * event.point.dev_accuracy:.1f} %"}
+        self._bars.update(self._task, completed=event.step, total=event.steps, **note)
+
+    def on_test(self, done: int, total: int) -> None:
+        self._bars.update(self._task, description=f"{self._label}, test", completed=done, total=total, note="")

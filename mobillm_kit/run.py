@@ -104,6 +104,7 @@ def run(
     command: str = "",
     callbacks: Sequence[Callable[[FitEvent], None]] = (),
     measured: Sequence[MeasuredMemory] = (),
+    on_test: Callable[[int, int], None] | None = None,
 ) -> RunRecord:
     """Train one method (or score one control) and say what came out.
 
@@ -114,6 +115,7 @@ def run(
         command: for the record's provenance.
         callbacks: told after each step.
         measured: memory measured in processes of their own, to be kept in the record.
+        on_test: told how many of how many held-out texts are labelled.
 
     Raises:
         KitError: anything that the user can put right; see ``errors.py``.
@@ -124,7 +126,7 @@ def run(
         record = control_record(prepared, command)
     else:
         method = build_method(prepared)
-        record = _trained_record(prepared, method, folder, command, callbacks, measured)
+        record = _trained_record(prepared, method, folder, command, callbacks, measured, on_test)
     if folder is not None:
         record.save(folder / "record.json")
     return record
@@ -274,6 +276,7 @@ def _trained_record(
     command: str,
     callbacks: Sequence[Callable[[FitEvent], None]],
     measured: Sequence[MeasuredMemory],
+    on_test: Callable[[int, int], None] | None,
 ) -> RunRecord:
     settings = fit_settings(prepared)
     first = prepared.encoder.collate(prepared.train[: settings.batch_size]).to(prepared.device)
@@ -297,7 +300,7 @@ def _trained_record(
         backbone=info,
         task=task_info(prepared.data, prepared.encoder),
         curve=result.curve,
-        scores={} if result.interrupted else test_scores(method, prepared),
+        scores={} if result.interrupted else held_out_scores(method, prepared, on_test),
         steps=result.steps,
         forwards=result.forwards,
         bytes_sent=result.bytes_sent,
@@ -315,9 +318,16 @@ def _trained_record(
     return record
 
 
-def test_scores(method: Method, prepared: Prepared) -> dict[str, float]:
-    """Scores of the model as it is now on the held-out texts."""
-    loss, predictions = evaluate(method, prepared.test, prepared.encoder, device=prepared.device)
+def held_out_scores(
+    method: Method, prepared: Prepared, on_test: Callable[[int, int], None] | None = None
+) -> dict[str, float]:
+    """Scores of the model as it is now on the held-out texts; ``on_test`` is told how many of how many are done."""
+
+    def tell(done: int) -> None:
+        if on_test is not None:
+            on_test(done, len(prepared.test))
+
+    loss, predictions = evaluate(method, prepared.test, prepared.encoder, device=prepared.device, on_batch=tell)
     scores = {"test_loss": loss, **_scores("test", predictions, prepared.test, prepared.data.task.metric)}
     if prepared.handwritten:
         _, predictions = evaluate(method, prepared.handwritten, prepared.encoder, device=prepared.device)

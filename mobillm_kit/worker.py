@@ -50,6 +50,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     step: int = 0
     steps: int = 0
     dev_accuracy: float | None = None
+    testing: bool = False
+    """The steps are held-out texts."""
     ended: bool = False
     """Said by the parent itself when the process is gone."""
     error: str = ""
@@ -82,6 +84,7 @@ def train(folder: Path) -> None:
         folder=folder,
         command=os.environ.get("MOBILLM_COMMAND", ""),
         callbacks=[_reporter(folder)],
+        on_test=lambda done, total: _say(Progress(folder=str(folder), step=done, steps=total, testing=True)),
         measured=[msgspec.json.decode(path.read_bytes(), type=MeasuredMemory) for path in found],
     )
 

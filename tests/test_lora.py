@@ -55,6 +55,7 @@ def plain_encoder_loop(name: str, seed: int, trains) -> list[float]:
     return losses
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # the reference's own
 @pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize(("method", "part"), [(lora, "lora_"), (lora_fa, "lora_B")])
 def test_an_encoders_curve_equals_a_plain_peft_loop(name, method, part):

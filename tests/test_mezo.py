@@ -32,7 +32,7 @@ def own_loss(hf, batch) -> torch.Tensor:
     return F.cross_entropy(logits[torch.arange(batch.rows), batch.positions][:, [10, 11]], batch.labels)
 
 
-@pytest.mark.parametrize("name", ["opt", "llama", "gpt2"])
+@pytest.mark.parametrize("name", ["opt", "gpt2", "gpt-neox"])  # Llama's norm is float32 whatever the weights are
 @torch.no_grad()
 def test_three_steps_equal_the_formula_written_out(name):
     """Float64: w - lr g z with weights set from copies, never moved back and forth, on the plain model."""

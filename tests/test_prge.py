@@ -75,7 +75,7 @@ class PlainSpsa:
         return gs
 
 
-@pytest.mark.parametrize("name", ["opt", "llama", "gpt2", "bert"])
+@pytest.mark.parametrize("name", ["opt", "gpt2", "bert"])  # Llama's norm is float32 whatever the weights are
 @pytest.mark.parametrize(("inner", "outer"), MODES)
 def test_a_run_equals_spsa_on_pefts_own_lora(name, inner, outer):
     """Float64: every g, every weight and the logits, with a learning rate that changes from step to step."""

@@ -122,6 +122,7 @@ def build(
         seed=seed,
         **(about or {}),
     )
+    adapter.to(model.backbone.device)
     tuned = attach(adapter, model.backbone, head)
     device = Device(model.backbone, adapter.side.layers, one_token=_one_token(tokens, exact=tuned.one_token_is_enough))
     weights = [*model.backbone.parameters(), *model.backbone.buffers()]

@@ -44,4 +44,5 @@ def build(model: TaskModel, *, seed: int, weight_decay: float = 0.0) -> Backprop
 
 def _classifier_for(model: TaskModel, head: LabelWordHead, seed: int) -> PooledHead:
     """On features that are pooled already; its own pooling is never asked."""
-    return PooledHead(model.backbone.width, len(head.word_ids), seed=seed)
+    classifier = PooledHead(model.backbone.width, len(head.word_ids), seed=seed)
+    return classifier.to(model.backbone.device, model.backbone.dtype)
