@@ -27,7 +27,7 @@ from mobillm_kit.folders import load_spec
 from mobillm_kit.methods import method_row
 from mobillm_kit.methods.protocol import Method
 from mobillm_kit.model import task_model
-from mobillm_kit.run import Prepared, build_method, control_record, prepare, held_out_scores
+from mobillm_kit.run import Prepared, build_method, control_record, held_out_scores, prepare
 from mobillm_kit.tasks import Example, Task
 
 

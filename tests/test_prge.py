@@ -31,7 +31,8 @@ def batch_for(name: str, seed: int):
     batch = random_batch(kind=kind_of(name), seed=seed, pad=("right", "left")[seed % 2])
     if name != "bert":
         return batch
-    return replace(batch, token_type_ids=(torch.arange(batch.input_ids.shape[1]) > 4).long().expand(batch.rows, -1))
+    second_begins = 3 + torch.arange(batch.rows)[:, None]  # at another token in every row
+    return replace(batch, token_type_ids=(torch.arange(batch.input_ids.shape[1]) >= second_begins).long())
 
 
 class PlainSpsa:

@@ -43,6 +43,11 @@ class DualForwardLinear(nn.Module):
         """(C, d_out, r): the Bs of the next forward; C must divide the rows.  In training a view of the stack."""
 
     @property
+    def weight(self) -> Tensor:
+        """W of the wrapped layer, for code that asks a linear layer for its type or device."""
+        return self.base.weight
+
+    @property
     def up(self) -> Tensor:
         """(q, d_out, r): B0, the weights moved up."""
         return self.stack[0]
