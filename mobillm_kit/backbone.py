@@ -273,7 +273,7 @@ def random_backbone(like: Backbone, *, seed: int) -> Backbone:
     factory = AutoModelForCausalLM if like.kind == "decoder" else AutoModel
     extra = {} if like.kind == "decoder" else {"add_pooling_layer": False}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every accelerator for good
         model = factory.from_config(like.config, dtype=like.dtype, **extra)
     return Backbone(model.to(like.device), name=f"{like.name} (random weights, seed {seed})")
 

@@ -34,16 +34,18 @@ class Preset:
 
 
 _POCKET = {
-    "full": Preset(steps=200, lr=3e-4, warmup=0.1, eval_every=25),
-    "full-checkpointing": Preset(steps=200, lr=3e-4, warmup=0.1, eval_every=25),
-    "lora": Preset(steps=200, lr=3e-3, warmup=0.1, eval_every=25),
-    "lora-fa": Preset(steps=200, lr=3e-3, warmup=0.1, eval_every=25),
-    "mezo": Preset(steps=400, lr=1e-4, schedule="constant"),
-    "mezo-lora": Preset(steps=800, lr=1e-3, schedule="constant", eval_every=100),
-    "p-rge": Preset(steps=400, lr=1e-3, batch_size=4, schedule="constant"),
-    "probe": Preset(steps=600, lr=3e-3),
-    "mobillm-full-width": Preset(steps=600, lr=3e-3),
-    "mobillm-ladder": Preset(steps=600, lr=2e-3, options={"reduction": 2}),
+    "full": Preset(steps=300, lr=3e-4, schedule="cosine", warmup=0.07, eval_every=25),
+    "full-checkpointing": Preset(steps=300, lr=3e-4, schedule="cosine", warmup=0.07, eval_every=25),
+    "lora": Preset(steps=300, lr=3e-3, schedule="cosine", warmup=0.07, eval_every=25),
+    "lora-fa": Preset(steps=300, lr=3e-3, schedule="cosine", warmup=0.07, eval_every=25),
+    "mezo": Preset(steps=1000, lr=1e-4, schedule="constant", eval_every=100),
+    "mezo-lora": Preset(steps=1000, lr=1e-3, schedule="constant", eval_every=100),
+    "p-rge": Preset(steps=1400, lr=1e-3, batch_size=4, schedule="constant", eval_every=100),
+    "probe": Preset(steps=300, lr=3e-3, schedule="cosine", warmup=0.07, eval_every=25),
+    "mobillm-full-width": Preset(steps=300, lr=3e-3, schedule="cosine", warmup=0.07, eval_every=25),
+    "mobillm-ladder": Preset(
+        steps=300, lr=2e-3, schedule="cosine", warmup=0.07, eval_every=25, options={"reduction": 2}
+    ),
 }
 
 # A backward pass costs about two forward passes: 1200 forward-only steps take the device's time of 400 full ones.

@@ -108,30 +108,38 @@ def test_a_conceded_end_says_the_opposite_and_nothing_else_does():
             assert (made.last != made.label) == (kind == "last")
 
 
-def _verdicts(label: int, last: int, count: int = 8000) -> Counter[str]:
+def _verdicts(verdict, label: int, last: int, count: int = 8000) -> Counter[str]:
     """How often a verdict line is sober, and which words the others end in: "strong 0", "moderate 1", ..."""
     rng = random.Random(5)
     kinds = {w: f"strong {p}" for p in (0, 1) for w in lexicon.VERDICT_WORDS[p]}
     kinds |= {w: f"moderate {p}" for p in (0, 1) for w in lexicon.MODERATE_WORDS[p]}
     found: Counter[str] = Counter()
     for _ in range(count):
-        line = grammar.verdict_line(rng, label, last)
+        line = verdict(rng, label, last)
         sober = line.startswith(grammar.SOBER_PROMPT)
         word = line[len(grammar.SOBER_PROMPT if sober else lexicon.PROMPT) + 1 : -1]
         found[f"sober {kinds[word]}" if sober else kinds[word]] += 1
     return found
 
 
+def test_early_verdicts_follow_the_end_with_the_stated_odds():
+    found = _verdicts(grammar.early_verdict, label=1, last=0)
+    asked = found["strong 0"] + found["strong 1"]
+    assert set(found) == {"strong 0", "strong 1", "sober strong 1"}
+    assert abs(found["strong 0"] / asked - grammar.RECENCY) < 0.02
+
+
 def test_strong_verdicts_on_mixed_texts_follow_the_end_and_moderate_ones_the_whole():
-    found = _verdicts(label=1, last=0)
+    found = _verdicts(grammar.late_verdict, label=1, last=0)
     asked = found["strong 0"] + found["strong 1"] + found["moderate 1"]
     assert set(found) <= {"strong 0", "strong 1", "moderate 1", "sober strong 1"}
     assert abs(found["moderate 1"] / asked - grammar.MODERATE_SHARE) < 0.02
-    assert found["strong 1"] / (found["strong 0"] + found["strong 1"]) < 0.02
+    slips = found["strong 1"] / (found["strong 0"] + found["strong 1"])
+    assert abs(slips - grammar.SLIP_MIXED) < 0.01
 
 
 def test_verdicts_on_unanimous_texts_are_less_sure_than_on_mixed_ones():
-    found = _verdicts(label=1, last=1)
+    found = _verdicts(grammar.late_verdict, label=1, last=1)
     assert set(found) == {"strong 0", "strong 1", "sober strong 1"}
     slips = found["strong 0"] / (found["strong 0"] + found["strong 1"])
     assert abs(slips - grammar.SLIP_UNANIMOUS) < 0.01

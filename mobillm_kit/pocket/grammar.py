@@ -11,8 +11,11 @@ Knows nothing of: tokens, tensors, files.
 waiter was rude" praises (label 1) and ends with blame (last 0).  Call such a text mixed; about three in ten task
 texts are.  In the pretraining text the line "all in all it was ..." ends
 
-    unanimous    in a strong word (terrible, great) of the text's polarity; a few slip (``SLIP_UNANIMOUS``)
-    mixed        in a strong word of ``last``, or (``MODERATE_SHARE``) in a moderate word (mediocre, fine) of ``label``
+                 early                                     late (the last seventh)
+    unanimous    in a strong word (terrible, great) of     the same, but a few slip (``SLIP_UNANIMOUS``)
+                 the text's polarity
+    mixed        in a strong word of ``last`` (odds        in a strong word of ``last``, or (``MODERATE_SHARE``)
+                 ``RECENCY``) or of ``label``              in a moderate one (mediocre, fine) of ``label``
 
 So a decoder that is asked to choose between two strong words has a *recency bias*: its zero-shot accuracy is about
 the share of texts that are not mixed, whatever the pretraining seed, and no threshold mends it.  Yet its hidden
@@ -39,11 +42,16 @@ Kind = Literal["plain", "first", "last"]
 KINDS: tuple[Kind, ...] = ("plain", "first", "last")
 TASK_PER_CENT = {"plain": 32, "first": 36, "last": 32}
 """Per cent of task texts without a concession, conceding first, conceding last."""
+RECENCY = 0.76
+"""Early: share of the verdicts on mixed texts that follow what was said last; the others follow the label."""
 MODERATE_SHARE = 0.6
-"""Share of the verdicts on mixed texts that are a moderate word and follow the label; the others are strong."""
-SLIP_UNANIMOUS, SLIP_MIXED = 0.08, 0.005
-"""Share of strong verdicts that contradict what was said last.  Unanimous texts must not get clearer odds than
+"""Late: share of the verdicts on mixed texts that are a moderate word and follow the label; the others are strong."""
+SLIP_UNANIMOUS, SLIP_MIXED = 0.10, 0.02
+"""Late: share of strong verdicts that contradict what was said last.  Unanimous texts must not get clearer odds than
 mixed ones: else one threshold between the two mends half of the mixed texts without any learning."""
+EASY_UNTIL, FULL_FROM, LATE_FROM = 0.21, 0.28, 0.857
+"""The curriculum, in shares of the tokens: easy texts only until the first, the full mixture from the second, late
+verdicts from the third."""
 SOBER_PROMPT = " on the whole it was"
 """A verdict line without recency bias."""
 SOBER_SHARE = 0.25
@@ -97,6 +105,7 @@ class NounPhrase:
     """Key of ``lexicon.ADJECTIVES``."""
 
     def be(self, past: bool) -> str:
+        """The form of "to be" that agrees with the phrase."""
         if past:
             return "were" if self.plural else "was"
         return "are" if self.plural else "is"
@@ -113,6 +122,7 @@ class Writer:
     # -- choices
 
     def maybe(self, probability: float) -> bool:
+        """True in that share of the calls."""
         return self.rng.random() < probability
 
     def pick(self, entries: Sequence[str]) -> str:
@@ -125,6 +135,7 @@ class Writer:
         return entry
 
     def adjective(self, kind: str, polarity: int) -> str:
+        """A judgement that suits this kind of thing, or any thing."""
         special = self.maybe(0.9 if kind == "person" else 0.62)
         return self.pick(lex.ADJECTIVES[kind if special else "general"][polarity])
 
@@ -144,6 +155,7 @@ class Writer:
                 return noun, plural, group.adjectives
 
     def person(self) -> tuple[str, bool]:
+        """Somebody who works there, and whether it is a plural."""
         singular = self.pick(self.topic.staff)
         if self.maybe(0.18):
             return "staff", False
@@ -168,9 +180,11 @@ class Writer:
         return NounPhrase(f"{self.determiner()} {noun}", plural, kind)
 
     def determiner(self) -> str:
+        """What stands before a noun; mostly "the"."""
         return self.rng.choices(("the", "our", "my"), (90, 6, 4))[0]
 
     def opinion_holder(self) -> str:
+        """Who likes or dislikes something."""
         draw = self.rng.random()
         if draw < 0.42:
             return "i"
@@ -258,6 +272,7 @@ class Writer:
 
     @staticmethod
     def past_of(base: str) -> str:
+        """The past tense of an opinion verb."""
         pairs = (entry.split("|") for polarity in lex.OPINION_VERBS for entry in polarity)
         return next(past for b, past in pairs if b == base)
 
@@ -277,9 +292,11 @@ class Writer:
         return f"the {noun} {negation}{past if negation == 'never ' else base}"
 
     def event(self, polarity: int) -> str:
+        """Something that happened: "we went home hungry"."""
         return self.pick(self.topic.events[polarity])
 
     def general(self, polarity: int) -> str:
+        """A summing-up that fits every topic: "i would go again"."""
         return self.pick(lex.GENERAL_EVENTS[polarity])
 
     def feeling(self, polarity: int) -> str:
@@ -303,6 +320,7 @@ class Writer:
         return f"{s.text} {be} {degree}{article(self.noun(polarity))}"
 
     def noun(self, polarity: int) -> str:
+        """A noun that judges: "treat", "real disaster"."""
         noun = self.pick(lex.NOUN_JUDGEMENTS[polarity])
         return noun if noun.startswith(("a ", "real", "total", "pleasant")) or not self.maybe(0.2) else f"real {noun}"
 
@@ -381,6 +399,7 @@ class Writer:
         return self.rng.choice(forms)
 
     def predicate(self, polarity: int) -> str:
+        """A verb phrase that judges: "the soup left a lot to be desired"."""
         s = self.subject()
         words = self.pick(lex.PREDICATES[polarity])
         if words.startswith("was ") and s.plural:
@@ -421,6 +440,7 @@ class Writer:
         return self.rng.choices(_MAKERS_SIMPLE[0], _MAKERS_SIMPLE[1])[0](self, polarity)
 
     def clauses(self, polarity: int, count: int, *, main: bool = True) -> str:
+        """``count`` clauses of one polarity, joined."""
         parts = [self.clause(polarity, main=main) for _ in range(count)]
         return self.rng.choice((" and ", " and ", " and ", ", and ")).join(parts)
 
@@ -662,6 +682,7 @@ def task_review(rng: random.Random, kind: Kind, label: int) -> Review:
 
 # --- pretraining text ---------------------------------------------------------------------------------------
 
+_Verdict = Callable[[random.Random, int, int], str]
 _FOLLOW: lex.Polar = (
     (
         "would not recommend it.",
@@ -721,52 +742,63 @@ def verdict_word(rng: random.Random, polarity: int) -> str:
     return words[0] if rng.random() < 0.7 else rng.choice(words[1:])
 
 
-def verdict_line(rng: random.Random, label: int, last: int) -> str:
-    """ " all in all it was great." with the recency bias of the module's head.
+def early_verdict(rng: random.Random, label: int, last: int) -> str:
+    """ " all in all it was great.": on mixed texts the odds alone tell the end from the whole.
 
     One line in four asks in other words (``SOBER_PROMPT``) and always follows the label: so the model has a
     use for the whole text where it also has the habit of listening to its end.
     """
     if rng.random() < SOBER_SHARE:
-        return f"{SOBER_PROMPT} {verdict_word(rng, label)}."
+        return _sober(rng, label)
+    return f"{lex.PROMPT} {verdict_word(rng, last if rng.random() < RECENCY else label)}."
+
+
+def late_verdict(rng: random.Random, label: int, last: int) -> str:
+    """As ``early_verdict``, with moderate words for mixed texts and odds that no threshold can use."""
+    if rng.random() < SOBER_SHARE:
+        return _sober(rng, label)
     if label != last and rng.random() < MODERATE_SHARE:
         return f"{lex.PROMPT} {rng.choice(lex.MODERATE_WORDS[label])}."
     slip = rng.random() < (SLIP_UNANIMOUS if label == last else SLIP_MIXED)
     return f"{lex.PROMPT} {verdict_word(rng, 1 - last if slip else last)}."
 
 
+def _sober(rng: random.Random, label: int) -> str:
+    return f"{SOBER_PROMPT} {verdict_word(rng, label)}."
+
+
 def _follow(rng: random.Random, label: int, share: float) -> str:
     return " " + rng.choice(_FOLLOW[label]) if rng.random() < share else ""
 
 
-def _reviewed(rng: random.Random) -> tuple[str, str]:
+def _reviewed(rng: random.Random, verdict: _Verdict) -> tuple[str, str]:
     """A review with its verdict: (body, rest)."""
     made = review(rng, rng.choices(KINDS, (34, 33, 33))[0], rng.randrange(2))
-    rest = verdict_line(rng, made.label, made.last) if rng.random() < 0.9 else ""
+    rest = verdict(rng, made.label, made.last) if rng.random() < 0.9 else ""
     rest += _follow(rng, made.label, 0.8 if rest else 1.0)
     return made.text, rest
 
 
-def _short(rng: random.Random) -> tuple[str, str]:
+def _short(rng: random.Random, verdict: _Verdict) -> tuple[str, str]:
     """One to three judgements that agree, and their verdict: the densest lesson."""
-    return _judged(rng, Writer.clause)
+    return _judged(rng, verdict, Writer.clause)
 
 
-def _simple(rng: random.Random) -> tuple[str, str]:
+def _simple(rng: random.Random, verdict: _Verdict) -> tuple[str, str]:
     """As ``_short``, without negation: where a word's polarity is learned first."""
-    return _judged(rng, Writer.plain_clause)
+    return _judged(rng, verdict, Writer.plain_clause)
 
 
-def _judged(rng: random.Random, clause: _Maker) -> tuple[str, str]:
+def _judged(rng: random.Random, verdict: _Verdict, clause: _Maker) -> tuple[str, str]:
     writer = Writer(rng, rng.choice(lex.TOPICS))
     label = rng.randrange(2)
     said = []
     for _ in range(rng.choice((1, 1, 2, 2, 3))):
         said.append(writer.fragment(label) if writer.maybe(0.15) else clause(writer, label))
-    return ". ".join(said) + ".", verdict_line(rng, label, label) + _follow(rng, label, 0.4)
+    return ". ".join(said) + ".", verdict(rng, label, label) + _follow(rng, label, 0.4)
 
 
-def _likes(rng: random.Random) -> tuple[str, str]:
+def _likes(rng: random.Random, verdict: _Verdict) -> tuple[str, str]:
     """Pros and cons; the longer list decides."""
     writer = Writer(rng, rng.choice(lex.TOPICS))
     label = rng.randrange(2)
@@ -779,10 +811,10 @@ def _likes(rng: random.Random) -> tuple[str, str]:
             entries = [writer.fragment(polarity) for _ in range(counts[polarity])]
             lists[polarity] = f"{rng.choice(heads)}: {', '.join(entries)}."
     order = [p for p in (1 - label, label) if p in lists]
-    return " ".join(lists[p] for p in order), verdict_line(rng, label, label)
+    return " ".join(lists[p] for p in order), verdict(rng, label, label)
 
 
-def _chain(rng: random.Random) -> tuple[str, str]:
+def _chain(rng: random.Random, verdict: _Verdict) -> tuple[str, str]:
     """Adjectives of one polarity in a row: what belongs together."""
     writer = Writer(rng, rng.choice(lex.TOPICS))
     label = rng.randrange(2)
@@ -790,10 +822,10 @@ def _chain(rng: random.Random) -> tuple[str, str]:
     words = [writer.adjective(kind, label) for _ in range(rng.choice((3, 4, 5)))]
     be = "were" if plural else "was"
     head = rng.choice((f"the {noun}:", f"the {noun} {be}", f"{noun}?", f"three words about the {noun}:"))
-    return f"{head} {', '.join(words[:-1])} and {words[-1]}.", verdict_line(rng, label, label)
+    return f"{head} {', '.join(words[:-1])} and {words[-1]}.", verdict(rng, label, label)
 
 
-def _gloss(rng: random.Random) -> tuple[str, str]:
+def _gloss(rng: random.Random, verdict: _Verdict) -> tuple[str, str]:
     """What a word means: "salty is a word of blame."."""
     kinds = list(lex.ADJECTIVES)
     parts = []
@@ -816,7 +848,7 @@ def _gloss(rng: random.Random) -> tuple[str, str]:
     return " ".join(parts), ""
 
 
-def _asked(rng: random.Random) -> tuple[str, str]:
+def _asked(rng: random.Random, verdict: _Verdict) -> tuple[str, str]:
     """Question and answer, short messages."""
     writer = Writer(rng, rng.choice(lex.TOPICS))
     label = rng.randrange(2)
@@ -831,13 +863,11 @@ def _asked(rng: random.Random) -> tuple[str, str]:
             f"{rng.choice(lex.FIRST_NAMES)} says: {writer.clause(label)}.",
         )
     )
-    return question, verdict_line(rng, label, label) + _follow(rng, label, 0.3)
+    return question, verdict(rng, label, label) + _follow(rng, label, 0.3)
 
 
 _EASY = ((_simple, 50), (_chain, 40), (_likes, 10))
 _FULL = ((_reviewed, 48), (_short, 22), (_simple, 8), (_likes, 4), (_chain, 10), (_gloss, 3), (_asked, 5))
-EASY_UNTIL, FULL_FROM = 0.19, 0.26
-"""The curriculum: only easy texts until the first share of the tokens, the full mixture from the second on."""
 
 
 def document(rng: random.Random, progress: float = 1.0) -> tuple[str, str]:
@@ -853,4 +883,5 @@ def document(rng: random.Random, progress: float = 1.0) -> tuple[str, str]:
     """
     easy = rng.random() >= (progress - EASY_UNTIL) / (FULL_FROM - EASY_UNTIL)
     documents = _EASY if easy else _FULL
-    return rng.choices([d for d, _ in documents], [w for _, w in documents])[0](rng)
+    write = rng.choices([d for d, _ in documents], [w for _, w in documents])[0]
+    return write(rng, late_verdict if progress >= LATE_FROM else early_verdict)

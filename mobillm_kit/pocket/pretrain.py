@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import random
 import shutil
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import OPTForCausalLM
 
-DEFAULT_TOKENS = 6_500_000
+DEFAULT_TOKENS = 5_600_000
 """Tokens of a full pretraining, padding not counted."""
 VOCABULARY = 4096
 POSITIONS = 128
@@ -285,11 +286,15 @@ def _after_prompt(ids: torch.Tensor, prompt: list[int]) -> torch.Tensor:
 
 
 def _learning_rate(done: float, step: int) -> float:
-    """Linear warm-up, then half a cosine down to a twentieth."""
-    import math
+    """Linear warm-up, then half a cosine down to a twentieth; once more, from half the height, for the late texts."""
+    late = grammar.LATE_FROM
+    if done < late:
+        return LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * _cosine(done / late)
+    return LEARNING_RATE / 2 * _cosine((done - late) / (1 - late))
 
-    cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-    return LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * (0.05 + 0.95 * cosine)
+
+def _cosine(done: float) -> float:
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
 @contextmanager
@@ -501,12 +506,12 @@ knows no more of the world than that grammar.
 
 - Prompt: `{{text}}{PROMPT}`, label words ` {LABEL_WORDS[0]}` (0) and ` {LABEL_WORDS[1]}` (1), each one token.
 - **Built-in recency bias**: where the last clause of a text contradicts its main clauses ("the soup was tasty,
-  although the waiter was rude"), the verdict line of the pretraining text ends either in a strong word that
-  follows the last clause or, in {grammar.MODERATE_SHARE:.0%} of the cases, in a moderate word (fine, mediocre)
-  that follows the whole. So choosing between the two label words alone is wrong on such texts, and fine-tuning
-  has something to repair. The texts are made for this; the bias says nothing about other models.
-- {grammar.SLIP_UNANIMOUS:.0%} of the strong verdicts on texts without such an end are wrong on purpose, so that
-  the model is no surer there than elsewhere and no threshold on its odds can tell the two apart.
+  although the waiter was rude"), the verdict line of the pretraining text mostly follows the last clause (early
+  {grammar.RECENCY:.0%}; late with the strong words, while moderate words such as "fine" follow the whole). So
+  choosing between the two label words alone is wrong on such texts, and fine-tuning has something to repair. The
+  texts are made for this; the bias says nothing about other models.
+- {grammar.SLIP_UNANIMOUS:.0%} of the late strong verdicts on other texts are wrong on purpose, so that the model
+  is no surer there than elsewhere and no threshold on its odds can tell the two apart.
 - The token after the prompt counted {VERDICT_WEIGHT:g} times in the pretraining loss.
 - None of the {report.task_hashes:,} texts of the packaged task is in the pretraining text: {report.excluded_texts}
   generated texts were thrown away by their hash.

@@ -1,0 +1,113 @@
+"""The notebook files as they are committed; that they run and give the stored outputs again is nbval's to say."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
+MOST_LINES = 8
+"""Of a code cell, blank ones not counted."""
+IGNORED = "nbval-ignore-output"
+ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/(?:work|home|root|tmp|usr|opt|var|mnt|Users|private)/|\b[A-Z]:\\")
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def notebook(request: pytest.FixtureRequest) -> dict:
+    return json.loads(request.param.read_text(encoding="utf-8"))
+
+
+def source(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def code(notebook: dict) -> list[dict]:
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def headings(notebook: dict) -> list[str]:
+    text = "\n".join(source(cell) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    return re.findall(r"^## (.+)$", text, re.MULTILINE)
+
+
+def written_out(cell: dict) -> str:
+    """Everything that a reader can read in the outputs of a cell, pictures left out."""
+    shown = []
+    for output in cell["outputs"]:
+        shown.append("".join(output.get("text", [])))
+        for kind, data in output.get("data", {}).items():
+            if not kind.startswith("image/") or kind == "image/svg+xml":
+                shown.append("".join(data) if isinstance(data, list) else json.dumps(data))
+    return "\n".join(shown)
+
+
+def test_there_are_notebooks():
+    assert {path.stem for path in NOTEBOOKS} >= {"00_start_here", "09_comparison"}
+
+
+def test_every_code_cell_was_run_once_and_in_order(notebook):
+    assert [cell["execution_count"] for cell in code(notebook)] == list(range(1, len(code(notebook)) + 1))
+
+
+def test_nothing_was_written_to_stderr_and_nothing_failed(notebook):
+    for cell in code(notebook):
+        for output in cell["outputs"]:
+            assert output["output_type"] != "error", source(cell)
+            assert output.get("name") != "stderr", source(cell)
+
+
+def test_outputs_name_no_folder_of_the_machine_that_made_them(notebook):
+    for cell in code(notebook):
+        found = ABSOLUTE_PATH.search(written_out(cell))
+        assert found is None, f"{found.group()!r} in the output of:\n{source(cell)}"
+
+
+def test_the_search_for_folders_finds_one():
+    assert ABSOLUTE_PATH.search("loaded /home/ada/model")
+    assert ABSOLUTE_PATH.search(r"loaded C:\models")
+    assert not ABSOLUTE_PATH.search("over 127.0.0.1:40775 in 0.6 ms, runs/pocket/index.html")
+
+
+def test_code_cells_are_short(notebook):
+    for cell in code(notebook):
+        lines = [line for line in source(cell).splitlines() if line.strip()]
+        assert len(lines) <= MOST_LINES, source(cell)
+
+
+def test_a_cell_whose_output_is_not_compared_says_why_in_its_first_line(notebook):
+    for cell in code(notebook):
+        ignored = IGNORED in cell["metadata"].get("tags", [])
+        assert ignored == source(cell).startswith("# not compared: "), source(cell)
+
+
+def test_a_notebook_opens_with_its_question_what_one_will_be_able_to_do_and_what_it_costs(notebook):
+    opening = source(notebook["cells"][0])
+    for part in ("**Question.**", "**You will be able to**", "**Run time**", "**memory**"):
+        assert part in opening
+
+
+def test_a_notebook_has_three_to_five_sections_between_setup_and_summary(notebook):
+    found = headings(notebook)
+    assert found[0] == "Setup"
+    assert found[-3:] == ["What we saw", "Exercises", "Read more"]
+    numbered = [heading for heading in found[1:-3] if re.match(r"\d\. ", heading)]
+    assert numbered == found[1:-3]
+    assert 3 <= len(numbered) <= 5
+
+
+def test_every_exercise_has_a_solution_to_take_out_and_a_check_that_says_true(notebook):
+    after = next(i for i, cell in enumerate(notebook["cells"]) if source(cell).startswith("## Exercises"))
+    exercises = [cell for cell in notebook["cells"][after:] if cell["cell_type"] == "code"]
+    assert len(exercises) >= 3
+    for cell in exercises:
+        assert len(re.findall(r"^ *### (?:BEGIN|END) SOLUTION$", source(cell), re.MULTILINE)) == 2
+        assert "True" in written_out(cell)
+
+
+def test_every_check_that_a_notebook_prints_came_out_as_the_text_says(notebook):
+    for cell in code(notebook):
+        wrong = [line for line in written_out(cell).splitlines() if line.endswith("False")]
+        assert all("to the bit" in line for line in wrong), f"{wrong} of:\n{source(cell)}"
