@@ -297,8 +297,10 @@ def pretrain(
 ) -> None:
     """Build the pocket backbone from nothing: generate its text, train its tokenizer, pretrain, and check it."""
     from mobillm_kit.pocket.build import build_pocket
+    from mobillm_kit.progress import OneBar
 
-    report = build_pocket(out, seed=seed, tokens=tokens, gate=gate)
+    with OneBar(screen, "gate") as bar:
+        report = build_pocket(out, seed=seed, tokens=tokens, gate=gate, listener=bar.on_part)
     for bar in report.bars:
         screen.print(str(bar), markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(0 if report.passed else 1)

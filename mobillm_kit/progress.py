@@ -57,7 +57,7 @@ class ProgressBars:
 
 
 class OneBar:
-    """The bar of one run in this process: training, then its held-out texts."""
+    """The bar of one run in this process: training, then its held-out texts.  It shows from its first word on."""
 
     def __init__(self, console: Console, label: str) -> None:
         self._bars = bars(console)
@@ -65,15 +65,20 @@ class OneBar:
         self._task = self._bars.add_task(label, total=None, note="")
 
     def __enter__(self) -> OneBar:
-        self._bars.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._bars.stop()
 
     def on_step(self, event: FitEvent) -> None:
+        self._bars.start()
         note = {} if event.point is None else {"note": f"dev {100 * event.point.dev_accuracy:.1f} %"}
         self._bars.update(self._task, completed=event.step, total=event.steps, **note)
 
     def on_test(self, done: int, total: int) -> None:
+        self._bars.start()
         self._bars.update(self._task, description=f"{self._label}, test", completed=done, total=total, note="")
+
+    def on_part(self, what: str, done: int, total: int) -> None:
+        self._bars.start()
+        self._bars.update(self._task, completed=done, total=total, note=what)

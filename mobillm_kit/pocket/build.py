@@ -37,7 +37,7 @@ def build_pocket(
     seed: int = 0,
     tokens: int | None = None,
     gate: bool = True,
-    listener: Callable[[str], None] = lambda what: None,
+    listener: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> BuildReport:
     """Pretrain a pocket backbone into ``out`` and hold it against the gate, on the dev split.
 
@@ -46,37 +46,36 @@ def build_pocket(
         seed: of text and initial weights.
         tokens: of pretraining; the full build's by default.
         gate: whether to train every method on it and check the bars.
-        listener: told what is done next.
+        listener: told which run of the gate begins, how many are done, and of how many.
 
     Raises:
         SaveFailed: the folder cannot be written.
     """
     pretrain(out, seed=seed, tokens=tokens or DEFAULT_TOKENS)
-    if not gate:
-        return BuildReport(())
+    return BuildReport(tuple(gates.bars(gate_figures(out, listener))) if gate else ())
+
+
+def gate_figures(folder: Path, listener: Callable[[str, int, int], None]) -> dict[str, float]:
+    """What the gate asks for: every run once, accuracies on dev, and on the sentences written by hand."""
+    specs = [_spec(folder, name) for name in (*CONTROLS, *TRAINED)]
+    specs += [_spec(folder, name, random_weights=True) for name in gates.NETS]
     figures: dict[str, float] = {}
-    for name in CONTROLS:
-        figures[name] = run(_spec(out, name)).scores["dev_accuracy"]
-    for name in TRAINED:
-        listener(f"gate: {name}")
-        figures |= _figures(name, run(_spec(out, name)))
-    for name in gates.NETS:
-        listener(f"gate: {name} on random weights")
-        figures[f"{gates.RANDOM}{name}"] = _dev(run(_spec(out, name, random_weights=True)))
-    return BuildReport(tuple(gates.bars(figures)))
+    for done, spec in enumerate(specs):
+        listener(spec.method, done, len(specs))
+        figures |= _figures(spec, run(spec))
+    return figures
 
 
 def _spec(folder: Path, method: str, *, random_weights: bool = False) -> RunSpec:
     return RunSpec(method=method, backbone=str(folder), preset="pocket", random_weights=random_weights)
 
 
-def _figures(name: str, record: RunRecord) -> dict[str, float]:
+def _figures(spec: RunSpec, record: RunRecord) -> dict[str, float]:
+    dev = record.curve[-1].dev_accuracy if record.curve else record.scores["dev_accuracy"]
+    if spec.random_weights:
+        return {f"{gates.RANDOM}{spec.method}": dev}
     return {
-        name: _dev(record),
-        f"{gates.HANDWRITTEN}{name}": record.scores["handwritten_accuracy"],
-        f"{gates.CPU_SECONDS}{name}": record.cpu_seconds,
+        spec.method: dev,
+        f"{gates.HANDWRITTEN}{spec.method}": record.scores["handwritten_accuracy"],
+        f"{gates.CPU_SECONDS}{spec.method}": record.cpu_seconds,
     }
-
-
-def _dev(record: RunRecord) -> float:
-    return record.curve[-1].dev_accuracy
