@@ -11,8 +11,8 @@ Knows nothing of: tokens, tensors, files.
 waiter was rude" praises (label 1) and ends with blame (last 0).  Call such a text mixed; about three in ten task
 texts are.  In the pretraining text the line "all in all it was ..." ends
 
-                 early                                     late (the last seventh)
-    unanimous    in a strong word (terrible, great) of     the same, but a few slip (``SLIP_UNANIMOUS``)
+                 early                                     late (the last fifth)
+    unanimous    in a strong word (terrible, great) of     the same, but one in four slips (``SLIP_UNANIMOUS``)
                  the text's polarity
     mixed        in a strong word of ``last`` (odds        in a strong word of ``last``, or (``MODERATE_SHARE``)
                  ``RECENCY``) or of ``label``              in a moderate one (mediocre, fine) of ``label``
@@ -46,10 +46,11 @@ RECENCY = 0.76
 """Early: share of the verdicts on mixed texts that follow what was said last; the others follow the label."""
 MODERATE_SHARE = 0.6
 """Late: share of the verdicts on mixed texts that are a moderate word and follow the label; the others are strong."""
-SLIP_UNANIMOUS, SLIP_MIXED = 0.10, 0.02
+SLIP_UNANIMOUS, SLIP_MIXED = 0.25, 0.20
 """Late: share of strong verdicts that contradict what was said last.  Unanimous texts must not get clearer odds than
-mixed ones: else one threshold between the two mends half of the mixed texts without any learning."""
-EASY_UNTIL, FULL_FROM, LATE_FROM = 0.21, 0.28, 0.857
+mixed ones: else one threshold between the two mends half of the mixed texts without any learning.  And odds of three
+to one are small enough that methods without gradients can turn them."""
+EASY_UNTIL, FULL_FROM, LATE_FROM = 0.17, 0.23, 0.80
 """The curriculum, in shares of the tokens: easy texts only until the first, the full mixture from the second, late
 verdicts from the third."""
 SOBER_PROMPT = " on the whole it was"

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import OPTForCausalLM
 
-DEFAULT_TOKENS = 5_600_000
+DEFAULT_TOKENS = 7_000_000
 """Tokens of a full pretraining, padding not counted."""
 VOCABULARY = 4096
 POSITIONS = 128
