@@ -41,7 +41,7 @@ CONTROLS = ("zero-shot", "threshold", "bag-of-words")
 FIRST_ORDER = ("full", "lora")
 ZEROTH_ORDER = ("mezo", "p-rge")
 POCKET_METHODS = (*FIRST_ORDER, *ZEROTH_ORDER, "probe", *NETS)
-ENCODER_METHODS = ("full", *NETS, "probe", "lora")
+ENCODER_METHODS = ("full", "mobillm-ladder", "probe", "mobillm-full-width", "lora")
 
 
 @dataclass(frozen=True)
