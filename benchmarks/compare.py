@@ -105,6 +105,8 @@ def fill(benchmark: Benchmark, file: Path, command: str) -> None:
             continue
         started = time.monotonic()
         record = run(spec, command=command)
+        if record.status != "done":
+            raise KeyboardInterrupt  # half a run is no record
         with file.open("ab") as lines:
             lines.write(msgspec.json.encode(record) + b"\n")
         accuracy = 100 * record.scores["test_accuracy"]

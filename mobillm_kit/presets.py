@@ -41,10 +41,9 @@ _POCKET = {
     "mezo": Preset(steps=1000, lr=1e-4, schedule="constant", eval_every=100),
     "mezo-lora": Preset(steps=1000, lr=1e-3, schedule="constant", eval_every=100),
     "p-rge": Preset(
-        steps=800,
-        lr=3e-3,
+        steps=1000,
+        lr=2.5e-3,
         batch_size=4,
-        schedule="constant",
         eval_every=100,
         # the paper's own: every projection, r 16, alpha 32; query and value alone barely reach the label words
         options={"targets": "q_proj,k_proj,v_proj,out_proj,fc1,fc2", "rank": 16, "alpha": 32},
