@@ -275,7 +275,7 @@ def random_backbone(like: Backbone, *, seed: int) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every accelerator for good
         model = factory.from_config(like.config, dtype=like.dtype, **extra)
-    return Backbone(model.to(like.device), name=f"{like.name} (random weights, seed {seed})")
+    return Backbone(model.to(like.device), name=f"{like.name} (random weights)")
 
 
 @contextmanager

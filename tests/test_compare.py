@@ -153,3 +153,10 @@ def test_a_saved_specification_is_compared_before_it_is_replaced(tmp_path):
     lay_out(place, tiny_spec(tmp_path, "probe"))
     with pytest.raises(BadInput, match="other settings"):
         lay_out(place, tiny_spec(tmp_path, "probe", seed=1))
+
+
+def test_random_weights_of_several_seeds_stand_in_one_table(tmp_path):
+    specs = [tiny_spec(tmp_path, "probe", random_weights=True, seed=seed) for seed in (0, 1)]
+    records = compare(tmp_path / "run", specs, measure=False, jobs=2)
+    assert records[0].backbone.fingerprint != records[1].backbone.fingerprint
+    assert "| Linear probe |" in (tmp_path / "run/table.md").read_text()
