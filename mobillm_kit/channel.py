@@ -48,7 +48,6 @@ class InProcessChannel:
         self._queue: deque[Upload] = deque()
         self._capacity = capacity
         self.bytes_up = 0
-        self.bytes_down = 0
 
     def send(self, upload: Upload) -> None:
         """Device to server.
@@ -72,10 +71,6 @@ class InProcessChannel:
         if not self._queue:
             raise BadInput("No upload is waiting.", "The device has to send a batch first.")
         return self._queue.popleft()
-
-    def send_back(self, tensors: Iterable[Tensor]) -> None:
-        """Server to device: the trained side network, when the device asks for it."""
-        self.bytes_down += tensor_bytes(tensors)
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:

@@ -28,12 +28,11 @@ def bars(console: Console) -> Progress:
 
 
 class ProgressBars:
-    """One bar per worker process, and one over all of them."""
+    """One bar per worker process."""
 
     def __init__(self, console: Console) -> None:
         self._bars = bars(console)
         self._tasks: dict[str, TaskID] = {}
-        self._all: TaskID | None = None
 
     def __enter__(self) -> ProgressBars:
         self._bars.start()

@@ -21,7 +21,7 @@ from torch import Tensor
 from mobillm_kit.backbone import Backbone, load_backbone, load_tokenizer, random_backbone
 from mobillm_kit.encode import Encoded, TextEncoder
 from mobillm_kit.errors import BadInput
-from mobillm_kit.fit import FitEvent, FitResult, FitSettings, evaluate, fit
+from mobillm_kit.fit import FitEvent, FitSettings, evaluate, fit
 from mobillm_kit.methods import controls, load_method, method_row
 from mobillm_kit.methods.mobillm import MobiLLM
 from mobillm_kit.methods.protocol import Method
@@ -435,6 +435,3 @@ def task_info(data: TaskData, encoder: TextEncoder) -> TaskInfo:
         test=len(data.test),
         notes=(*data.notes, *encoder.notes),
     )
-
-
-__all__ = ["FitResult", "Prepared", "RunSpec", "prepare", "run"]
