@@ -34,6 +34,7 @@ TINY: dict[str, tuple[str, dict]] = {
     "gpt-neox": ("gpt_neox", _SMALL),
     "bert": ("bert", _SMALL),
     "roberta": ("roberta", _SMALL),
+    "xlm-roberta": ("xlm-roberta", _SMALL),
 }
 
 
