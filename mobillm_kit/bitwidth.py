@@ -1,0 +1,79 @@
+"""Adaptive bit width: the widest codec with which the link is not the slowest stage.
+
+    send_s(codec) = bytes(codec) / rate         rate = bytes / seconds, averaged over the last sends
+    chosen        = the widest codec with send_s <= max(forward_s + encode_s, decode_s + train_s)
+
+A choice, once made for a step, stays: a batch that has to be made again is made with the same codec, so that a
+disturbed run ends in the same bytes as its own undisturbed repetition.
+
+Knows: durations and sizes.  Knows nothing of: sockets, models.
+
+Taught in: notebooks/08_device_and_server.ipynb
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from mobillm_kit.errors import BadInput
+from mobillm_kit.quant import Codec, codec
+from mobillm_kit.record import Stage
+
+LADDER = ("fp16", "int8", "int4", "int2")
+"""From wide to narrow."""
+
+MEMORY = 0.25
+"""Weight of the newest observation in a running average."""
+
+
+class BitWidthController:
+    """Chooses a codec per step.
+
+    Args:
+        average_s: a stage's running average of seconds; None where it has not run yet.
+        group: of the codecs that have scales.
+        names: codecs to choose from, from wide to narrow.
+
+    Raises:
+        BadInput: nothing to choose from.
+    """
+
+    def __init__(
+        self, average_s: Callable[[Stage], float | None], *, group: int = 64, names: Sequence[str] = LADDER
+    ) -> None:
+        if not names:
+            raise BadInput("No codec to choose from.", f"Give some of {', '.join(LADDER)}.")
+        self.choices: dict[int, str] = {}
+        self._average_s = average_s
+        self._average_values = 0.0
+        self._average_bytes = 0.0
+        self._coders = {name: codec(name, group) for name in names}
+
+    def codec(self, step: int) -> Codec:
+        """The codec of a step; the same one whenever it is asked for again."""
+        if step not in self.choices:
+            self.choices[step] = self._choose()
+        return self._coders[self.choices[step]]
+
+    def made(self, n_values: int, n_bytes: int) -> None:
+        """A batch of so many activations was encoded into so many bytes."""
+        new = MEMORY if self._average_bytes else 1.0
+        self._average_values += new * (n_values - self._average_values)
+        self._average_bytes += new * (n_bytes - self._average_bytes)
+
+    def _choose(self) -> str:
+        send_s = self._average_s("send")
+        if not send_s or not self._average_bytes:
+            return list(self._coders)[-1]  # nothing is known yet: begin with the fewest bytes
+        rate = self._average_bytes / send_s
+        device_s = (self._average_s("forward") or 0.0) + (self._average_s("encode") or 0.0)
+        server_s = (self._average_s("decode") or 0.0) + (self._average_s("train") or 0.0)
+        for name, coder in self._coders.items():
+            if self._average_values * bytes_per_value(coder) / rate <= max(device_s, server_s):
+                return name
+        return list(self._coders)[-1]
+
+
+def bytes_per_value(coder: Codec, values: int = 4096) -> float:
+    """Of a long row: codes and scales."""
+    return coder.wire_bytes((1, values)) / values

@@ -1,0 +1,72 @@
+"""The wire format: messages, their frames, and what fits together.
+
+Knows: bytes.  Knows nothing of: sockets, tensors, sessions.
+
+Taught in: notebooks/08_device_and_server.ipynb
+"""
+
+from mobillm_kit.wire.checks import check_batch, check_gradient, check_plan, check_welcome
+from mobillm_kit.wire.frames import Limits, digest, from_frames, to_frames
+from mobillm_kit.wire.messages import (
+    ERROR_CODES,
+    MOST_RANGES,
+    VERSION,
+    Ack,
+    Batch,
+    Bye,
+    Checkpoint,
+    Durable,
+    Error,
+    ErrorCode,
+    Fetch,
+    FrameInfo,
+    Gradient,
+    HeadSpec,
+    Hello,
+    Logits,
+    Message,
+    Need,
+    Ping,
+    Plan,
+    Pong,
+    Result,
+    SideSpec,
+    Welcome,
+    WireError,
+)
+
+__all__ = [
+    "ERROR_CODES",
+    "MOST_RANGES",
+    "VERSION",
+    "Ack",
+    "Batch",
+    "Bye",
+    "Checkpoint",
+    "Durable",
+    "Error",
+    "ErrorCode",
+    "Fetch",
+    "FrameInfo",
+    "Gradient",
+    "HeadSpec",
+    "Hello",
+    "Limits",
+    "Logits",
+    "Message",
+    "Need",
+    "Ping",
+    "Plan",
+    "Pong",
+    "Result",
+    "SideSpec",
+    "Welcome",
+    "WireError",
+    "check_batch",
+    "check_gradient",
+    "check_plan",
+    "check_welcome",
+    "digest",
+    "from_frames",
+    "to_frames",
+]

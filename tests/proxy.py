@@ -1,0 +1,278 @@
+"""A TCP proxy that disturbs what it forwards, by call or at an exact byte: the network of the fault suite.
+
+    proxy = FaultProxy(("127.0.0.1", 5555), seed=3)          clients connect to proxy.address or proxy.endpoint
+    proxy.latency(40, jitter_ms=20)                          Toxiproxy's eight verbs, and four more
+    proxy.after_bytes(100_000, proxy.reset)                  the 100 001st byte finds the connection gone
+    proxy.heal()
+
+"up" is from the client to the target.  Bytes are counted from the call on, over all connections of that direction; for
+`limit` per connection.  Every call holds when it returns; actions run in the proxy's own thread, while nothing passes.
+"""
+
+from __future__ import annotations
+
+import random
+import selectors
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from mobillm_kit.forwarder import (
+    NEVER,
+    READ_BYTES,
+    Address,
+    Connection,
+    Forwarder,
+    Pipe,
+    bound_socket,
+    now,
+)
+from mobillm_kit.seeds import derived_seed
+
+DIRECTIONS = {"up": ("up",), "down": ("down",), "both": ("up", "down")}
+
+
+@dataclass
+class Corruption:
+    """One byte to change."""
+
+    remaining_bytes: int
+    mask: int
+
+
+@dataclass
+class Trigger:
+    """Something to do at one byte."""
+
+    remaining_bytes: int
+    action: Callable[[], object]
+    fired: threading.Event
+
+
+@dataclass
+class Toxics:
+    """What is wrong with one direction."""
+
+    draws: random.Random
+    latency_s: float = 0.0
+    jitter_s: float = 0.0
+    bytes_per_s: float = 0.0
+    free_s: float = 0.0
+    slice_bytes: int = 0
+    slice_delay_s: float = 0.0
+    held: bool = False
+    swallowing: bool = False
+    slow_close_s: float = 0.0
+    limit_bytes: int = 0
+    cuts_left: float = 0
+    corruptions: list[Corruption] = field(default_factory=list)
+    triggers: list[Trigger] = field(default_factory=list)
+
+
+class FaultProxy(Forwarder):
+    """Forwards to ``target`` (which may be set anew at any time) and disturbs on demand.
+
+    Args:
+        target: host and port of the server.
+        seed: of jitter and of slice sizes.
+        port: to listen on; 0 takes a free one.
+    """
+
+    def __init__(self, target: Address, *, seed: int = 0, port: int = 0) -> None:
+        self._seed = seed
+        self._refusing = False
+        self._timeout_s = NEVER
+        self._timeout_since_s = 0.0
+        self._passed_bytes: dict[Pipe, int] = {}
+        self._lost: set[Connection] = set()
+        self._toxics = self._fresh()
+        super().__init__(target, port=port)
+
+    # ------------------------------------------------------------------------------------------- toxics by call
+
+    def latency(self, ms: float, *, jitter_ms: float = 0.0, direction: str = "both") -> None:
+        """Everything is late by ``ms`` and up to ``jitter_ms`` more, in order."""
+        self._change(direction, latency_s=ms / 1e3, jitter_s=jitter_ms / 1e3)
+
+    def bandwidth(self, bytes_per_s: float, *, direction: str = "both") -> None:
+        self._change(direction, bytes_per_s=bytes_per_s)
+
+    def slicer(self, max_bytes: int, *, delay_ms: float = 0.0, direction: str = "both") -> None:
+        """Pieces of 1 … ``max_bytes``, each sent on its own, ``delay_ms`` after the one before."""
+        self._change(direction, slice_bytes=max_bytes, slice_delay_s=delay_ms / 1e3)
+
+    def slow_close(self, ms: float, *, direction: str = "both") -> None:
+        """An end of stream is passed on ``ms`` late."""
+        self._change(direction, slow_close_s=ms / 1e3)
+
+    def limit(self, n_bytes: int, *, direction: str = "up", times: float = NEVER) -> None:
+        """Each connection (old ones from now on) is closed after ``n_bytes``; only the first ``times`` of them."""
+        self._in_loop(self._passed_bytes.clear)
+        self._change(direction, limit_bytes=n_bytes, cuts_left=times)
+
+    def hold(self, *, direction: str = "both") -> None:
+        """Nothing passes and nothing is lost: a machine asleep.  `heal` lets it go on."""
+        self._change(direction, held=True)
+
+    def black_hole(self, *, direction: str = "both") -> None:
+        """Connections are accepted and stay; what is sent vanishes.  `heal` resets those that have lost bytes."""
+        self._change(direction, swallowing=True)
+
+    def timeout(self, ms: float) -> None:
+        """What is sent vanishes, and each connection is closed after ``ms``."""
+
+        def begin() -> None:
+            self._timeout_s, self._timeout_since_s = ms / 1e3, now()
+
+        self._change("both", swallowing=True)
+        self._in_loop(begin)
+
+    def down(self) -> None:
+        """Drop every connection and refuse new ones: no machine there, or no server."""
+        self._in_loop(self._refuse)
+
+    def reset(self) -> None:
+        """Reset the connections of this moment, on both sides; new ones are welcome."""
+        self._in_loop(lambda: [self._abort(connection) for connection in list(self._connections)])
+
+    def heal(self) -> None:
+        """Take every disturbance away, those included that have not fired yet."""
+        self._in_loop(self._heal)
+
+    # ------------------------------------------------------------------------------------------- at an exact byte
+
+    def corrupt(self, at_byte: int, *, mask: int = 0x01, direction: str = "up") -> None:
+        """Change the byte number ``at_byte`` (0 is the next one) by exclusive or; once."""
+        for name in DIRECTIONS[direction]:
+            self._in_loop(lambda name=name: self._toxics[name].corruptions.append(Corruption(at_byte, mask)))
+
+    def after_bytes(self, n_bytes: int, action: Callable[[], object], *, direction: str = "up") -> threading.Event:
+        """Do something when exactly ``n_bytes`` more have passed; once.  The event is set when it is done.
+
+        The action runs in the proxy's thread: it may call every verb of the proxy, and nothing passes meanwhile.
+        """
+        if n_bytes < 1:
+            raise ValueError("after_bytes counts bytes that pass: 1 or more")
+        trigger = Trigger(n_bytes, action, threading.Event())
+        self._in_loop(lambda: self._toxics[direction].triggers.append(trigger))
+        return trigger.fired
+
+    # ------------------------------------------------------------------------------------------- in the loop
+
+    def _fresh(self) -> dict[str, Toxics]:
+        return {name: Toxics(random.Random(derived_seed(self._seed, "proxy", name))) for name in DIRECTIONS["both"]}
+
+    def _change(self, direction: str, **toxics: float) -> None:
+        def change() -> None:
+            for name in DIRECTIONS[direction]:
+                for key, value in toxics.items():
+                    setattr(self._toxics[name], key, value)
+
+        self._in_loop(change)
+
+    def _refuse(self) -> None:
+        if self._refusing:
+            return
+        self._refusing = True
+        self._watch(self._listener, 0, None)
+        self._listener.close()
+        self._listener = bound_socket(self._address[1])  # bound but not listening: the port stays ours, and refuses
+        for connection in list(self._connections):
+            self._abort(connection)
+
+    def _heal(self) -> None:
+        self._toxics = self._fresh()
+        self._timeout_s = NEVER
+        if self._refusing:
+            self._refusing = False
+            self._listener.listen(64)
+            self._watch(self._listener, selectors.EVENT_READ, None)
+        for connection in list(self._connections):
+            if connection in self._lost or not connection.started:
+                self._abort(connection)  # its stream has a hole
+            for pipe in connection.pipes:
+                pipe.flying = type(pipe.flying)((0.0, burst) for _, burst in pipe.flying)
+
+    def _connect(self, connection: Connection) -> None:
+        if not all(toxics.swallowing for toxics in self._toxics.values()):
+            super()._connect(connection)
+
+    def _schedule(self) -> float:
+        next_s = NEVER
+        for connection in list(self._connections):
+            deadline_s = max(self._timeout_since_s, connection.accepted_s) + self._timeout_s
+            if deadline_s <= now():
+                self._end(connection)
+                continue
+            next_s = min(next_s, deadline_s)
+            for pipe in connection.pipes:
+                self._schedule_pipe(connection, pipe, self._toxics[pipe.direction])
+        return next_s
+
+    def _schedule_pipe(self, connection: Connection, pipe: Pipe, toxics: Toxics) -> None:
+        if toxics.swallowing and (pipe.waiting or pipe.flying):
+            self._lost.add(connection)
+            pipe.drop()
+        while pipe.waiting and not toxics.held:
+            self._let_fly(pipe, toxics)
+
+    def _let_fly(self, pipe: Pipe, toxics: Toxics) -> None:
+        n_bytes = READ_BYTES
+        due_s = now()
+        if toxics.slice_bytes:
+            n_bytes = toxics.draws.randint(1, toxics.slice_bytes)
+            due_s = max(due_s, toxics.free_s) + toxics.slice_delay_s
+        if toxics.bytes_per_s:
+            n_bytes = min(n_bytes, max(int(toxics.bytes_per_s / 100), 1))
+        burst = pipe.take(n_bytes)
+        if toxics.bytes_per_s:
+            due_s = max(due_s, toxics.free_s) + len(burst) / toxics.bytes_per_s
+        toxics.free_s = due_s
+        pipe.fly(due_s + toxics.latency_s + toxics.draws.random() * toxics.jitter_s, burst)
+
+    def _piece(self, pipe: Pipe, burst: memoryview) -> memoryview:
+        toxics = self._toxics[pipe.direction]
+        if toxics.held or toxics.swallowing:
+            return burst[:0]
+        ahead = [corruption.remaining_bytes for corruption in toxics.corruptions]
+        ahead += [trigger.remaining_bytes for trigger in toxics.triggers]
+        if toxics.limit_bytes and toxics.cuts_left:
+            ahead.append(toxics.limit_bytes - self._passed_bytes.get(pipe, 0))
+        masks = [corruption.mask for corruption in toxics.corruptions if corruption.remaining_bytes == 0]
+        if masks:
+            byte = burst[0]
+            for mask in masks:
+                byte ^= mask
+            return memoryview(bytes([byte]))
+        return burst[: min(ahead, default=len(burst))]
+
+    def _sent(self, pipe: Pipe, n_bytes: int) -> None:
+        toxics = self._toxics[pipe.direction]
+        self._passed_bytes[pipe] = self._passed_bytes.get(pipe, 0) + n_bytes
+        toxics.corruptions = [each for each in toxics.corruptions if each.remaining_bytes > 0]
+        for each in (*toxics.corruptions, *toxics.triggers):
+            each.remaining_bytes -= n_bytes
+        if toxics.limit_bytes and toxics.cuts_left and self._passed_bytes[pipe] >= toxics.limit_bytes:
+            toxics.cuts_left -= 1
+            for connection in list(self._connections):
+                if pipe in connection.pipes:
+                    self._end(connection)
+        self._fire(toxics)
+
+    def _fire(self, toxics: Toxics) -> None:
+        due = [trigger for trigger in toxics.triggers if trigger.remaining_bytes == 0]
+        toxics.triggers = [trigger for trigger in toxics.triggers if trigger.remaining_bytes > 0]
+        for trigger in due:
+            trigger.action()
+            trigger.fired.set()
+
+    def _end_due_s(self, pipe: Pipe) -> float:
+        toxics = self._toxics[pipe.direction]
+        return NEVER if toxics.swallowing or toxics.held else super()._end_due_s(pipe) + toxics.slow_close_s
+
+    def _end(self, connection: Connection) -> None:
+        super()._end(connection)
+        self._lost.discard(connection)
+        for pipe in connection.pipes:
+            self._passed_bytes.pop(pipe, None)
+            pipe.drop()

@@ -1,0 +1,83 @@
+"""The controller takes the widest codec with which the link is not the slowest stage."""
+
+from __future__ import annotations
+
+import pytest
+
+from mobillm_kit.bitwidth import LADDER, BitWidthController, bytes_per_value
+from mobillm_kit.errors import BadInput
+from mobillm_kit.quant import codec
+
+
+class Stages:
+    """Averages that a test sets."""
+
+    def __init__(self, **seconds: float) -> None:
+        self.seconds = seconds
+
+    def __call__(self, stage):
+        return self.seconds.get(stage)
+
+
+def controller(stages: Stages, n_bytes: int = 1_000_000) -> BitWidthController:
+    made = BitWidthController(stages)
+    made.made(1_000_000, n_bytes)
+    return made
+
+
+def test_before_anything_is_known_it_begins_with_the_fewest_bytes():
+    assert BitWidthController(Stages()).codec(0).name == LADDER[-1]
+
+
+@pytest.mark.parametrize("forward_s", [4.0, 2.0, 1.2, 0.7, 0.4, 0.2])
+def test_the_choice_is_the_widest_whose_sending_fits_beside_the_slowest_stage(forward_s):
+    """A megabyte takes a second, a batch has a million values: sending takes bytes-per-value seconds."""
+    chosen = controller(Stages(send=1.0, forward=forward_s, train=0.1)).codec(0)
+    fitting = [n for n in LADDER if bytes_per_value(codec(n)) <= forward_s]
+    assert chosen.name == (fitting[0] if fitting else LADDER[-1])
+
+
+def test_a_fast_link_gets_the_widest_and_a_slow_one_the_narrowest():
+    assert controller(Stages(send=0.001, forward=1.0)).codec(0).name == LADDER[0]
+    assert controller(Stages(send=100.0, forward=1.0)).codec(0).name == LADDER[-1]
+
+
+def test_a_slow_server_gives_room_as_well_as_a_slow_device():
+    assert controller(Stages(send=1.0, forward=0.1, train=5.0)).codec(0).name == LADDER[0]
+
+
+def test_what_is_encoded_and_decoded_counts_with_its_own_side():
+    apart = Stages(send=1.0, forward=1.5, encode=1.0, train=0.1)
+    assert controller(apart).codec(0).name == LADDER[0]
+
+
+def test_a_choice_once_made_stays_when_a_batch_is_made_again():
+    stages = Stages(send=0.001, forward=1.0)
+    chosen = controller(stages)
+    first = chosen.codec(3).name
+    stages.seconds["send"] = 100.0
+    assert chosen.codec(3).name == first == LADDER[0]
+    assert chosen.codec(4).name == LADDER[-1]
+    assert chosen.choices == {3: LADDER[0], 4: LADDER[-1]}
+
+
+def test_the_link_gets_better_and_the_codec_wider_again():
+    stages = Stages(send=100.0, forward=1.0)
+    chosen = controller(stages)
+    names = []
+    for step, send_s in enumerate([100.0, 10.0, 1.0, 0.1, 0.01]):
+        stages.seconds["send"] = send_s
+        names.append(chosen.codec(step).name)
+    places = [LADDER.index(name) for name in names]
+    assert places == sorted(places, reverse=True)
+    assert places[0] > places[-1]
+
+
+def test_bytes_of_a_value_are_code_and_its_share_of_a_scale():
+    assert bytes_per_value(codec("fp16", 0)) == 2.0
+    assert 1.0 < bytes_per_value(codec("int8", 64)) <= 1.0 + 4 / 64
+
+
+def test_nothing_to_choose_from_is_refused():
+    with pytest.raises(BadInput, match="No codec"):
+        BitWidthController(Stages(), names=())
