@@ -1,0 +1,172 @@
+"""Uploads made small for the link: padding left out, activations encoded, samples apart from each other.
+
+    pack      (B, T, d) per layer, mask   ->   N = sum of lengths real tokens, one codec payload of (N, d) per layer
+    unpack    the way back; padding is filled with zeros on the right
+    split     a parcel of many samples -> one parcel each, for the activation cache
+    merge     the way back
+
+A sample's scales and codes do not depend on its neighbours, so that ``merge(split(p))`` is ``p``, to the byte.
+
+Knows: uploads and codecs.  Knows nothing of: sockets, sessions, side networks.
+
+Taught in: notebooks/08_device_and_server.ipynb
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mobillm_kit.channel import Upload
+from mobillm_kit.errors import BadInput
+from mobillm_kit.quant import Codec, codec
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """Encoded activations of some samples.  Raw text is not in it; activations are, and they can be inverted."""
+
+    codec: str
+    group: int
+    layers: tuple[int, ...]
+    width: int
+    """d."""
+    lengths: tuple[int, ...]
+    """Tokens kept of each sample; their sum is N."""
+    positions: tuple[int, ...]
+    """Index of each sample's prediction token among its kept tokens."""
+    payloads: tuple[Tensor, ...]
+    """Per layer, flat uint8."""
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(payload.numel() for payload in self.payloads)
+
+    @property
+    def coder(self) -> Codec:
+        return codec(self.codec, self.group)
+
+
+def pack(upload: Upload, coder: Codec, layers: Sequence[int], rows: Sequence[int] | None = None) -> Parcel:
+    """Encode the real tokens of an upload.
+
+    Args:
+        upload: activations (B, T, d) per layer.
+        coder: how values become bytes.
+        layers: the layers' numbers, for the errors and for the server.
+        rows: which samples; all by default.
+
+    Raises:
+        BadInput: an activation is not a finite number (names its layer), or the codec's groups do not divide d.
+    """
+    chosen = torch.arange(upload.mask.shape[0]) if rows is None else torch.tensor(list(rows), dtype=torch.long)
+    real = upload.mask[chosen].bool()
+    places = real.long().cumsum(dim=1) - 1
+    positions = places.gather(1, upload.positions[chosen].long().unsqueeze(1)).squeeze(1)
+    payloads = tuple(
+        coder.encode(tap[chosen][real], f"layer {layer}") for layer, tap in zip(layers, upload.activations, strict=True)
+    )
+    return Parcel(
+        codec=coder.name,
+        group=coder.group,
+        layers=tuple(layers),
+        width=upload.activations[0].shape[-1],
+        lengths=tuple(real.sum(dim=1).tolist()),
+        positions=tuple(positions.tolist()),
+        payloads=payloads,
+    )
+
+
+def unpack(parcel: Parcel, *, sequence: int = 0, labels: Sequence[int] = ()) -> Upload:
+    """Decode a parcel to float32 activations (B, T, d), T the longest sample, padded with zeros on the right.
+
+    Args:
+        parcel: all samples of a batch.
+        sequence: of the upload.
+        labels: of the samples; zeros where they do not travel.
+
+    Raises:
+        BadInput: a payload does not belong to its shape, or holds scales or codes that no encoder writes.
+    """
+    lengths = torch.tensor(parcel.lengths)
+    mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)  # (B, T)
+    shape = (int(lengths.sum()), parcel.width)
+    activations = []
+    for layer, payload in zip(parcel.layers, parcel.payloads, strict=True):
+        padded = torch.zeros(*mask.shape, parcel.width)
+        padded[mask] = parcel.coder.decode(payload, shape, f"layer {layer}")
+        activations.append(padded)
+    return Upload(
+        sequence=sequence,
+        activations=tuple(activations),
+        mask=mask.to(torch.uint8),
+        positions=torch.tensor(parcel.positions, dtype=torch.int32),
+        labels=torch.tensor(list(labels) or [0] * len(lengths), dtype=torch.int32),
+    )
+
+
+def split(parcel: Parcel) -> list[Parcel]:
+    """One parcel per sample; the bytes are copied, so that a sample outlives its batch."""
+    return [_cut(parcel, index, sum(parcel.lengths[:index])) for index in range(len(parcel.lengths))]
+
+
+def merge(parcels: Sequence[Parcel]) -> Parcel:
+    """Several samples' parcels as one.
+
+    Raises:
+        BadInput: they differ in codec, width or layers.
+    """
+    first = parcels[0]
+    for other in parcels[1:]:
+        for name in ("codec", "group", "width", "layers"):
+            if getattr(other, name) != getattr(first, name):
+                raise BadInput(f"Parcels of different {name} ({getattr(first, name)}, {getattr(other, name)}).")
+    return Parcel(
+        codec=first.codec,
+        group=first.group,
+        layers=first.layers,
+        width=first.width,
+        lengths=sum((parcel.lengths for parcel in parcels), ()),
+        positions=sum((parcel.positions for parcel in parcels), ()),
+        payloads=tuple(_joined(parcels, number) for number in range(len(first.layers))),
+    )
+
+
+def _cut(parcel: Parcel, index: int, start: int) -> Parcel:
+    length = parcel.lengths[index]
+    scales, codes = _part_bytes(parcel.coder, parcel.width)
+    all_scales = scales * sum(parcel.lengths)
+    payloads = tuple(
+        torch.cat(
+            (
+                payload[scales * start : scales * (start + length)],
+                payload[all_scales + codes * start : all_scales + codes * (start + length)],
+            )
+        )
+        for payload in parcel.payloads
+    )
+    return Parcel(
+        codec=parcel.codec,
+        group=parcel.group,
+        layers=parcel.layers,
+        width=parcel.width,
+        lengths=(length,),
+        positions=(parcel.positions[index],),
+        payloads=payloads,
+    )
+
+
+def _joined(parcels: Sequence[Parcel], number: int) -> Tensor:
+    per_token, _ = _part_bytes(parcels[0].coder, parcels[0].width)
+    scales = [parcel.payloads[number][: per_token * sum(parcel.lengths)] for parcel in parcels]
+    codes = [parcel.payloads[number][per_token * sum(parcel.lengths) :] for parcel in parcels]
+    return torch.cat((*scales, *codes))
+
+
+def _part_bytes(coder: Codec, width: int) -> tuple[int, int]:
+    """Bytes of one token's scales and of its codes."""
+    scales = coder.scale_bytes((1, width))
+    return scales, coder.wire_bytes((1, width)) - scales

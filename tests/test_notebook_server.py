@@ -1,0 +1,163 @@
+"""A notebook's server: a cell run twice, interrupted, a kernel that is killed. Two seconds later no server is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+jupyter_client = pytest.importorskip("jupyter_client")
+
+START_S = 180.0
+"""Kernel, torch and a server process may start slowly on a busy machine; what is claimed is how fast they end."""
+GONE_S = 2.0 * max(1.0, min(5.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
+"""Two seconds where a core is free; where others want it too, longer in proportion."""
+
+SERVE = """
+from mobillm_kit.serve import serve
+with serve() as server:
+    print("pid", server.pid)
+    {then}
+"""
+
+
+@pytest.fixture
+def kernel() -> Iterator[Kernel]:
+    started = Kernel()
+    try:
+        yield started
+    finally:
+        started.end()
+
+
+class Kernel:
+    """A real IPython kernel, and what its cells say."""
+
+    def __init__(self) -> None:
+        self.manager = jupyter_client.KernelManager(kernel_name="python3")
+        self.manager.start_kernel(extra_arguments=["--IPKernelApp.log_level=ERROR"])
+        self.client = self.manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=START_S)
+
+    def start(self, code: str) -> str:
+        return self.client.execute(code)
+
+    def until_said(self, cell: str, word: str) -> str:
+        """The rest of the first line printed by a cell that begins with a word."""
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            message = self.client.get_iopub_msg(timeout=START_S)
+            if message["parent_header"].get("msg_id") != cell:
+                continue
+            if message["msg_type"] == "error":
+                raise AssertionError(message["content"]["evalue"])
+            for line in message["content"].get("text", "").splitlines():
+                if line.startswith(word):
+                    return line.removeprefix(word).strip()
+        raise AssertionError(f"{word!r} was not said")
+
+    def until_it_has_a_server(self) -> int:
+        """A server process that has begun, and has not said anything yet."""
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            for child in psutil.Process(self.manager.provisioner.pid).children():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if "mobillm_kit.cli" in child.cmdline():
+                        return child.pid
+            time.sleep(0.01)
+        raise AssertionError("no server process was started")
+
+    def until_done(self, cell: str) -> str:
+        """``ok``, or the name of the error that ended a cell."""
+        while True:
+            reply = self.client.get_shell_msg(timeout=START_S)
+            if reply["parent_header"].get("msg_id") == cell:
+                return reply["content"].get("ename", reply["content"]["status"])
+
+    def end(self) -> None:
+        self.client.stop_channels()
+        if self.manager.has_kernel:
+            self.manager.shutdown_kernel(now=True)
+
+
+def assert_gone(pid: int, within_s: float = GONE_S) -> None:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if not lives(pid):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"process {pid} lives after {within_s} s")
+
+
+def lives(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def test_a_cell_run_twice_leaves_no_server(kernel):
+    pids = []
+    for _ in range(2):
+        cell = kernel.start(SERVE.format(then="pass"))
+        pids.append(int(kernel.until_said(cell, "pid")))
+        assert kernel.until_done(cell) == "ok"
+        assert_gone(pids[-1])
+    assert pids[0] != pids[1]
+
+
+def test_an_interrupted_cell_ends_its_server_and_returns_in_time(kernel):
+    cell = kernel.start(SERVE.format(then="import time; time.sleep(600)"))
+    pid = int(kernel.until_said(cell, "pid"))
+    assert lives(pid)
+    interrupted = time.monotonic()
+    kernel.manager.interrupt_kernel()
+    assert kernel.until_done(cell) == "KeyboardInterrupt"
+    assert time.monotonic() - interrupted < GONE_S
+    assert_gone(pid)
+
+
+def test_a_cell_interrupted_while_its_server_starts_leaves_none(kernel):
+    cell = kernel.start(SERVE.format(then="pass"))
+    pid = kernel.until_it_has_a_server()
+    kernel.manager.interrupt_kernel()
+    assert kernel.until_done(cell) == "KeyboardInterrupt"
+    assert_gone(pid)
+
+
+def test_after_an_interrupt_the_same_cell_runs_again(kernel):
+    cell = kernel.start(SERVE.format(then="import time; time.sleep(600)"))
+    kernel.until_said(cell, "pid")
+    kernel.manager.interrupt_kernel()
+    kernel.until_done(cell)
+    cell = kernel.start(SERVE.format(then="print('address', server.address)"))
+    assert kernel.until_said(cell, "address").startswith("tcp://127.0.0.1:")
+    assert kernel.until_done(cell) == "ok"
+
+
+def test_a_server_that_was_never_closed_ends_with_its_kernel(kernel):
+    """Started without `with`: what a learner does by hand."""
+    code = """
+import tempfile
+from pathlib import Path
+from mobillm_kit.serve import ServerProcess
+server = ServerProcess(Path(tempfile.mkdtemp()))
+print("pid", server.pid)
+"""
+    cell = kernel.start(code)
+    pid = int(kernel.until_said(cell, "pid"))
+    assert kernel.until_done(cell) == "ok"
+    assert lives(pid)
+    kernel.manager.shutdown_kernel(now=True)  # SIGKILL: nothing of the kernel's runs any more
+    assert_gone(pid)
+
+
+def test_a_kernel_killed_in_the_middle_of_a_cell_leaves_no_server(kernel):
+    cell = kernel.start(SERVE.format(then="import time; time.sleep(600)"))
+    pid = int(kernel.until_said(cell, "pid"))
+    kernel.manager.shutdown_kernel(now=True)
+    assert_gone(pid)

@@ -1,0 +1,77 @@
+"""A run across two processes ends in the bytes of a run in one."""
+
+from __future__ import annotations
+
+import pytest
+
+from mobillm_kit.serve import serve
+from tests.uplink import trained
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("uplink")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with serve(tmp_path_factory.mktemp("server")) as process:
+        yield process
+
+
+@pytest.mark.parametrize("side", ["full-width", "ladder"])
+@pytest.mark.parametrize("model", ["opt", "bert"])
+def test_two_processes_end_in_the_bytes_of_one(place, server, side, model):
+    apart, there = trained(place, server.address, side=side, model=model, codec="int8", group=8)
+    together, here = trained(place, "in-process", side=side, model=model, codec="int8", group=8)
+    assert apart == together
+    assert [point.train_loss for point in there.curve] == [point.train_loss for point in here.curve]
+    assert [point.dev_loss for point in there.curve] == [point.dev_loss for point in here.curve]
+
+
+def test_with_a_cache_each_sample_is_forwarded_and_sent_once(place, server):
+    _plain, without = trained(place, server.address, steps=30, codec="int8", group=8)
+    _again, with_cache = trained(place, server.address, steps=30, codec="int8", group=8, cache=True)
+    assert with_cache.forwards < without.forwards
+    assert with_cache.forwards == len({*range(48)})
+    assert with_cache.bytes_sent < 0.6 * without.bytes_sent
+
+
+def test_the_cache_changes_no_result_beyond_rounding(place, server):
+    from safetensors.torch import load
+
+    plain, _ = trained(place, server.address, steps=24, codec="int8", group=8)
+    cached, _ = trained(place, server.address, steps=24, codec="int8", group=8, cache=True)
+    for name, tensor in load(plain).items():
+        assert (tensor - load(cached)[name]).abs().max() < 1e-3, name
+
+
+@pytest.mark.parametrize("labels", ["server", "device"])
+def test_labels_that_stay_on_the_device_train_the_same_side_network(place, server, labels):
+    here, _ = trained(place, server.address, codec="fp32", labels="server")
+    there, _result = trained(place, server.address, codec="fp32", labels=labels)
+    assert here == there
+
+
+def test_prediction_differences_train_too(place, server):
+    _, result = trained(place, server.address, codec="fp32", labels="residual", steps=48)
+    assert result.curve[-1].dev_accuracy > result.curve[0].dev_accuracy or result.curve[-1].dev_accuracy == 1.0
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_server_killed_in_the_middle_and_started_again_changes_no_byte(place, tmp_path, cache):
+    with serve(tmp_path / "a") as server:
+        undisturbed, _ = trained(
+            place, server.address, codec="int8", group=8, cache=cache, checkpoint_every=4, steps=24
+        )
+    with serve(tmp_path / "b") as server:
+
+        def kill(step: int) -> None:
+            if step == 15:
+                server.kill()
+                server.restart()
+
+        disturbed, _ = trained(
+            place, server.address, codec="int8", group=8, cache=cache, checkpoint_every=4, steps=24, after_step=kill
+        )
+    assert disturbed == undisturbed

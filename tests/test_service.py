@@ -1,0 +1,103 @@
+"""A server process behind a key: who may come in, and what the others are told."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import msgspec
+import pytest
+
+from mobillm_kit.errors import BadInput, HandshakeFailed, ServerRefused
+from mobillm_kit.keys import JoinString
+from mobillm_kit.serve import ServerProcess, reach, serve
+from tests.uplink import trained
+
+SECONDS = 20.0
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("uplink")
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    """A server that encrypts and knows nobody yet."""
+    with serve(keys=tmp_path_factory.mktemp("keys")) as process:
+        yield process
+
+
+def test_a_join_string_lets_a_device_in_and_its_key_is_known_from_then_on(place, guarded, tmp_path):
+    keys = str(tmp_path / "device")
+    first, _ = trained(place, guarded.join, keys=keys, codec="int8", group=8)
+    used_up = str(JoinString(guarded.address, JoinString.parse(guarded.join).server_key))
+    again, _ = trained(place, used_up, keys=keys, codec="int8", group=8)
+    together, _ = trained(place, "in-process", codec="int8", group=8)
+    assert first == again == together
+
+
+def test_an_unknown_key_without_a_code_is_turned_away_with_a_sentence(place, guarded, tmp_path):
+    strange = str(JoinString(guarded.address, JoinString.parse(guarded.join).server_key))
+    started = time.monotonic()
+    with pytest.raises((HandshakeFailed, ServerRefused), match="key"):
+        trained(place, strange, keys=str(tmp_path / "stranger"))
+    assert time.monotonic() - started < SECONDS
+
+
+def test_another_bind_than_loopback_needs_keys(tmp_path):
+    ended = subprocess.run(
+        [sys.executable, "-m", "mobillm_kit.cli", "server", "--bind", "tcp://0.0.0.0:0", "--folder", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert "key" in ended.stderr
+
+
+@pytest.mark.parametrize("nonsense", ["nowhere", "http://127.0.0.1:80", "tcp://host", "mobillm://host:1"])
+def test_what_is_no_server_is_refused_at_once(nonsense):
+    with pytest.raises(BadInput):
+        reach(nonsense)
+
+
+def test_a_server_ends_with_the_process_that_started_it(tmp_path):
+    child = (
+        "import sys, time; from pathlib import Path; from mobillm_kit.serve import ServerProcess\n"
+        "server = ServerProcess(Path(sys.argv[1])); print(server.pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", child, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait(5)
+    parent.stdout.close()
+    deadline = time.monotonic() + 5
+    while _alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _alive(pid)
+
+
+def test_closing_a_server_takes_less_than_two_seconds(tmp_path):
+    server = ServerProcess(tmp_path)
+    started = time.monotonic()
+    server.close()
+    assert time.monotonic() - started < 2.0
+    assert not server.running
+
+
+def test_the_announcement_says_how_to_join(guarded):
+    start = guarded.start
+    assert msgspec.json.decode(msgspec.json.encode(start), type=type(start)) == start
+    assert JoinString.parse(start.join).address == start.address
+
+
+def _alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            return file.read().split()[2] != "Z"
+    except OSError:
+        return False

@@ -1,0 +1,62 @@
+"""Small real runs across a link: a tiny saved model, a CSV of texts, a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from mobillm_kit.fit import FitEvent, FitResult, fit
+from mobillm_kit.methods.mobillm_remote import RemoteMobiLLM
+from mobillm_kit.run import build_method, fit_settings, prepare
+from tests.builders import tiny_spec
+
+
+def trained(
+    place: Path,
+    server: str,
+    *,
+    side: str = "ladder",
+    model: str = "opt",
+    steps: int = 12,
+    checkpoint: Path | None = None,
+    after_step: Callable[[int], None] = lambda step: None,
+    before: Callable[[RemoteMobiLLM], None] = lambda method: None,
+    **options,
+) -> tuple[bytes, FitResult]:
+    """The trained side network's bytes, and what the loop says."""
+    spec = tiny_spec(
+        place, f"mobillm-{side}", model, steps=steps, eval_every=6, options={"server": server, **shape(side), **options}
+    )
+    prepared = prepare(spec)
+    method = build_method(prepared)
+    before(method)
+
+    def told(event: FitEvent) -> None:
+        after_step(event.step)
+
+    try:
+        result = fit(
+            method,
+            train=prepared.train,
+            dev=prepared.dev[:8],
+            encoder=prepared.encoder,
+            settings=fit_settings(prepared),
+            checkpoint=checkpoint,
+            callbacks=[told],
+        )
+        return save({name: tensor.contiguous() for name, tensor in method.trained().items()}), result
+    finally:
+        if server != "in-process":
+            method.close()
+
+
+def shape(side: str) -> dict[str, Any]:
+    return {"rank": 4} if side == "full-width" else {"reduction": 2, "start": "random", "layers": None}
+
+
+def one_thread() -> None:
+    torch.set_num_threads(1)
