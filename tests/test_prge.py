@@ -158,3 +158,17 @@ def test_a_q_that_cannot_be_is_refused(q):
 def test_a_perturbation_that_estimates_nothing_is_refused():
     with pytest.raises(BadInput, match="eps is inf; it must be a number above 0"):
         prge.build(tiny_task_model(), seed=0, eps=float("inf"))
+
+
+def test_a_clip_bounds_each_projected_gradient_and_touches_no_smaller_one():
+    free, bound = (prge.build(tiny_task_model(), seed=0, clip=clip) for clip in (None, 0.01))
+    for method in (free, bound):
+        method.step(random_batch(), 1e-2)
+    assert free.state()["g"].abs().max() > 0.01
+    assert torch.equal(bound.state()["g"], free.state()["g"].clamp(-0.01, 0.01))
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0, float("nan")])
+def test_a_clip_that_lets_nothing_pass_is_refused(clip):
+    with pytest.raises(BadInput, match="clip"):
+        prge.build(tiny_task_model(), seed=0, clip=clip)

@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from mobillm_kit.adapter import SideAdapter, attach, new_adapter
 from mobillm_kit.errors import BackboneMismatch, BadInput
-from mobillm_kit.side import FullWidthSide, LadderSide, even_layers
+from mobillm_kit.methods import mobillm
+from mobillm_kit.pruning import kept_features
+from mobillm_kit.side import FullWidthSide, LadderSide, PrunedLadderSide, even_layers, last_layers
 from tests.builders import random_batch, tiny_task_model
 from tests.families import TINY
 
@@ -41,6 +43,78 @@ def test_at_step_0_the_model_is_the_pretrained_model_to_the_bit(name, side):
     batch = random_batch(kind=kind)
     activations = model.backbone.taps(batch.input_ids, batch.attention_mask, layers=adapter.side.layers)
     assert torch.equal(tuned(activations, batch.attention_mask, batch.positions), model.logits(batch))
+
+
+BERT_LIKE = ["bert", "roberta", "xlm-roberta"]
+
+
+def started(model, **options) -> SideAdapter:
+    return new_adapter(model.backbone, side="ladder", start="backbone", n_labels=2, **options)
+
+
+@pytest.mark.parametrize("name", BERT_LIKE)
+@pytest.mark.parametrize("reduction", [1, 2])
+def test_started_from_the_backbone_the_model_is_still_the_pretrained_one_to_the_bit(name, reduction):
+    model = tiny_task_model(name)
+    adapter = started(model, reduction=reduction, layers=3)
+    assert adapter.side.layers == (1, 2, 3)
+    tuned = attach(adapter, model.backbone, model.head)
+    batch = random_batch(kind="encoder")
+    activations = model.backbone.taps(batch.input_ids, batch.attention_mask, layers=adapter.side.layers)
+    assert torch.equal(tuned(activations, batch.attention_mask, batch.positions), model.logits(batch))
+
+
+@pytest.mark.parametrize("name", BERT_LIKE)
+@pytest.mark.parametrize("layers", [2, 3, None])
+def test_with_nothing_pruned_the_ladder_computes_what_the_backbone_computes(name, layers):
+    backbone = tiny_task_model(name).backbone
+    adapter = started(tiny_task_model(name), reduction=1, layers=layers)
+    torch.nn.init.eye_(adapter.side.up.weight)  # the side's last state as it is
+    batch = random_batch(kind="encoder")
+    activations = backbone.taps(batch.input_ids, batch.attention_mask, layers=adapter.side.layers)
+    real = batch.attention_mask.bool()
+    state = adapter.side(activations, batch.attention_mask)
+    torch.testing.assert_close(state[real], activations[-1][real], atol=1e-5, rtol=1e-5)
+
+
+def test_pruning_keeps_the_features_heads_and_units_with_the_largest_weights():
+    model = tiny_task_model("bert")  # width 32, 4 heads of 8, feed-forward 64
+    features, heads, units = [1, *range(17, 32)], [0, 3], [*range(8), *range(40, 64)]
+    rows = [head * 8 + place for head in heads for place in range(8)]
+    with torch.no_grad():
+        for block in model.backbone.blocks:
+            attention = block.attention.self
+            for layer in (attention.query, attention.key, attention.value):
+                layer.weight[:, features] += 1.0
+                layer.weight[rows] *= 3.0
+            block.intermediate.dense.weight[units] *= 3.0
+    source, block = model.backbone.blocks[2], started(model, reduction=2).side.blocks[2]
+    assert kept_features(list(model.backbone.blocks), 16).tolist() == features
+    assert torch.equal(block.query.weight, source.attention.self.query.weight[rows][:, features])
+    assert torch.equal(block.out.weight, source.attention.output.dense.weight[features][:, rows])
+    assert torch.equal(block.wide.weight, source.intermediate.dense.weight[units][:, features])
+    assert torch.equal(block.narrow.weight, source.output.dense.weight[features][:, units])
+    assert torch.equal(block.mlp_norm.weight, source.output.LayerNorm.weight[features])
+
+
+def test_the_pruned_ladder_does_not_read_padding():
+    side = stirred(PrunedLadderSide(16, [1, 2, 3], reduction=2, heads=2, feed_forward=24))
+    mask = torch.tensor([[1, 1, 1, 0, 0], [0, 0, 1, 1, 1]])
+    changed = [torch.where(mask[..., None].bool(), a, -a) for a in taps()]
+    torch.testing.assert_close(side(taps(), mask)[mask.bool()], side(changed, mask)[mask.bool()])
+
+
+def test_a_ladder_started_from_the_backbone_learns_and_leaves_the_backbone_as_it_was():
+    model = tiny_task_model("bert")
+    before = {name: value.clone() for name, value in model.backbone.model.state_dict().items()}
+    method = mobillm.build(model, seed=0, side="ladder", start="backbone", reduction=1, layers=3)
+    batch = random_batch(kind="encoder", rows=8)
+    losses = [method.step(batch, 3e-3).loss for _ in range(12)]
+    assert losses[-1] < losses[0] - 0.1
+    assert not torch.equal(
+        method.adapter.side.blocks[0].query.weight, before["encoder.layer.1.attention.self.query.weight"]
+    )
+    assert all(torch.equal(value, before[name]) for name, value in model.backbone.model.state_dict().items())
 
 
 def test_full_width_follows_equation_1_written_out():
@@ -114,6 +188,20 @@ def test_initial_weights_come_from_their_seed_and_leave_the_global_generator_alo
         (lambda: LadderSide(16, [1], reduction=3), "do not divide"),
         (lambda: LadderSide(16, [1], reduction=4, heads=3), "do not divide"),
         (lambda: even_layers(4, 5), "Cannot choose 5 of 4"),
+        (lambda: last_layers(4, 0), "last 0 of the layers 0 to 4"),
+        (lambda: PrunedLadderSide(16, [1, 3], reduction=2, heads=2, feed_forward=8), "consecutive"),
+        (lambda: PrunedLadderSide(16, [3], reduction=2, heads=2, feed_forward=8), "consecutive"),
+        (lambda: PrunedLadderSide(16, [1, 2], reduction=3, heads=2, feed_forward=8), "do not divide"),
+        (lambda: SideAdapter(side="full-width", start="backbone", width=8, layers=[1], n_labels=2), "with a ladder"),
+        (lambda: SideAdapter(side="ladder", start="pruned", width=8, layers=[1], n_labels=2), "start is 'pruned'"),
+        (lambda: started(tiny_task_model("opt")), "not of BERT's shape"),
+        (lambda: started(tiny_task_model("bert"), reduction=8), "does not divide"),
+        (
+            lambda: mobillm.build(
+                tiny_task_model("bert"), seed=0, side="ladder", start="backbone", reduction=1, server="spawn"
+            ),
+            "no backbone to start from",
+        ),
         (lambda: SideAdapter(side="wide", width=8, layers=[1], n_labels=2), "Unknown side network"),
     ],
 )
@@ -126,6 +214,8 @@ def test_even_layers_end_in_the_last():
     assert even_layers(6) == (1, 2, 3, 4, 5, 6)
     assert even_layers(6, 3) == (2, 4, 6)
     assert even_layers(24, 1) == (24,)
+    assert last_layers(6, 4) == (3, 4, 5, 6)
+    assert last_layers(2) == last_layers(2, 5) == (0, 1, 2)
 
 
 # ---------------------------------------------------------------------- saved and loaded
@@ -150,6 +240,15 @@ def test_save_and_load_give_equal_bytes_and_equal_logits(tmp_path, capsys, name,
         for a in (adapter, loaded)
     ]
     assert torch.equal(*logits)
+
+
+def test_a_pruned_ladder_comes_back_as_it_was_without_its_backbone(tmp_path):
+    model = tiny_task_model("bert")
+    adapter = stirred(started(model, reduction=2, layers=3))
+    adapter.save_pretrained(tmp_path)
+    loaded = SideAdapter.from_pretrained(tmp_path)
+    assert loaded.side.layers == adapter.side.layers
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in adapter.state_dict().items())
 
 
 def test_the_folder_says_which_backbone_it_belongs_to(tmp_path):

@@ -1,0 +1,35 @@
+"""LoRA with gradient checkpointing: exact gradients, one block's activations in memory at a time.
+
+    saved = h_0 … h_L + one block's activations,  at the price of a second forward
+
+The honest rival of every method that avoids back-propagation.  With the frozen blocks read from disk one at a
+time as well it is the idea of MeBP (arXiv 2510.03425); mobillm_kit/fits.py predicts what that would take.
+
+Knows: the task model.  Knows nothing of: other methods.
+
+Taught in: notebooks/01_where_memory_goes.ipynb
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mobillm_kit.methods.backprop import Backprop
+from mobillm_kit.methods.full_checkpointing import checkpointed_logits
+from mobillm_kit.methods.lora_layers import add_lora
+from mobillm_kit.model import TaskModel
+
+
+def build(
+    model: TaskModel,
+    *,
+    seed: int,
+    rank: int = 8,
+    alpha: float = 16.0,
+    targets: str | Sequence[str] | None = None,
+    weight_decay: float = 0.0,
+) -> Backprop:
+    """Train A and B as LoRA does, with equal gradients; arguments as for LoRA."""
+    layers = add_lora(model, rank=rank, alpha=alpha, targets=targets, seed=seed)
+    trained = {**layers, **model.head_parameters()}
+    return Backprop("lora-checkpointing", model, trained, checkpointed_logits(model), weight_decay=weight_decay)

@@ -1,0 +1,78 @@
+"""Ladder side tuning on the device itself: no server, and no backward pass through the backbone (arXiv 2206.06522).
+
+    A_1 … A_L = backbone(tokens), without gradient          s_i = Block_i(g_i s_{i-1} + (1 - g_i) W_i norm(A_i))
+    logits = head(pool(A_L + W_up norm(s_L)))               g_i = sigmoid(alpha_i / 0.1)
+
+    memory = weights + every A_i + the ladder's own gradients, moments and saved activations (width d/k)
+
+The ladder is the one that MobiLLM's server trains (side.py).  It differs from the paper's in two ways: the
+backbone's last state is added, so that step 0 is the pretrained model, and it starts from random weights, not from
+pruned ones.
+
+Knows: the task model and the ladder.  Knows nothing of: other methods, servers.
+
+Taught in: notebooks/01_where_memory_goes.ipynb
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mobillm_kit.encode import Batch
+from mobillm_kit.methods.backprop import Backprop
+from mobillm_kit.model import TaskModel
+from mobillm_kit.side import LadderSide, even_layers
+
+
+class LadderTuned(torch.nn.Module):
+    """A backbone with its ladder beside it, in one memory."""
+
+    def __init__(self, model: TaskModel, side: LadderSide) -> None:
+        super().__init__()
+        self.model = model
+        self.side = side
+
+    def forward(self, batch: Batch) -> Tensor:
+        """(B, C); the graph reaches the ladder and the head, not the backbone."""
+        with torch.no_grad():
+            taps = self.model.backbone.taps(
+                batch.input_ids, batch.attention_mask, batch.token_type_ids, layers=self.side.layers
+            )
+        wide = [tap.to(self.side.gates.dtype) for tap in taps]
+        head = self.model.head
+        hidden = wide[-1] + self.side(wide, batch.attention_mask)
+        return head(head.pool(hidden, batch.attention_mask, batch.positions))
+
+
+def build(
+    model: TaskModel,
+    *,
+    seed: int,
+    reduction: int = 8,
+    heads: int = 2,
+    layers: int | Sequence[int] | None = None,
+    weight_decay: float = 0.0,
+) -> Backprop:
+    """Train a ladder beside the backbone, and the classifier of encoders.
+
+    Args:
+        model: stays as it is, but for an encoder's classifier.
+        seed: of the ladder's initial weights.
+        reduction: k, the ladder's width is d/k; the paper's 8.
+        heads: attention heads of the ladder.
+        layers: how many layers are tapped, evenly spaced, or which; all by default.
+        weight_decay: AdamW's.
+
+    Raises:
+        BadInput: a reduction or heads that do not divide the width, or layers that are not there.
+    """
+    backbone = model.backbone
+    chosen = even_layers(backbone.n_layers, layers) if layers is None or isinstance(layers, int) else layers
+    causal = backbone.kind == "decoder"
+    side = LadderSide(backbone.width, chosen, reduction=reduction, heads=heads, causal=causal, seed=seed)
+    tuned = LadderTuned(model, side.to(backbone.device))
+    trained = {f"side.{name}": parameter for name, parameter in side.named_parameters()}
+    return Backprop("lst", tuned, {**trained, **model.head_parameters()}, tuned, weight_decay=weight_decay)

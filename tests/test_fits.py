@@ -1,0 +1,143 @@
+"""What fits into a memory, and what would: laws, and the command that prints them."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import AutoConfig
+from typer.testing import CliRunner
+
+from mobillm_kit import cli
+from mobillm_kit.architectures import architecture
+from mobillm_kit.errors import BadInput
+from mobillm_kit.fits import Step, alternatives, backbone_bytes, largest_batch, parse_bytes, reason, streamed, table
+from mobillm_kit.shapes import RUNTIME_BYTES
+from tests.families import TINY
+
+MIB, GIB = 2**20, 2**30
+
+
+def step(method: str = "lora", batch: int = 64, **changes) -> Step:
+    model_type, settings = TINY["opt"]
+    wide = {"hidden_size": 256, "ffn_dim": 1024, "word_embed_proj_dim": 256}
+    config = AutoConfig.for_model(model_type, **{**settings, **wide})
+    return Step(config, method, batch, 64, **changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [("4GiB", 4 * GIB), ("4 gib", 4 * GIB), ("4GB", 4 * 10**9), ("512MiB", 512 * MIB), ("1.5GiB", 3 * GIB // 2)],
+)
+def test_amounts_of_memory_are_read(text, n_bytes):
+    assert parse_bytes(text) == n_bytes
+
+
+@pytest.mark.parametrize("text", ["4GB?", "-4GiB", "lots", "", "4", "GiB", "4 4GiB", "4XB", "nanGiB", "1e3GiB"])
+def test_nonsense_is_refused_with_an_example(text):
+    with pytest.raises(BadInput, match=r"is not an amount of memory\. Write a number and a unit, such as 4GiB"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize("text", ["0GiB", "4B", "100MiB"])
+def test_less_than_python_takes_is_refused(text):
+    with pytest.raises(BadInput, match="is less than Python and torch take"):
+        parse_bytes(text)
+
+
+def test_the_largest_batch_fits_and_one_text_more_does_not():
+    this = step()
+    one, whole = (this.needs(batch_size=n)[0].process_bytes for n in (1, 64))
+    ram = (one + whole) // 2
+    size, needs = largest_batch(this, ram)
+    assert 1 < size < 64
+    assert needs[0].process_bytes <= ram < this.needs(batch_size=size + 1)[0].process_bytes
+
+
+def test_a_batch_that_fits_is_the_largest_and_a_text_that_does_not_leaves_none():
+    this = step()
+    assert largest_batch(this, 100 * GIB)[0] == 64
+    assert largest_batch(this, RUNTIME_BYTES) is None
+
+
+def test_the_reason_names_what_takes_the_room():
+    lora, full = step().needs()[0], step("full", batch=1).needs()[0]
+    assert reason(lora, 100 * GIB).startswith("It fits: ")
+    assert "saved activations" in reason(lora, RUNTIME_BYTES + lora.at_peak.weights + MIB)
+    assert "AdamW's two moments" in reason(full, RUNTIME_BYTES + full.at_peak.weights + MIB)
+    assert "The weights alone take" in reason(lora, RUNTIME_BYTES + MIB)
+
+
+def test_the_rows_of_the_table_add_up():
+    for need in step("mobillm-ladder").needs():
+        rows = {name: at_peak for name, _, at_peak in table(need)}
+        parts = ("weights", "gradients", "optimizer", "saved activations", "messages", "transient")
+        assert sum(rows[part] for part in parts) == rows["tensors"]
+        assert rows["whole process"] == rows["tensors"] + RUNTIME_BYTES
+
+
+def test_backbone_bytes_by_hand():
+    whole, block, matrix = backbone_bytes(architecture("opt-1.3b"), "bfloat16")
+    d, ffn = 2048, 8192
+    assert matrix == 2 * d * ffn
+    assert block == 2 * (4 * d * d + 4 * d + 2 * d * ffn + ffn + d + 4 * d)
+    assert whole == 2 * 1_315_758_080
+
+
+def test_streaming_needs_less_than_the_weights_and_is_offered_in_three_forms():
+    this = Step(architecture("opt-125m"), "lora", 8, 128, "bfloat16")
+    ways = list(streamed(this))
+    assert [way.label.split(",")[0] for way in ways] == ["MobiLLM", "MobiLLM", "LoRA + checkpointing"]
+    plain = this.needs(method="mobillm-full-width")[0].process_bytes
+    assert ways[1].device_bytes < ways[0].device_bytes < plain
+    assert ways[0].server_bytes
+    assert ways[2].server_bytes is None
+
+
+def test_alternatives_never_offer_the_method_itself_and_say_what_each_costs():
+    ways = list(alternatives(step(batch=2), 100 * GIB))
+    labels = [way.label for way in ways]
+    assert "LoRA" not in labels
+    assert {"MobiLLM, full width", "MeZO", "LoRA + checkpointing", "Full fine-tuning"} <= set(labels)
+    assert all(way.price for way in ways)
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def memory(*arguments: str):
+    return CliRunner().invoke(cli.app, ["memory", *arguments], env={"COLUMNS": "160"})
+
+
+def test_the_command_prints_the_table_of_both_parties():
+    result = memory("--model", "opt-125m", "--method", "mobillm-full-width", "--batch", "2", "--length", "16")
+    assert result.exit_code == 0
+    assert "device" in result.output
+    assert "server" in result.output
+    assert "477.8" in result.output  # 125 239 296 float32 weights
+    assert "Predicted from shapes" in result.output
+
+
+def test_the_command_says_whether_it_fits_why_and_what_would():
+    result = memory("--model", "opt-125m", "--batch", "8", "--length", "64", "--device-ram", "1GiB")
+    assert result.exit_code == 0
+    assert "It does not fit" in result.output
+    assert "saved activations" in result.output
+    assert "LoRA, batch " in result.output
+    assert "MobiLLM, NF4 blocks streamed" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--device-ram", "4GB?"], "'4GB?' is not an amount of memory"),
+        (["--model", "opt-1.3"], "Did you mean 'opt-1.3b'"),
+        (["--method", "loora"], "Did you mean 'lora'"),
+        (["--length", "99999"], "more than this model reads"),
+        (["--batch", "0"], "The batch size is 0"),
+        (["--dtype", "int3"], "Unknown dtype 'int3'"),
+        (["--model", "llama-2-7b", "--method", "bitfit"], "has no biases to train"),
+    ],
+)
+def test_bad_input_gets_a_sentence(arguments, sentence):
+    result = memory(*arguments)
+    assert result.exit_code != 0
+    assert sentence in str(result.exception)

@@ -1,0 +1,78 @@
+"""Figures and sliders of predicted memory: what they say is what was predicted."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import AutoConfig
+
+from mobillm_kit.errors import BadInput
+from mobillm_kit.plots_memory import MIB, PARTS, memory_growth, memory_growth_alt, step_memory, step_memory_alt
+from mobillm_kit.shapes import CATEGORIES, predict
+from tests.families import TINY
+
+
+@pytest.fixture(scope="module")
+def needs():
+    model_type, settings = TINY["opt"]
+    config = AutoConfig.for_model(model_type, **settings)
+    return {name: predict(config, name, batch_size=4, length=16) for name in ("full", "lora", "mobillm-ladder")}
+
+
+def test_every_category_has_a_name_and_a_colour_of_its_own():
+    assert set(PARTS) == set(CATEGORIES)
+    assert len({color for _, color in PARTS.values()}) == len(PARTS)
+
+
+def test_the_bars_end_where_the_peak_is(needs):
+    axes = step_memory(needs, "tiny").axes[0]
+    wanted = [needs["full"][0], needs["lora"][0], *needs["mobillm-ladder"]]
+    for place, need in enumerate(sorted(wanted, key=lambda need: need.party == "server")):
+        pieces = [bar for bar in axes.patches if abs(bar.get_y() + bar.get_height() / 2 - place) < 0.1]
+        assert sum(bar.get_width() for bar in pieces) == pytest.approx(need.peak_bytes / MIB)
+
+
+def test_servers_are_hatched_and_named(needs):
+    axes = step_memory(needs).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()][-1] == "mobillm-ladder, server"
+    assert any(bar.get_hatch() for bar in axes.patches)
+
+
+def test_a_memory_is_a_line(needs):
+    assert not step_memory(needs).axes[0].lines
+    assert step_memory(needs, ram_bytes=MIB).axes[0].lines[0].get_xdata()[0] == 1.0
+
+
+def test_the_lines_go_through_the_peaks(needs):
+    curves = {name: [(1, parties[0]), (2, parties[0])] for name, parties in needs.items()}
+    lines = memory_growth(curves, "texts").axes[0].lines
+    assert [line.get_ydata()[0] for line in lines] == [curve[0][1].peak_bytes / MIB for curve in curves.values()]
+    assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == 3
+    assert "full from " in memory_growth_alt(curves, "texts")
+
+
+def test_the_words_name_every_bar(needs):
+    words = step_memory_alt(needs)
+    assert all(part in words for part in ("full ", "lora ", "mobillm-ladder, device ", "mobillm-ladder, server "))
+
+
+def test_nothing_to_draw_is_refused():
+    with pytest.raises(BadInput, match="nothing to draw"):
+        step_memory({})
+
+
+def test_the_panel_answers_its_sliders():
+    from mobillm_kit.panels_memory import MemoryPanel
+
+    panel = MemoryPanel(models=("pocket",), methods=("lora",))
+    before, picture = panel.text.value, panel.picture.value
+    panel.batch.value = 32
+    assert panel.text.value != before
+    assert panel.picture.value != picture
+    (need,) = predict_pocket(32, 128)
+    assert f"LoRA {need.peak_bytes / MIB:,.0f} MiB" in panel.text.value
+
+
+def predict_pocket(batch: int, length: int):
+    from mobillm_kit.architectures import architecture
+
+    return predict(architecture("pocket"), "lora", batch_size=batch, length=length)

@@ -1,0 +1,168 @@
+"""What is predicted from shapes is what real tensors take, to the byte."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig
+
+from mobillm_kit.architectures import architecture
+from mobillm_kit.errors import BadInput, UnknownName
+from mobillm_kit.methods import METHODS, load_method
+from mobillm_kit.methods.mobillm import MobiLLM
+from mobillm_kit.shapes import Alive, LiveTensors, predict, shape_model, shapes_only
+from tests.builders import random_batch, tiny_task_model
+from tests.families import TINY
+
+TRAINED = [name for name, row in METHODS.items() if row.trained]
+FAMILIES = ("opt", "opt-350m-like", "llama", "gpt2", "gemma2", "bert", "roberta")
+NO_BIAS = {("bitfit", "llama"), ("bitfit", "gemma2")}
+B, T = 4, 9
+
+
+def kind_of(family: str) -> str:
+    return "encoder" if family in ("bert", "roberta") else "decoder"
+
+
+def tiny_config(family: str):
+    model_type, settings = TINY[family]
+    return AutoConfig.for_model(model_type, **settings)
+
+
+def predicted(family: str, method: str, **changes):
+    return predict(tiny_config(family), method, **{"batch_size": B, "length": T, **changes})
+
+
+def real_peak(kept, step) -> int:
+    """Most bytes alive in a step on real tensors, those that are kept between steps included."""
+    with LiveTensors() as live:
+        live.add_storages(kept, "weights")
+        step()
+    return live.peak.total
+
+
+def storages(tensors) -> set[torch.UntypedStorage]:
+    return {tensor.untyped_storage() for tensor in tensors}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_predicted_ledger_is_the_counted_one(name, family):
+    if (name, family) in NO_BIAS:
+        return
+    method = load_method(name)(tiny_task_model(family), seed=0)
+    counted = method.count_memory(random_batch(rows=B, length=T, kind=kind_of(family)))
+    assert tuple(need.counted for need in predicted(family, name)) == counted
+
+
+@pytest.mark.parametrize("family", ["opt", "llama", "bert"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_predicted_peak_is_the_real_one(name, family):
+    if (name, family) in NO_BIAS:
+        return
+    model = tiny_task_model(family)
+    with LiveTensors() as built:
+        method = load_method(name)(model, seed=0)
+    batch = random_batch(rows=B, length=T, kind=kind_of(family))
+    words = storages([batch.input_ids, batch.attention_mask, batch.labels, batch.positions])
+    inside = storages([*model.parameters(), *model.buffers()])
+    needs = predicted(family, name)
+    if not isinstance(method, MobiLLM):
+        assert real_peak(inside | words | {*built.alive()}, lambda: method.step(batch, 1e-3)) == needs[0].peak_bytes
+        return
+    backbone = storages([*model.backbone.parameters(), *model.backbone.buffers()])
+    upload, server = method.device.upload(batch), method.server
+    sent = storages([*upload.activations, upload.mask, upload.positions, upload.labels])
+    held = storages([*server.model.parameters(), *server.model.buffers()]) | ({*built.alive()} - inside) | sent
+    assert real_peak(backbone | words, lambda: method.device.upload(batch)) == needs[0].peak_bytes
+    assert real_peak(held, lambda: server.train(upload, 1e-3)) == needs[1].peak_bytes
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("name", ["full", "lora", "probe", "mobillm-full-width", "mobillm-ladder"])
+def test_half_precision_is_predicted_as_exactly(name, dtype):
+    model = shape_model(tiny_config("llama"), dtype=dtype)
+    counted = load_method(name)(model, seed=0).count_memory(random_batch(rows=B, length=T))
+    assert tuple(need.counted for need in predicted("llama", name, dtype=dtype)) == counted
+
+
+def test_a_tree_of_shapes_takes_no_memory_and_draws_nothing():
+    before = torch.get_rng_state()
+    with shapes_only():
+        model = shape_model(architecture("opt-6.7b"))
+        assert sum(p.numel() for p in model.parameters()) == 6_658_473_984
+    assert torch.equal(before, torch.get_rng_state())
+    assert model.backbone.blocks[0].fc1.weight.device.type == "cpu"
+
+
+def test_a_copy_without_values_is_a_tensor_of_its_own():
+    import copy
+
+    with shapes_only():
+        layer = nn.Linear(4, 2).requires_grad_(False)
+        twin = copy.deepcopy(layer)
+        assert isinstance(twin.weight, nn.Parameter)
+        assert not twin.weight.requires_grad
+        assert twin.weight.untyped_storage() is not layer.weight.untyped_storage()
+
+
+def test_alive_by_hand():
+    with LiveTensors() as live:
+        weight = torch.ones(100)
+        live.mark([weight], "gradients")
+        x = torch.ones(10)
+        y = x + weight[:10]
+        del x
+        z = y.view(2, 5)
+    assert live.peak == Alive(gradients=400, transient=80)
+    assert live.now == Alive(gradients=400, transient=40)
+    del y, z
+    assert live.now == Alive(gradients=400)
+
+
+def test_saved_and_gradients_are_told_apart_at_the_peak():
+    need = predicted("opt", "full")[0]
+    assert need.at_peak.optimizer > 2 * need.at_peak.weights
+    assert 0 < need.at_peak.saved <= need.counted.saved_activations_bytes
+    assert 0 < need.at_peak.gradients <= need.counted.gradients_bytes
+    assert need.process_bytes > need.peak_bytes == need.at_peak.total
+
+
+def test_lora_saves_gradients_and_optimizer_state_and_hardly_activations():
+    full, lora = (predicted("opt", name, batch_size=16, length=48)[0].counted for name in ("full", "lora"))
+    assert lora.gradients_bytes + lora.optimizer_bytes < 0.15 * (full.gradients_bytes + full.optimizer_bytes)
+    assert lora.saved_activations_bytes > 0.7 * full.saved_activations_bytes
+
+
+def test_mobillms_device_keeps_nothing_for_a_backward_pass_and_its_server_no_backbone():
+    config = architecture("opt-125m")
+    device, server = predict(config, "mobillm-full-width", batch_size=4, length=64)
+    assert (device.at_peak.saved, device.at_peak.gradients, device.at_peak.optimizer) == (0, 0, 0)
+    assert server.at_peak.total < 0.1 * device.at_peak.weights
+
+
+def test_options_reach_the_method():
+    small, large = (predicted("opt", "lora", options={"rank": rank})[0].counted for rank in (1, 8))
+    assert 7.5 < large.optimizer_bytes / small.optimizer_bytes < 8.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"batch_size": 0}, "The batch size is 0; it must be a whole number from 1 up"),
+        ({"length": -3}, "The length is -3"),
+        ({"batch_size": 2.5}, "The batch size is 2.5"),
+        ({"length": 65}, "65 tokens are more than this model reads. Its context is 64 tokens"),
+        ({"dtype": "int3"}, "Unknown dtype 'int3'. Choose one of: float32"),
+        ({"options": {"wings": 2}}, "'lora' has no option 'wings'"),
+    ],
+)
+def test_a_step_that_cannot_be_is_refused(changes, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        predicted("opt", "lora", **changes)
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(UnknownName, match="Did you mean 'lora'"):
+        predicted("opt", "loora")
