@@ -21,17 +21,21 @@ export OMP_WAIT_POLICY
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 PARALLEL := -n 2 --dist loadfile
 
+FAULTS := tests/faults tests/test_bad_input.py tests/test_wire.py
+FUZZ := MOBILLM_FUZZ=200000 MOBILLM_FUZZ_RESULTS=10000
+
 # A build that is asked for by name is looked at again, even where the environment stands already.
 ifeq ($(origin TORCH_BUILD),command line)
 ASKED := ask
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compare test lab lint benchmarks-check clean ask
+.PHONY: help setup compare test faults lab lint benchmarks-check clean ask
 
 help:
 	@echo "make compare           train and compare the methods on the packaged model: runs/pocket/"
 	@echo "make test              style, tests and notebooks, each notebook compared with its stored outputs"
+	@echo "make faults            every fault and every bad input, at length: tens of minutes"
 	@echo "make lab               open JupyterLab at notebooks/00_start_here.ipynb"
 	@echo "make setup             build .venv only (the others do it when needed)"
 	@echo "make lint              style alone"
@@ -57,6 +61,10 @@ compare: setup
 test: lint
 	$(TEST_ENV) $(BIN)/python -m pytest -q $(PARALLEL) tests
 	$(TEST_ENV) $(BIN)/python -m pytest -q --nbval --nbval-current-env --nbval-cell-timeout 300 $(PARALLEL) notebooks
+
+# The short ones of them run in `make test` too.  Real processes are killed; nothing outside tests/ is touched.
+faults: setup
+	$(TEST_ENV) $(FUZZ) $(BIN)/python -m pytest -q $(PARALLEL) -m "faults or not faults" $(FAULTS)
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -74,7 +74,7 @@ def benchmarks(pocket_folders: Sequence[str]) -> dict[str, Benchmark]:
     rte = {"task": "rte", "data": str(SHARED / "data/rte"), "max_length": 96}
     llama = {"backbone": str(SHARED / "models/llama-stories260K"), "limit_dev": 300}
     encoder_controls = ("majority", "bag-of-words")
-    shorter = {"full": 120, "lora": 120, "probe": 360, **dict.fromkeys(NETS, 360)}
+    shorter = {"full": 120, "lora": 120, "probe": 360, **dict.fromkeys(NETS, 150)}
     found = [pocket(seed, folder) for seed, folder in enumerate(pocket_folders)]
     found += [
         Benchmark("minilm-sst2", specs((*encoder_controls, *ENCODER_METHODS), **minilm, **sst2)),
@@ -85,7 +85,7 @@ def benchmarks(pocket_folders: Sequence[str]) -> dict[str, Benchmark]:
                 *(
                     spec
                     for method, steps in shorter.items()
-                    for spec in specs([method], steps=steps, eval_every=steps, **minilm, **rte)
+                    for spec in specs([method], SEEDS[:1], steps=steps, eval_every=steps, **minilm, **rte)
                 ),
             ),
         ),
@@ -117,6 +117,16 @@ def fill(benchmark: Benchmark, file: Path, command: str) -> None:
         )
 
 
+def only(benchmark: Benchmark, methods: Sequence[str]) -> Benchmark:
+    """The runs of these methods.
+
+    Raises:
+        UnknownName: a method that there is not.
+    """
+    names = [method_row(method).name for method in methods]
+    return Benchmark(benchmark.name, tuple(spec for spec in benchmark.specs if spec.method in names))
+
+
 def key(method: str, seed: int, random_weights: bool) -> tuple[str, int, bool]:
     return method, seed, random_weights
 
@@ -135,7 +145,8 @@ def quick(chosen: Iterable[Benchmark]) -> None:
     """One method of each, ten steps, into a temporary folder: shows that it runs."""
     with tempfile.TemporaryDirectory() as place:
         for benchmark in chosen:
-            first = next(spec for spec in benchmark.specs if spec.method == "mobillm-full-width")
+            trained = [spec for spec in benchmark.specs if method_row(spec.method).trained]
+            first = next((spec for spec in trained if spec.method == "mobillm-full-width"), trained[0])
             small = {"steps": 10, "limit_train": 200, "limit_dev": 50, "limit_test": 50}
             fill(
                 Benchmark(benchmark.name, (msgspec.structs.replace(first, **small),)),
@@ -198,12 +209,14 @@ def figures(records: Iterable[RunRecord]) -> dict[str, float]:
 
 def tables() -> None:
     """The tables of all records, as Markdown."""
-    for file in sorted(RESULTS.glob("*.jsonl")):
-        records = read(file)
-        print(f"\n## {file.stem}\n")
+    for name in benchmarks([f"pocket seed {seed}" for seed in SEEDS]):
+        records = read(RESULTS / f"{name}.jsonl")
+        if not records:
+            continue
+        print(f"\n## {name}\n")
         print(markdown(rows([record for record in records if not is_random(record)], LABELS)))
-        for name, mean in figures(record for record in records if is_random(record)).items():
-            print(f"\n{name}: {100 * mean:.1f} % on test, mean over seeds")
+        for control, mean in figures(record for record in records if is_random(record)).items():
+            print(f"\n{control}: {100 * mean:.1f} % on test, mean over seeds")
 
 
 def main() -> int:
@@ -217,6 +230,7 @@ def main() -> int:
         default="pocket",
         help="comma-separated pocket backbones of pretraining seeds 0, 1, 2 (make them with `mobillm pretrain`)",
     )
+    parser.add_argument("--methods", help="comma-separated; only these, so that several processes can share the work")
     given = parser.parse_args()
     if given.check:
         return 0 if check() else 1
@@ -228,7 +242,8 @@ def main() -> int:
     unknown = [name for name in given.names if name not in known]
     if unknown:
         parser.error(f"no benchmark '{unknown[0]}'; there are {', '.join(known)}")
-    chosen = [known[name] for name in given.names or known]
+    methods = given.methods.split(",") if given.methods else list(LABELS)
+    chosen = [only(known[name], methods) for name in given.names or known]
     if given.quick:
         quick(chosen)
         return 0

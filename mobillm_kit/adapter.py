@@ -14,18 +14,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from mobillm_kit.backbone import Backbone
 from mobillm_kit.errors import BackboneMismatch, BadInput
 from mobillm_kit.model import LabelWordHead, PooledHead, Pooling
+from mobillm_kit.pruning import block_sizes, start_from
 from mobillm_kit.saving import write_with
-from mobillm_kit.side import FullWidthSide, LadderSide, SideKind, even_layers
+from mobillm_kit.side import (
+    FullWidthSide,
+    LadderSide,
+    PrunedLadderSide,
+    SideKind,
+    SideStart,
+    even_layers,
+    last_layers,
+)
+
+if TYPE_CHECKING:  # a server has no backbone and need not import what loads one
+    from mobillm_kit.backbone import Backbone
 
 WEIGHTS_FILE = "model.safetensors"
 CARD = (Path(__file__).parent / "templates" / "adapter_card.md.j2").read_text(encoding="utf-8")
@@ -52,6 +63,8 @@ class SideAdapter(
         reduction: k of the ladder, whose width is d/k.
         heads: attention heads of the ladder.
         causal: whether the ladder's attention looks back only (decoders).
+        start: ``backbone`` for a ladder of the backbone's own blocks, pruned; ``random`` for blocks of its own.
+        feed_forward, norm_eps: of such pruned blocks.
         pooling: encoders' pooling, None for decoders, whose head is the frozen label words.
         task, prompt, labels, label_words, paired, max_length: of the task, so that the folder alone can label texts.
         seed: of the initial weights.
@@ -71,6 +84,9 @@ class SideAdapter(
         reduction: int = 4,
         heads: int = 2,
         causal: bool = True,
+        start: SideStart = "random",
+        feed_forward: int = 0,
+        norm_eps: float = 1e-12,
         pooling: Pooling | None = None,
         task: str = "",
         prompt: str = "{text}",
@@ -81,13 +97,30 @@ class SideAdapter(
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if start not in ("random", "backbone") or (start == "backbone" and side != "ladder"):
+            raise BadInput(f"start is '{start}' for side '{side}'.", "Choose 'random', or 'backbone' with a ladder.")
         if side == "full-width":
-            self.side: FullWidthSide | LadderSide = FullWidthSide(width, layers, rank=rank, seed=seed)
+            self.side: FullWidthSide | LadderSide | PrunedLadderSide = FullWidthSide(
+                width, layers, rank=rank, seed=seed
+            )
+        elif start == "backbone":
+            self.side = PrunedLadderSide(
+                width,
+                layers,
+                reduction=reduction,
+                heads=heads,
+                feed_forward=feed_forward,
+                norm_eps=norm_eps,
+                seed=seed,
+            )
         elif side == "ladder":
             self.side = LadderSide(width, layers, reduction=reduction, heads=heads, causal=causal, seed=seed)
         else:
             raise BadInput(f"Unknown side network '{side}'.", "Choose 'full-width' or 'ladder'.")
         self.head = None if pooling is None else PooledHead(width, n_labels, pooling=pooling, seed=seed)
+        self.width = width
+        self.n_labels = n_labels
+        self.causal = causal
         self.fingerprint = fingerprint
         self.backbone_name = backbone
         self.task = task
@@ -157,6 +190,7 @@ def new_adapter(
     n_labels: int,
     layers: int | Sequence[int] | None = None,
     pooling: Pooling = "mean",
+    start: SideStart = "random",
     **options: Any,
 ) -> SideAdapter:
     """A fresh side network for a backbone.
@@ -165,13 +199,21 @@ def new_adapter(
         backbone: whose width, depth and fingerprint it gets.
         side: ``full-width`` or ``ladder``.
         n_labels: C.
-        layers: how many, evenly spaced, or which; all by default.
+        layers: how many, or which; all by default.  A number is of evenly spaced layers, with ``start="backbone"``
+            of the last ones.
         pooling: for encoders.
+        start: ``backbone`` gives a ladder the backbone's own blocks to begin with, pruned (LST section 3.2).
         options: the other arguments of :class:`SideAdapter`.
+
+    Raises:
+        BadInput: ``start="backbone"`` on a family whose blocks are not of BERT's shape.
     """
-    chosen = even_layers(backbone.n_layers, layers) if layers is None or isinstance(layers, int) else layers
+    counted = last_layers if start == "backbone" else even_layers
+    chosen = counted(backbone.n_layers, layers) if layers is None or isinstance(layers, int) else layers
     encoder = backbone.kind == "encoder"
-    return SideAdapter(
+    if start == "backbone":
+        options |= block_sizes(backbone, options.get("reduction", 4))
+    adapter = SideAdapter(
         side=side,
         width=backbone.width,
         layers=[int(layer) for layer in chosen],
@@ -180,9 +222,13 @@ def new_adapter(
         backbone_revision=backbone.revision,
         fingerprint=backbone.fingerprint,
         causal=not encoder,
+        start=start,
         pooling=pooling if encoder else None,
         **options,
     )
+    if isinstance(adapter.side, PrunedLadderSide):
+        start_from(adapter.side, backbone)
+    return adapter
 
 
 def attach(adapter: SideAdapter, backbone: Backbone, head: LabelWordHead | PooledHead) -> SideTuned:

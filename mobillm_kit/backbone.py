@@ -13,6 +13,7 @@ Taught in: notebooks/00_start_here.ipynb
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,6 +109,10 @@ class Backbone(nn.Module):
             digest.update(f"{key}{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy())
         return digest.hexdigest()
+
+    def resident(self) -> list[Tensor]:
+        """The weights that this process holds, in whatever form."""
+        return [tensor for tensor in (*self.model.parameters(), *self.model.buffers()) if not tensor.is_meta]
 
     def freeze(self) -> None:
         """No gradient and no dropout, from here on, until a method asks for its own parameters."""
@@ -232,6 +237,7 @@ def load_backbone(
         UnknownName: a model family without a row in ``families.py``.
     """
     source = _resolve(name)
+    _refuse_codes(Path(source))
     config = _load(AutoConfig, source, revision=revision)
     loader = AutoModelForCausalLM if family_of(config.model_type).kind == "decoder" else AutoModel
     extra = {} if loader is AutoModelForCausalLM else {"add_pooling_layer": False}
@@ -243,6 +249,17 @@ def load_backbone(
             "Name the folder of a whole pretrained model.",
         )
     return Backbone(model.to(device), name=_public_name(name), revision=revision or "")
+
+
+def _refuse_codes(folder: Path) -> None:
+    """Weights in few bits have a loader of their own (lowbit.py, streaming.py)."""
+    if not (folder / "lowbit.json").is_file():
+        return
+    kind = json.loads((folder / "lowbit.json").read_bytes()).get("kind", "low-precision")
+    raise BadInput(
+        f"{folder}: holds {kind} weights, which are not loaded whole.",
+        "Use stream_backbone, or load the unquantized model and call quantize_in_memory.",
+    )
 
 
 def backbone_kind(name: str | Path, *, revision: str | None = None) -> Kind:

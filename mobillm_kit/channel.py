@@ -49,8 +49,12 @@ class InProcessChannel:
         self._capacity = capacity
         self.bytes_up = 0
 
-    def send(self, upload: Upload) -> None:
+    def send(self, upload: Upload, n_bytes: int | None = None) -> None:
         """Device to server.
+
+        Args:
+            upload: as it arrives.
+            n_bytes: what it took on its way, where it was encoded.
 
         Raises:
             BadInput: ``capacity`` uploads are waiting already.
@@ -60,7 +64,7 @@ class InProcessChannel:
                 f"{self._capacity} uploads are waiting already.", "Let the server train before sending more."
             )
         self._queue.append(upload)
-        self.bytes_up += upload.n_bytes
+        self.bytes_up += upload.n_bytes if n_bytes is None else n_bytes
 
     def receive(self) -> Upload:
         """The oldest upload that waits.

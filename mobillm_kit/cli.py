@@ -1,4 +1,4 @@
-"""The command line: `mobillm doctor | compare | train | evaluate | predict | tasks | methods | pretrain`.
+"""The command line: `mobillm doctor | compare | train | evaluate | predict | tasks | methods | memory | server | …`.
 
 Thin: it reads arguments, calls one function, and shows what came back.
 
@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -26,6 +27,7 @@ from mobillm_kit.methods import LABELS, METHODS, method_row
 
 if TYPE_CHECKING:  # torch is imported by the commands that need it, so that --help answers at once
     from mobillm_kit.run import RunSpec
+    from mobillm_kit.shapes import Need
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -114,6 +116,47 @@ def tasks() -> None:
     screen.print(table)
 
 
+@app.command()
+def memory(
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A built-in architecture such as opt-1.3b, a model folder, a config.json, a name on the hub."
+        ),
+    ] = "opt-1.3b",
+    method: Annotated[str, typer.Option(help="A name from `mobillm methods`.")] = "lora",
+    batch: Annotated[int, typer.Option(help="Texts in a batch.")] = 16,
+    length: Annotated[int, typer.Option(help="Tokens of the longest text.")] = 256,
+    dtype: Dtype = "float32",
+    device_ram: Annotated[str | None, typer.Option(help="Memory of the device, such as 4GiB.")] = None,
+    option: Options = None,
+) -> None:
+    """Predict the memory of one training step from shapes alone; with --device-ram: does it fit, why, and what would.
+
+    Nothing is downloaded, loaded or trained.
+    """
+    from mobillm_kit.architectures import architecture
+    from mobillm_kit.fits import Step, alternatives, parse_bytes, reason
+
+    ram_bytes = None if device_ram is None else parse_bytes(device_ram)
+    options = _options(option or [], method_row(method).name)
+    step = Step(architecture(model), method, batch, length, dtype, options)
+    needs = step.needs()
+    for need in needs:
+        screen.print(_need_table(need, f"{model}, {LABELS[method]}, batch {batch} × {length} tokens, {dtype}"))
+    screen.print("Predicted from shapes; nothing was loaded or run.", highlight=False)
+    if ram_bytes is None:
+        return
+    screen.print(f"\n[bold]{device_ram}[/]  {escape(reason(needs[0], ram_bytes))}", highlight=False)
+    shown = Table("way (predicted)", "device, MiB", "fits", "server, MiB", "its price", title=f"In {device_ram}")
+    with screen.status("predicting the alternatives"):
+        for way in alternatives(step, ram_bytes):
+            beside = "–" if way.server_bytes is None else f"{way.server_bytes / 2**20:,.0f}"
+            fits = "yes" if way.fits(ram_bytes) else "no"
+            shown.add_row(escape(way.label), f"{way.device_bytes / 2**20:,.0f}", fits, beside, escape(way.price))
+    screen.print(shown)
+
+
 # ---------------------------------------------------------------------- running
 
 
@@ -159,6 +202,13 @@ def compare(
     option: Options = None,
     memory: Annotated[bool, typer.Option(help="Also measure memory, in a fresh process per method.")] = True,
     jobs: Annotated[int, typer.Option(min=1, help="Processes at a time; seconds compare best with one.")] = 1,
+    server: Annotated[
+        str,
+        typer.Option(help="MobiLLM's server: 'spawn' (a process), 'in-process', an address or a join string."),
+    ] = "spawn",
+    codec: Annotated[
+        str, typer.Option(help="How MobiLLM's activations become bytes: fp32, int8, int4, nf4 …")
+    ] = "int8",
     threads: Threads = 1,
     runs: Runs = Path("runs"),
 ) -> None:
@@ -173,10 +223,12 @@ def compare(
     from mobillm_kit.tables import markdown, rows
 
     given = _given(locals())
-    names = _names(methods, backbone_kind(backbone, revision=revision))
+    kind = backbone_kind(backbone, revision=revision)
+    names = _names(methods, kind)
     chosen = _seeds(seeds)
+    settings = preset or ("pocket" if backbone == "pocket" else kind)
     specs = [
-        _spec(method=method, seed=seed, option=option, **given)
+        _spec(method=method, seed=seed, option=[*_uplink(method, settings, server, codec), *(option or [])], **given)
         for method in names
         for seed in (chosen if method_row(method).trained else chosen[:1])
     ]
@@ -228,6 +280,10 @@ def train(
     threads: Threads = 1,
 ) -> None:
     """Train one method; goes on where it was interrupted."""
+    _train(method, out, threads, seed=seed, option=option, **_given(locals()))
+
+
+def _train(method: str, out: Path, threads: int, **given: Any) -> None:
     import torch
 
     from mobillm_kit.folders import lay_out, only_one
@@ -235,7 +291,7 @@ def train(
     from mobillm_kit.run import run
 
     torch.set_num_threads(threads)
-    spec = _spec(method=method, seed=seed, option=option, **_given(locals()))
+    spec = _spec(method=method, **given)
     with only_one(out), OneBar(screen, method_row(method).label) as bar:
         lay_out(out, spec)
         record = run(spec, folder=out, command=_command(), callbacks=[bar.on_step], on_test=bar.on_test)
@@ -306,6 +362,87 @@ def pretrain(
     raise typer.Exit(0 if report.passed else 1)
 
 
+# ---------------------------------------------------------------------- device and server
+
+
+@app.command()
+def server(
+    folder: Annotated[Path, typer.Option(help="Checkpoints and cached activations.")] = Path("runs/server"),
+    bind: Annotated[str, typer.Option(help="Where to listen; port 0 takes a free one.")] = "tcp://127.0.0.1:0",
+    keys: Annotated[
+        Path | None, typer.Option(help="Folder of keys: encrypts, and lets only known devices in. Made if new.")
+    ] = None,
+    advertise: Annotated[
+        str | None, typer.Option(help="Host name or address that devices reach this machine by, for the join string.")
+    ] = None,
+    credit: Annotated[int, typer.Option(min=1, help="Batches of a device that may wait.")] = 4,
+    budget: Annotated[int, typer.Option(min=1, help="MiB of batches that may wait, all devices together.")] = 4096,
+    max_sessions: Annotated[int, typer.Option(min=1, help="Devices at a time.")] = 8,
+    cache_memory: Annotated[int, typer.Option(min=0, help="MiB of cached activations in memory, per device.")] = 1024,
+    cache_disk: Annotated[int, typer.Option(min=0, help="MiB of cached activations on disk, per device.")] = 8192,
+    threads: Threads = 1,
+    as_json: Annotated[bool, typer.Option("--json", hidden=True)] = False,
+    with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True)] = False,
+) -> None:
+    """Train side networks for devices that send their activations here, until Ctrl-C."""
+    from mobillm_kit.service import MIB, ServiceSettings, ServiceStart, serve_forever
+
+    def announce(start: ServiceStart) -> None:
+        if as_json:
+            sys.stdout.write(msgspec.json.encode(start).decode() + "\n")
+            sys.stdout.flush()
+            return
+        screen.print(f"Listening at {start.address}", highlight=False, markup=False)
+        join = start.join or start.address
+        screen.print(f"On the device: mobillm device --join '{join}'", highlight=False, markup=False, soft_wrap=True)
+
+    settings = ServiceSettings(
+        folder=folder,
+        credit=credit,
+        budget_bytes=budget * MIB,
+        max_sessions=max_sessions,
+        cache_memory_bytes=cache_memory * MIB,
+        cache_disk_bytes=cache_disk * MIB,
+        threads=threads,
+    )
+    serve_forever(settings, bind=bind, keys=keys, advertise=advertise, announce=announce, with_parent=with_parent)
+
+
+@app.command()
+def device(
+    join: Annotated[str, typer.Option(help="The join string that the server shows, or its plain address.")],
+    out: Annotated[Path, typer.Option(help="Folder for record, checkpoint and the trained side network.")],
+    side: Annotated[str, typer.Option(help="full-width or ladder.")] = "ladder",
+    codec: Annotated[str, typer.Option(help="fp32, fp16, int8, int4, nf4 …, or 'adaptive'.")] = "int8",
+    labels: Annotated[str, typer.Option(help="Where labels go: server, residual or device.")] = "server",
+    cache: Annotated[bool, typer.Option(help="Each sample is forwarded and sent once.")] = True,
+    link: Annotated[str, typer.Option(help="Pretend a link, such as 'wifi-60' or '20mbit,10ms'.")] = "",
+    keys: Annotated[str, typer.Option(help="Folder of this device's keys.")] = "",
+    seed: Annotated[int, typer.Option()] = 0,
+    backbone: Backbone = "pocket",
+    accelerator: Accelerator = "auto",
+    task: TaskName = "reviews",
+    data: Data = None,
+    text: Text = None,
+    pair: Pair = None,
+    label: Label = None,
+    prompt: Prompt = None,
+    label_words: LabelWords = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    lr: Lr = None,
+    eval_every: EvalEvery = None,
+    max_length: MaxLength = None,
+    option: Options = None,
+    threads: Threads = 1,
+) -> None:
+    """Train a side network on a server, from this machine's texts; raw text is not sent, activations are."""
+    uplink = {"server": join, "codec": codec, "labels": labels, "cache": cache, "link": link, "keys": keys}
+    chosen = [f"{name}={msgspec.json.encode(value).decode()}" for name, value in uplink.items() if value != ""]
+    given = {name: value for name, value in locals().items() if name in _SPEC_FIELDS}
+    _train(f"mobillm-{side}", out, threads, seed=seed, option=[*chosen, *(option or [])], **given)
+
+
 @app.callback(invoke_without_command=True)
 def _version(
     version: Annotated[bool, typer.Option("--version", help="Say the version and end.")] = False,
@@ -354,8 +491,6 @@ def _spec(*, method: str, seed: int, option: list[str] | None, **given: Any) -> 
 
 def _options(assignments: list[str], method: str) -> dict[str, Any]:
     """``rank=8`` for every method, ``lora.rank=8`` for one; numbers, true and false are read as such."""
-    import msgspec
-
     options: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
@@ -369,6 +504,34 @@ def _options(assignments: list[str], method: str) -> dict[str, Any]:
         except msgspec.DecodeError:
             options[bare if dot else name] = value
     return options
+
+
+def _need_table(need: Need, title: str) -> Table:
+    from mobillm_kit.fits import table
+
+    shown = Table("MiB", "at its highest", "at the peak", title=f"{escape(title)}: {need.party}")
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for name, highest, at_peak in table(need):
+        total = name in ("tensors", "whole process")
+        first = "" if highest is None else f"{highest / 2**20:,.1f}"
+        shown.add_row(name, first, f"{at_peak / 2**20:,.1f}", style="bold" if total else "", end_section=total)
+    return shown
+
+
+def _uplink(method: str, backbone_class: str, server: str, codec: str) -> list[str]:
+    """Options of a method that has a server; a cache comes with every server in another process.
+
+    A side network that begins as the backbone's own blocks is trained in this process: another one has no backbone.
+    """
+    from mobillm_kit.presets import preset
+
+    if METHODS[method].module != "mobillm":
+        return []
+    needs_backbone = preset(backbone_class, method).options.get("start") == "backbone"
+    if server == "in-process" or (server == "spawn" and needs_backbone):
+        return [f"codec={codec}"]
+    return [f"codec={codec}", f"server={server}", "cache=true"]
 
 
 def _names(methods: str | None, kind: str) -> tuple[str, ...]:

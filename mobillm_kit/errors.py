@@ -27,6 +27,10 @@ class BadInput(KitError, ValueError):
     """A value, a text or a file that cannot be used as it is."""
 
 
+class CodecError(BadInput):
+    """Bytes that are no payload of the codec and shape that they were sent as."""
+
+
 class UnknownName(BadInput):
     """A model, task, method or preset that does not exist."""
 
@@ -57,3 +61,46 @@ class FolderBusy(KitError):
 
 class MissingExtra(KitError):
     """An optional dependency is not installed."""
+
+
+class AddressInUse(KitError):
+    """Another program listens at the address that the server wants."""
+
+
+class HandshakeFailed(KitError):
+    """Device and server could not agree to talk.
+
+    Args:
+        problem, remedy: as for :class:`KitError`.
+        reason: a word for the program: "nothing-listens", "no-answer", "key-not-allowed", "wrong-server-key",
+            "no-curve" or "not-mobillm".
+    """
+
+    def __init__(self, problem: str, remedy: str = "", *, reason: str) -> None:
+        self.reason = reason
+        super().__init__(problem, remedy)
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether waiting may help: the server may still be starting, or the network be down for a while."""
+        return self.reason in ("nothing-listens", "no-answer")
+
+
+class SocketClosed(KitError):
+    """The socket was closed, here, by this program."""
+
+
+class ServerGone(KitError):
+    """The server has not answered for too long; what was trained is on its side, up to its last checkpoint."""
+
+
+class ServerRefused(KitError):
+    """The server said no, or sent back what cannot be used.
+
+    Args:
+        code: one of the protocol's error codes.
+    """
+
+    def __init__(self, problem: str, remedy: str = "", code: str = "") -> None:
+        self.code = code
+        super().__init__(problem, remedy)

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from mobillm_kit.encode import Batch, Encoded, TextEncoder
 from mobillm_kit.errors import BadInput, NotEnoughMemory, TrainingDiverged
 from mobillm_kit.interrupts import stop_after_step
-from mobillm_kit.methods.protocol import Method
+from mobillm_kit.methods.protocol import Method, Pipelined
 from mobillm_kit.record import CurvePoint
 from mobillm_kit.saving import write_with
 from mobillm_kit.seeds import derived_seed
@@ -72,7 +72,8 @@ class FitEvent:
 
     step: int
     steps: int
-    loss: float
+    loss: float | None
+    """None where the step is still under way."""
     point: CurvePoint | None
 
 
@@ -101,6 +102,7 @@ class _Progress(msgspec.Struct):
     cpu_seconds: float = 0.0
     loss_sum: float = 0.0
     loss_count: int = 0
+    losses_known: int = 0
     best_dev_loss: float | None = None
     worse_evaluations: int = 0
     stopped: str = ""
@@ -147,6 +149,7 @@ def fit(
             loss = _timed_step(method, batch, settings, progress)
             point = None
             if _due(settings, progress):
+                _settle(method, progress)
                 point = _evaluate(method, dev, encoder, progress, device)
                 _judge(progress, settings, point)
                 _save(method, progress, checkpoint)
@@ -154,6 +157,7 @@ def fit(
                 callback(FitEvent(progress.step, settings.steps, loss, point))
         interrupted = asked_to_stop() and progress.step < settings.steps
         if interrupted:
+            _settle(method, progress)
             _save(method, progress, checkpoint)
     return FitResult(
         curve=tuple(progress.curve),
@@ -221,23 +225,44 @@ def _batch(train: Sequence[Encoded], encoder: TextEncoder, settings: FitSettings
     return encoder.collate([train[index] for index in chosen]).to(device)
 
 
-def _timed_step(method: Method, batch: Batch, settings: FitSettings, progress: _Progress) -> float:
-    wall, cpu = time.perf_counter(), time.process_time()
-    with fit_memory_error(method, batch):
+def _timed_step(method: Method, batch: Batch, settings: FitSettings, progress: _Progress) -> float | None:
+    with _timed(progress), fit_memory_error(method, batch):
         result = method.step(batch, learning_rate(settings, progress.step))
-    progress.seconds += time.perf_counter() - wall
-    progress.cpu_seconds += time.process_time() - cpu
-    if not math.isfinite(result.loss):
-        raise TrainingDiverged(
-            f"{method.name}: the loss of step {progress.step + 1} is {result.loss}.",
-            "Lower the learning rate; the last good checkpoint is kept.",
-        )
+    if result.loss is not None:
+        _add_losses(method, [result.loss], progress)
     progress.step += 1
     progress.forwards += result.forwards
     progress.bytes_sent += result.bytes_sent
-    progress.loss_sum += result.loss
-    progress.loss_count += 1
     return result.loss
+
+
+@contextmanager
+def _timed(progress: _Progress) -> Iterator[None]:
+    """Counts the body as training time."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    yield
+    progress.seconds += time.perf_counter() - wall
+    progress.cpu_seconds += time.process_time() - cpu
+
+
+def _settle(method: Method, progress: _Progress) -> None:
+    """Wait for what is under way: it belongs to training, not to evaluation."""
+    if isinstance(method, Pipelined):
+        with _timed(progress):
+            losses = method.settle()
+        _add_losses(method, losses, progress)
+
+
+def _add_losses(method: Method, losses: Sequence[float], progress: _Progress) -> None:
+    for loss in losses:
+        if not math.isfinite(loss):
+            raise TrainingDiverged(
+                f"{method.name}: the loss of step {progress.losses_known + 1} is {loss}.",
+                "Lower the learning rate; the last good checkpoint is kept.",
+            )
+        progress.loss_sum += loss
+        progress.loss_count += 1
+        progress.losses_known += 1
 
 
 @contextmanager

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from mobillm_kit.backbone import Backbone
-from mobillm_kit.encode import Batch
 from mobillm_kit.errors import BadInput
+
+if TYPE_CHECKING:  # a server has no backbone and need not import what loads one
+    from mobillm_kit.backbone import Backbone
+    from mobillm_kit.encode import Batch
 
 Pooling = Literal["mean", "first"]
 

@@ -127,7 +127,7 @@ def device_memory(records: Iterable[RunRecord], labels: Mapping[str, str] | None
     Raises:
         BadInput: no finished record with counted memory.
     """
-    return _styled(_device_memory)(records, labels)
+    return styled(_device_memory)(records, labels)
 
 
 def convergence(records: Iterable[RunRecord], x: Clock = "step", labels: Mapping[str, str] | None = None) -> Figure:
@@ -141,7 +141,7 @@ def convergence(records: Iterable[RunRecord], x: Clock = "step", labels: Mapping
     Raises:
         BadInput: no finished record with a curve, or an ``x`` that is none of the four.
     """
-    return _styled(_convergence)(records, x, labels)
+    return styled(_convergence)(records, x, labels)
 
 
 def pareto(records: Iterable[RunRecord], memory: Memory = "counted", labels: Mapping[str, str] | None = None) -> Figure:
@@ -155,7 +155,7 @@ def pareto(records: Iterable[RunRecord], memory: Memory = "counted", labels: Map
     Raises:
         BadInput: no finished record with both, or a ``memory`` that is neither.
     """
-    return _styled(_pareto)(records, memory, labels)
+    return styled(_pareto)(records, memory, labels)
 
 
 def device_memory_alt(records: Iterable[RunRecord], labels: Mapping[str, str] | None = None) -> str:
@@ -225,7 +225,7 @@ def _rendered(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
     return out.getvalue()
 
 
-def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Draw under this module's settings, whatever the user has set, and leave the user's as they are."""
 
     def under_our_settings(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -271,7 +271,7 @@ def _device_memory(records: Iterable[RunRecord], labels: Mapping[str, str] | Non
     bars = _bars(records, labels)
     bars = [b for b in bars if b.party == "device"] + [b for b in bars if b.party == "server"]
     places = _places(bars)
-    figure, axes = _canvas(9.0, 1.55 + 0.36 * (places[-1] + 1), right=0.86)
+    figure, axes = canvas(9.0, 1.55 + 0.36 * (places[-1] + 1), right=0.86)
     ends = [_stack(axes, place, bar) for place, bar in zip(places, bars, strict=True)]
     axes.set_yticks(places, [bar.label for bar in bars])
     axes.set_ylim(places[-1] + 0.6, -0.6)
@@ -282,7 +282,7 @@ def _device_memory(records: Iterable[RunRecord], labels: Mapping[str, str] | Non
     axes.set_xlabel("memory, MiB")
     _number_columns(axes, places, bars)
     _category_legend(axes, bars)
-    _titles(axes, "What fills the memory during training", _memory_subtitle(bars), extra_pt=25)
+    titles(axes, "What fills the memory during training", _memory_subtitle(bars), extra_pt=25)
     return figure
 
 
@@ -393,7 +393,7 @@ def _line(label: str, place: int, runs: Sequence[RunRecord], clock: Callable[[Cu
 def _convergence(records: Iterable[RunRecord], x: str, labels: Mapping[str, str] | None) -> Figure:
     records = list(records)
     lines, levels = _lines(records, x, labels), _levels(records, labels, "dev_accuracy")
-    figure, axes = _canvas(9.0, 5.2, right=0.735)
+    figure, axes = canvas(9.0, 5.2, right=0.735)
     for line in lines:
         frame = pd.DataFrame(line.points, columns=["x", "accuracy"])
         color, marker, dashes = method_look(line.place)
@@ -406,7 +406,7 @@ def _convergence(records: Iterable[RunRecord], x: str, labels: Mapping[str, str]
     axes.set_xlabel(_CLOCKS[x][1])
     _accuracy_axis(axes, "dev accuracy, %", [y for line in lines for _, y in line.points], levels)
     _right_labels(axes, [*((line.end, line.label, line.place) for line in lines)], levels)
-    _titles(axes, f"How accuracy grows {_CLOCKS[x][0]}", _seeds_subtitle(records))
+    titles(axes, f"How accuracy grows {_CLOCKS[x][0]}", _seeds_subtitle(records))
     return figure
 
 
@@ -480,7 +480,7 @@ def _memory_mib(runs: Sequence[RunRecord], memory: str) -> float | None:
 def _pareto(records: Iterable[RunRecord], memory: str, labels: Mapping[str, str] | None) -> Figure:
     records = list(records)
     points, levels = _points(records, memory, labels), _levels(records, labels, "test_accuracy")
-    figure, axes = _canvas(9.0, 5.2, right=0.80)
+    figure, axes = canvas(9.0, 5.2, right=0.80)
     front = pareto_front(points)
     axes.plot(
         [p.memory_mib for p in front], [p.accuracy for p in front],
@@ -501,7 +501,7 @@ def _pareto(records: Iterable[RunRecord], memory: str, labels: Mapping[str, str]
     )
     _accuracy_axis(axes, "test accuracy, %", [y for p in points for y in (p.lowest, p.highest)], levels)
     _right_labels(axes, [], levels)
-    _titles(
+    titles(
         axes,
         "Accuracy against memory: up and to the left is better",
         f"{_seeds_subtitle(records, 'bar')}; line: no method is better in both",
@@ -652,7 +652,7 @@ class Chart(Figure):
         return png, {"width": width * 2 // 3, "height": height * 2 // 3}
 
 
-def _canvas(width: float, height: float, right: float = 0.98) -> tuple[Figure, Axes]:
+def canvas(width: float, height: float, right: float = 0.98) -> tuple[Figure, Axes]:
     """A figure that pyplot does not know of, so that it is freed with its last name."""
     figure = Chart(figsize=(width, height), facecolor=PAPER)
     FigureCanvasAgg(figure)
@@ -764,7 +764,7 @@ def _seeds_subtitle(records: Sequence[RunRecord], mark: str = "band") -> str:
     return f"{Path(backbone).name} on {task}; {spread}"
 
 
-def _titles(axes: Axes, title: str, subtitle: str, extra_pt: float = 0.0) -> None:
+def titles(axes: Axes, title: str, subtitle: str, extra_pt: float = 0.0) -> None:
     top = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
     axes.annotate(title, (0, 1), xytext=(0, 25 + extra_pt), fontsize=13, fontweight="bold", **top)
     axes.annotate(subtitle, (0, 1), xytext=(0, 9 + extra_pt), fontsize=9.5, color=MUTED, **top)

@@ -84,6 +84,19 @@ class MeasuredMemory(msgspec.Struct, frozen=True, kw_only=True):
         return max(0, self.peak_rss_bytes - self.loaded_rss_bytes)
 
 
+Stage = Literal["forward", "encode", "send", "queue", "decode", "train"]
+
+
+class Span(msgspec.Struct, frozen=True, kw_only=True):
+    """One stage of one step, on the device's clock."""
+
+    stage: Stage
+    step: int
+    start_s: float
+    """Since the run's first step."""
+    seconds: float
+
+
 class BackboneInfo(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     revision: str
@@ -138,6 +151,10 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     trainable_parameters: int
     counted: tuple[CountedMemory, ...] = ()
     measured: tuple[MeasuredMemory, ...] = ()
+    timeline: tuple[Span, ...] = ()
+    """When which stage of the first steps ran; empty where device and server are one process."""
+    codecs: tuple[str, ...] = ()
+    """Per step, where a controller chose the codec."""
     provenance: Provenance
 
     def save(self, path: Path) -> None:

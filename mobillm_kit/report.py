@@ -112,7 +112,22 @@ def pictures(records: Sequence[RunRecord], labels: Mapping[str, str] | None = No
                 lambda x=x: plots.convergence_alt(records, x, labels),
             )
         )
+    found += [_gantt(record, label) for _, label, runs in grouped(records, labels) for record in runs[:1]]
     return [picture for picture in found if picture is not None]
+
+
+def _gantt(record: RunRecord, label: str) -> Picture | None:
+    from mobillm_kit import plots_link
+
+    if not record.timeline:
+        return None
+    return _picture(
+        f"timeline_{record.method}",
+        f"{label}: while the server trains on one batch, the next one is under way and the device forwards the one "
+        "after it.",
+        lambda: plots_link.gantt(record.timeline),
+        lambda: f"Timeline of a few steps: {plots_link.busy_text(record.timeline)}.",
+    )
 
 
 def page(

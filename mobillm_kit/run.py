@@ -9,6 +9,7 @@ Taught in: notebooks/00_start_here.ipynb
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,10 @@ from torch import Tensor
 from mobillm_kit.backbone import Backbone, load_backbone, load_tokenizer, random_backbone
 from mobillm_kit.encode import Encoded, TextEncoder
 from mobillm_kit.errors import BadInput
+from mobillm_kit.feed import Feed
 from mobillm_kit.fit import FitEvent, FitSettings, evaluate, fit
 from mobillm_kit.methods import controls, load_method, method_row
-from mobillm_kit.methods.mobillm import MobiLLM
-from mobillm_kit.methods.protocol import Method
+from mobillm_kit.methods.protocol import Method, Pipelined
 from mobillm_kit.methods.zeroth_order import ZerothOrder
 from mobillm_kit.metrics import score
 from mobillm_kit.model import Pooling, TaskModel, task_model
@@ -125,8 +126,14 @@ def run(
     if not method_row(spec.method).trained:
         record = control_record(prepared, command)
     else:
-        method = build_method(prepared)
-        record = _trained_record(prepared, method, folder, command, callbacks, measured, on_test)
+        method = build_method(prepared, folder)
+        try:
+            record = _trained_record(prepared, method, folder, command, callbacks, measured, on_test)
+        finally:
+            if isinstance(method, Pipelined):
+                method.close()
+        if folder is not None and record.status == "done":
+            shutil.rmtree(folder / "server", ignore_errors=True)  # a spawned server's checkpoints have served
     if folder is not None:
         record.save(folder / "record.json")
     return record
@@ -235,15 +242,15 @@ def method_options(prepared: Prepared) -> dict[str, Any]:
     return {**chosen_preset(prepared).options, **prepared.spec.options}
 
 
-def build_method(prepared: Prepared) -> Method:
-    """The method of the specification on the prepared model.
+def build_method(prepared: Prepared, folder: Path | None = None) -> Method:
+    """The method of the specification on the prepared model; ``folder`` is the run's, where it has one.
 
     Raises:
         BadInput: an option that the method does not have.
     """
     spec = prepared.spec
     options = method_options(prepared)
-    extra = {"about": _about(prepared)} if method_row(spec.method).module == "mobillm" else {}
+    extra = _of_mobillm(prepared, folder) if method_row(spec.method).module == "mobillm" else {}
     build = load_method(spec.method)
     try:
         return build(prepared.model, seed=spec.seed, **extra, **options)
@@ -251,6 +258,12 @@ def build_method(prepared: Prepared) -> Method:
         if "unexpected keyword argument" not in str(error):
             raise
         raise BadInput(f"Method '{spec.method}': {error}.", "See `mobillm methods --help`.") from error
+
+
+def _of_mobillm(prepared: Prepared, folder: Path | None) -> dict[str, Any]:
+    """What MobiLLM has to know of its run beyond model and options."""
+    feed = Feed(prepared.train, prepared.encoder, fit_settings(prepared), prepared.device)
+    return {"about": _about(prepared), "feed": feed, "folder": folder}
 
 
 def _about(prepared: Prepared) -> dict[str, Any]:
@@ -309,9 +322,11 @@ def _trained_record(
         trainable_parameters=sum(tensor.numel() for tensor in method.trained().values()),
         counted=method.count_memory(first),
         measured=tuple(measured),
+        timeline=method.timeline.spans() if isinstance(method, Pipelined) else (),
+        codecs=method.codecs if isinstance(method, Pipelined) else (),
         provenance=provenance(command),
     )
-    if folder is not None and isinstance(method, MobiLLM) and not result.interrupted:
+    if folder is not None and method_row(prepared.spec.method).module == "mobillm" and not result.interrupted:
         method.adapter.save_pretrained(folder / "side", model_card_kwargs={"record": record})
     if folder is not None and isinstance(method, ZerothOrder):
         method.log.save(folder / "replay.safetensors")

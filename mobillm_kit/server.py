@@ -1,14 +1,17 @@
 """The server's side of MobiLLM: the side network, the loss, the optimizer, and all back-propagation.
 
-    upload -> side network -> logits -> cross-entropy -> gradients of the side network -> AdamW
+    labels     upload -> side network -> logits -> cross-entropy -> gradients of the side network -> AdamW
+    residual   f = logits - logits at step 0,   loss = mean (f - r)^2     r: the device's prediction differences
+    device     the logits go back, the loss's gradient with respect to them comes from the device
 
-Knows: uploads and the side network.  Knows nothing of: the backbone's weights, the text.
+Knows: uploads and the side network.  Knows nothing of: the backbone's weights, the text, sockets.
 
-Taught in: notebooks/00_start_here.ipynb
+Taught in: notebooks/00_start_here.ipynb, notebooks/08_device_and_server.ipynb
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -42,17 +45,48 @@ class Server:
             name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
         }
         self._optimizer = adamw(self.parameters.values(), weight_decay)
+        self._start_head = copy.deepcopy(model.head).requires_grad_(False)
+        self._waiting: Tensor | None = None
 
     def train(self, upload: Upload, lr: float) -> float:
-        """One step; returns the loss before it, in nats."""
+        """One step on the labels; returns the loss before it, in nats."""
         loss = self._loss(upload)
         apply_gradients(self._optimizer, loss, lr)
         return loss.item()
+
+    def train_residual(self, upload: Upload, residual: Tensor, lr: float) -> float:
+        """One step on prediction differences (PAE MobiLLM's additive side network); returns the squared error.
+
+        Args:
+            upload: without labels.
+            residual: r = onehot(y) - softmax(backbone's logits), (B, C).  Its only positive entry is the label's:
+                whoever reads r knows the label.
+            lr: learning rate.
+        """
+        loss = F.mse_loss(self._logits(upload) - self._start_logits(upload), residual)
+        apply_gradients(self._optimizer, loss, lr)
+        return loss.item()
+
+    def propose(self, upload: Upload) -> Tensor:
+        """First half of a step whose loss is the device's: (B, C) logits; the graph is kept for :meth:`accept`."""
+        self._waiting = self._logits(upload)
+        return self._waiting.detach()
+
+    def accept(self, gradient: Tensor, lr: float) -> None:
+        """Second half: ``gradient`` is dL/dlogits, (B, C), of the logits last proposed."""
+        assert self._waiting is not None
+        apply_gradients(self._optimizer, (self._waiting * gradient).sum(), lr)
+        self._waiting = None
 
     @torch.no_grad()
     def logits(self, upload: Upload) -> Tensor:
         """(B, C), without gradient."""
         return self._logits(upload)
+
+    @torch.no_grad()
+    def start_logits(self, upload: Upload) -> Tensor:
+        """(B, C) logits of step 0, which are the pretrained model's."""
+        return self._start_logits(upload)
 
     def state(self) -> dict[str, Tensor]:
         return training_state(self.parameters, self._optimizer)
@@ -77,6 +111,10 @@ class Server:
 
     def _logits(self, upload: Upload) -> Tensor:
         return self.model(upload.activations, upload.mask, upload.positions.long())
+
+    def _start_logits(self, upload: Upload) -> Tensor:
+        last = upload.activations[-1].to(self.model.adapter.side.gates.dtype)
+        return self._start_head(self._start_head.pool(last, upload.mask, upload.positions.long()))
 
     def _loss(self, upload: Upload) -> Tensor:
         return F.cross_entropy(self._logits(upload), upload.labels.long())

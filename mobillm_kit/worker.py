@@ -31,7 +31,7 @@ from mobillm_kit.fit import FitEvent, batch_indices, fit_memory_error
 from mobillm_kit.folders import load_spec
 from mobillm_kit.measure import measured
 from mobillm_kit.methods import load_method
-from mobillm_kit.methods.mobillm import MobiLLM
+from mobillm_kit.methods.mobillm import MobiLLM, without_server
 from mobillm_kit.methods.protocol import Method
 from mobillm_kit.record import MeasuredMemory
 from mobillm_kit.run import Prepared, build_method, fit_settings, prepare, run
@@ -95,6 +95,7 @@ def train(folder: Path) -> None:
 def measure_memory(folder: Path, party: str) -> None:
     """Train a few steps of one party in this fresh process and write what they took."""
     spec = load_spec(folder)
+    spec = msgspec.structs.replace(spec, options=without_server(spec.options))  # each party is measured alone
     load_method(spec.method)  # its imports belong to what is loaded before, not to training
     prepared = prepare(spec)
     batches = _first_batches(prepared)
@@ -125,7 +126,7 @@ def _device_steps(prepared: Prepared, batches: list[Batch]) -> None:
     for batch in batches:
         with fit_memory_error(method, batch):
             if isinstance(method, MobiLLM):
-                method.device.upload(batch)
+                method.through_codec(method.device.upload(batch))
             else:
                 method.step(batch, lr)
 
@@ -138,7 +139,7 @@ def _measure_server(prepared: Prepared, batches: list[Batch]) -> MeasuredMemory:
         raise KitError(f"Method '{method.name}' has no server.")
     with tempfile.TemporaryDirectory() as place:
         files = [
-            _write_upload(method.device.upload(batch), Path(place) / f"{number}.pt")
+            _write_upload(method.through_codec(method.device.upload(batch))[0], Path(place) / f"{number}.pt")
             for number, batch in enumerate(batches)
         ]
         server = method.server

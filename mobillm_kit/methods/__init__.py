@@ -48,6 +48,23 @@ _ROWS = (
     MethodRow("lora", "LoRA", "lora", "low-rank updates of query and value, AdamW", "arXiv 2106.09685", True),
     MethodRow("lora-fa", "LoRA-FA", "lora_fa", "LoRA with A frozen", "arXiv 2308.03303", True),
     MethodRow(
+        "lora-checkpointing",
+        "LoRA + checkpointing",
+        "lora_checkpointing",
+        "LoRA; activations computed again in the backward pass",
+        "arXiv 2106.09685, 1604.06174",
+        True,
+    ),
+    MethodRow("bitfit", "BitFit", "bitfit", "the biases alone, AdamW", "arXiv 2106.10199", False),
+    MethodRow(
+        "lst",
+        "LST on the device",
+        "lst",
+        "a narrow ladder beside the frozen backbone, trained where the backbone is",
+        "arXiv 2206.06522",
+        True,
+    ),
+    MethodRow(
         "mezo",
         "MeZO",
         "mezo",

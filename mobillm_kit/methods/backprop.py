@@ -8,15 +8,18 @@ Knows: parameters and a function from batch to logits.  Knows nothing of: which 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mobillm_kit.encode import Batch
 from mobillm_kit.memory import SavedActivations, storage_bytes
 from mobillm_kit.methods.protocol import StepResult
 from mobillm_kit.record import CountedMemory
+
+if TYPE_CHECKING:  # a server has no backbone and need not import what loads one
+    from mobillm_kit.encode import Batch
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -10,6 +10,8 @@ Taught in: notebooks/09_comparison.ipynb
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -20,6 +22,12 @@ from mobillm_kit.model import TaskModel
 
 def build(model: TaskModel, *, seed: int, weight_decay: float = 0.0) -> Backprop:
     """Train all of ``model``, one block's graph in memory at a time; equal gradients to full fine-tuning."""
+    parameters = dict(model.named_parameters())
+    return Backprop("full-checkpointing", model, parameters, checkpointed_logits(model), weight_decay=weight_decay)
+
+
+def checkpointed_logits(model: TaskModel) -> Callable[[Batch], Tensor]:
+    """Batch to (B, C), each block a checkpoint of its own."""
 
     def logits(batch: Batch) -> Tensor:
         backbone = model.backbone
@@ -28,4 +36,4 @@ def build(model: TaskModel, *, seed: int, weight_decay: float = 0.0) -> Backprop
             hidden = checkpoint(backbone.block, index, hidden, handed, use_reentrant=False, preserve_rng_state=False)
         return model.head(model.head.pool(hidden, batch.attention_mask, batch.positions))
 
-    return Backprop("full-checkpointing", model, dict(model.named_parameters()), logits, weight_decay=weight_decay)
+    return logits

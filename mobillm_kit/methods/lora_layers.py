@@ -9,11 +9,11 @@ Taught in: notebooks/09_comparison.ipynb
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -21,6 +21,14 @@ from mobillm_kit.backbone import Backbone
 from mobillm_kit.errors import BadInput
 from mobillm_kit.model import TaskModel
 from mobillm_kit.seeds import derived_seed
+
+# PEFT loads torchao and bitsandbytes where they are installed, and they warn of kernels that nobody asks for here
+_disabled = logging.root.manager.disable
+logging.disable(logging.WARNING)
+try:
+    from peft import LoraConfig, inject_adapter_in_model
+finally:
+    logging.disable(_disabled)
 
 
 def add_lora(

@@ -44,6 +44,7 @@ class PRGE:
         q: perturbations a step.
         eps: the perturbation.
         seed: of every z.
+        clip: the largest |g_j|; None takes every one as it is.
         inner: run both signs in the same forward.
         outer: run all perturbations in the same forward.
     """
@@ -58,6 +59,7 @@ class PRGE:
         q: int,
         eps: float,
         seed: int,
+        clip: float | None = None,
         inner: bool = True,
         outer: bool = True,
     ) -> None:
@@ -65,6 +67,7 @@ class PRGE:
         self._layers = dict(layers)
         self._eps = eps
         self._seed = seed
+        self._clip = clip
         self._groups = copy_groups(q, inner=inner, outer=outer)
         reference = next(iter(self._layers.values())).up
         self._g = torch.zeros(q, dtype=reference.dtype, device=reference.device)
@@ -76,6 +79,8 @@ class PRGE:
         self._advance()
         losses = self.losses(batch)
         self._g = (losses[0] - losses[1]) / (2 * self._eps)
+        if self._clip is not None:
+            self._g = self._g.clamp(-self._clip, self._clip)
         self._lr = lr
         self._steps += 1
         return StepResult(loss=losses.mean().item(), forwards=losses.numel() * batch.rows)
@@ -157,6 +162,7 @@ def build(
     rank: int = 8,
     alpha: float = 16.0,
     targets: str | Sequence[str] | None = None,
+    clip: float | None = None,
     inner: bool = True,
     outer: bool = True,
 ) -> PRGE:
@@ -170,15 +176,19 @@ def build(
         rank: r.
         alpha: numerator of the scale alpha / r.
         targets: names of projections, as a list or with commas; query and value by default.
+        clip: the largest |g_j|.  Not in the paper: the few large g of a run (one in a hundred is ten times the
+            median) throw it off what it has found, at any rate that finds it in time.
         inner: run both signs in the same forward.
         outer: run all perturbations in the same forward.
 
     Raises:
-        BadInput: q, eps, rank or alpha out of range, or a target that no layer has.
+        BadInput: q, eps, rank, alpha or clip out of range, or a target that no layer has.
     """
     if not isinstance(q, int) or isinstance(q, bool) or q < 1:
         raise BadInput(f"q is {q}; it must be a whole number from 1 up.")
     check_eps(eps)
+    if clip is not None and not clip > 0:
+        raise BadInput(f"clip is {clip}; it must be a number above 0.")
     check_scale(rank, alpha)
     generator = torch.Generator().manual_seed(derived_seed(seed, "a"))
     layers: dict[str, DualForwardLinear] = {}
@@ -192,7 +202,7 @@ def build(
         classifier = model.head.classifier
         identity = torch.eye(classifier.in_features).to(classifier.weight)
         model.head.classifier = layers["classifier"] = DualForwardLinear(classifier, identity, 1.0, q)
-    return PRGE(model, layers, q=q, eps=eps, seed=seed, inner=inner, outer=outer)
+    return PRGE(model, layers, q=q, eps=eps, seed=seed, clip=clip, inner=inner, outer=outer)
 
 
 def copy_groups(q: int, *, inner: bool, outer: bool) -> list[list[Copy]]:

@@ -10,20 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from mobillm_kit.encode import Batch
 from mobillm_kit.record import CountedMemory
+from mobillm_kit.timeline import Timeline
+
+if TYPE_CHECKING:  # a server has no backbone and need not import what loads one
+    from mobillm_kit.encode import Batch
 
 
 @dataclass(frozen=True)
 class StepResult:
     """What one training step cost and gave."""
 
-    loss: float
-    """Mean cross-entropy of the batch in nats, before the update."""
+    loss: float | None
+    """Mean cross-entropy of the batch in nats, before the update; None where it is not known yet (:class:`Pipelined`).
+    """
     forwards: int
     """Samples that went through the backbone."""
     bytes_sent: int = 0
@@ -52,3 +56,20 @@ class Method(Protocol):
 
     def count_memory(self, batch: Batch) -> tuple[CountedMemory, ...]:
         """The ledger for one training step on this batch, per party; trains nothing."""
+
+
+@runtime_checkable
+class Pipelined(Protocol):
+    """A method whose steps are still under way when :meth:`Method.step` returns."""
+
+    timeline: Timeline
+
+    @property
+    def codecs(self) -> tuple[str, ...]:
+        """Per step, where a controller chose them."""
+
+    def settle(self) -> list[float]:
+        """Wait until they are done; their losses since the last call, in the order of the steps."""
+
+    def close(self) -> None:
+        """Let go of whatever runs beside the training loop."""
