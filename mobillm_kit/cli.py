@@ -45,6 +45,8 @@ complaints = Console(stderr=True)
 Backbone = Annotated[str, typer.Option(help="'pocket' (packaged), a model folder, or a name on the Hugging Face hub.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16, whatever the files hold.")]
+Weights = Annotated[str, typer.Option(help="The frozen backbone's matrices in few bits: int8, nf4 or fp4.")]
+Stream = Annotated[bool, typer.Option("--stream", help="Read the backbone block by block from its files.")]
 Accelerator = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 TaskName = Annotated[str, typer.Option("--task", help="A name from `mobillm tasks`, or 'custom' for a file of yours.")]
 Data = Annotated[
@@ -179,6 +181,8 @@ def compare(
         typer.Option("--random-weights", help="The same architecture without its pretraining: a control."),
     ] = False,
     dtype: Dtype = "float32",
+    weights: Weights = "",
+    stream: Stream = False,
     accelerator: Accelerator = "auto",
     task: TaskName = "reviews",
     data: Data = None,
@@ -256,6 +260,8 @@ def train(
     revision: Revision = None,
     random_weights: Annotated[bool, typer.Option("--random-weights")] = False,
     dtype: Dtype = "float32",
+    weights: Weights = "",
+    stream: Stream = False,
     accelerator: Accelerator = "auto",
     task: TaskName = "reviews",
     data: Data = None,
@@ -338,6 +344,23 @@ def predict(
         raise BadInput("No text to label.", "Give texts as arguments or on standard input.")
     for text, found in zip(lines, load_run(run_folder).predict(lines, pair=pair), strict=True):
         typer.echo(f"{found.label}\t{found.probability:.3f}\t{text}")
+
+
+@app.command()
+def quantize(
+    model: Annotated[Path, typer.Argument(help="Folder of a model, with safetensors.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; it must not be there yet.")],
+    kind: Annotated[str, typer.Option(help="int8, nf4 or fp4.")] = "nf4",
+) -> None:
+    """Write a model's twin with its blocks' matrices in few bits, to train on with --stream.
+
+    Block by block: the whole model is never in memory.
+    """
+    from mobillm_kit.lowbit import quantize_backbone
+
+    with screen.status(f"coding {escape(str(model))} as {escape(kind)}"):
+        written = quantize_backbone(model, out, kind)
+    screen.print(f"Kept in {written}", markup=False, highlight=False)
 
 
 @app.command()
@@ -464,9 +487,9 @@ def main() -> None:
 # ---------------------------------------------------------------------- from arguments to specifications
 
 _SPEC_FIELDS = (
-    "backbone", "revision", "random_weights", "dtype", "accelerator", "task", "data", "text", "pair", "label",
-    "prompt", "label_words", "preset", "steps", "batch_size", "lr", "schedule", "eval_every", "patience", "limit_train",
-    "limit_dev", "limit_test", "max_length", "pooling",
+    "backbone", "revision", "random_weights", "dtype", "weights", "stream", "accelerator", "task", "data", "text",
+    "pair", "label", "prompt", "label_words", "preset", "steps", "batch_size", "lr", "schedule", "eval_every",
+    "patience", "limit_train", "limit_dev", "limit_test", "max_length", "pooling",
 )  # fmt: skip
 
 

@@ -58,8 +58,17 @@ def block_sizes(backbone: Backbone, reduction: int) -> dict[str, int | float]:
 
 @torch.no_grad()
 def start_from(side: PrunedLadderSide, backbone: Backbone) -> None:
-    """Give the side network's blocks the pruned weights of the backbone's blocks l + 1 … L."""
+    """Give the side network's blocks the pruned weights of the backbone's blocks l + 1 … L.
+
+    Raises:
+        BadInput: a backbone whose blocks are streamed or coded: there are no weights to begin with.
+    """
     sources = [backbone.blocks[layer] for layer in side.layers[:-1]]  # A_l enters blocks[l]
+    if any(parameter.is_meta for source in sources for parameter in source.parameters()):
+        raise BadInput(
+            f"start='backbone': the blocks of '{backbone.name}' are streamed or in few bits, no weights to begin with.",
+            "Choose start='random', or a whole backbone.",
+        )
     features = kept_features(sources, side.up.in_features)
     for source, block, down in zip(sources, side.blocks, side.down, strict=True):
         _fill(block, source, features)

@@ -24,7 +24,8 @@ from mobillm_kit.encode import Encoded, TextEncoder
 from mobillm_kit.errors import BadInput
 from mobillm_kit.feed import Feed
 from mobillm_kit.fit import FitEvent, FitSettings, evaluate, fit
-from mobillm_kit.methods import controls, load_method, method_row
+from mobillm_kit.lowbit import quantize_in_memory
+from mobillm_kit.methods import METHODS, controls, load_method, method_row
 from mobillm_kit.methods.protocol import Method, Pipelined
 from mobillm_kit.methods.zeroth_order import ZerothOrder
 from mobillm_kit.metrics import score
@@ -32,6 +33,7 @@ from mobillm_kit.model import Pooling, TaskModel, task_model
 from mobillm_kit.presets import Preset, preset
 from mobillm_kit.provenance import provenance
 from mobillm_kit.record import BackboneInfo, MeasuredMemory, RunRecord, Scalar, TaskInfo
+from mobillm_kit.streaming import stream_backbone
 from mobillm_kit.tasks import Example, TaskData, custom_task, handwritten, load_task
 
 LONGEST_TEXT = 256
@@ -48,6 +50,10 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     random_weights: bool = False
     """The backbone's architecture with fresh random weights: a control."""
     dtype: str = "float32"
+    weights: str = ""
+    """``int8``, ``nf4`` or ``fp4``: the backbone's matrices in few bits; as they are, if empty."""
+    stream: bool = False
+    """Read each block from its file when it is needed; the folder must hold safetensors."""
     accelerator: str = "auto"
     """``auto``, ``cpu``, ``cuda`` or ``mps``."""
     task: str = "reviews"
@@ -146,9 +152,7 @@ def prepare(spec: RunSpec) -> Prepared:
     """Load texts, tokenizer and backbone of a specification and put the task's head on."""
     device = choose_device(spec.accelerator)
     data = load_data(spec)
-    backbone = load_backbone(spec.backbone, revision=spec.revision, dtype=spec.dtype, device=device)
-    if spec.random_weights:
-        backbone = random_backbone(backbone, seed=spec.seed)
+    backbone = open_backbone(spec, device)
     _ = backbone.fingerprint  # taken now: methods change or wrap the weights
     encoder = TextEncoder(
         tokenizer=load_tokenizer(spec.backbone, revision=spec.revision),
@@ -172,6 +176,37 @@ def prepare(spec: RunSpec) -> Prepared:
         handwritten=encoder.encode(by_hand),
         device=device,
     )
+
+
+def open_backbone(spec: RunSpec, device: str) -> Backbone:
+    """The specification's backbone: whole or streamed, pretrained or random, as it is or in few bits.
+
+    Raises:
+        BadInput: a method that goes back through the backbone or changes it, on one that is streamed or coded.
+    """
+    if (spec.stream or spec.weights) and not method_row(spec.method).forward_only:
+        able = ", ".join(row.name for row in METHODS.values() if row.forward_only and row.trained)
+        raise BadInput(
+            f"Method '{spec.method}' trains through the backbone, which must be whole and in floating point for that.",
+            f"Leave --stream and --weights out, or choose one of: {able}.",
+        )
+    if spec.stream:
+        return _streamed(spec, device)
+    backbone = load_backbone(spec.backbone, revision=spec.revision, dtype=spec.dtype, device=device)
+    if spec.random_weights:
+        backbone = random_backbone(backbone, seed=spec.seed)
+    return quantize_in_memory(backbone, spec.weights) if spec.weights else backbone
+
+
+def _streamed(spec: RunSpec, device: str) -> Backbone:
+    if spec.random_weights or spec.weights:
+        raise BadInput(
+            "A streamed backbone has the weights that its files hold.",
+            "Leave --random-weights and --weights out; write a folder of codes with `mobillm quantize` first.",
+        )
+    if device != "cpu":
+        raise BadInput(f"Blocks are streamed into the CPU's memory, not '{device}'.", "Use --accelerator cpu.")
+    return stream_backbone(spec.backbone, revision=spec.revision, dtype=spec.dtype)
 
 
 def load_data(spec: RunSpec) -> TaskData:

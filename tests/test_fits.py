@@ -103,8 +103,13 @@ def test_alternatives_never_offer_the_method_itself_and_say_what_each_costs():
 # ---------------------------------------------------------------------- the command
 
 
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch):
+    monkeypatch.setattr(cli.screen, "width", 160)  # a console reads COLUMNS once, when it is made
+
+
 def memory(*arguments: str):
-    return CliRunner().invoke(cli.app, ["memory", *arguments], env={"COLUMNS": "160"})
+    return CliRunner().invoke(cli.app, ["memory", *arguments])
 
 
 def test_the_command_prints_the_table_of_both_parties():

@@ -31,6 +31,8 @@ class MethodRow:
     """Whether the backbone's own weights are promised to be bit-equal after training."""
     options: dict[str, Any] = field(default_factory=dict)
     """Passed to ``build``; what a user gives goes over them."""
+    forward_only: bool = False
+    """Whether the device never differentiates through the backbone: it may be streamed or in few bits."""
     trained: bool = True
     """False for the controls, which show what a table's figures have to be compared with."""
 
@@ -81,7 +83,7 @@ _ROWS = (
         "arXiv 2409.15520",
         True,
     ),
-    MethodRow("probe", "Linear probe", "probe", "a classifier on the frozen last state", "–", True),
+    MethodRow("probe", "Linear probe", "probe", "a classifier on the frozen last state", "–", True, forward_only=True),
     MethodRow(
         "mobillm-full-width",
         "MobiLLM, full width",
@@ -90,6 +92,7 @@ _ROWS = (
         "arXiv 2502.20421, 2507.01216 eq. 1",
         True,
         {"side": "full-width"},
+        forward_only=True,
     ),
     MethodRow(
         "mobillm-ladder",
@@ -99,6 +102,7 @@ _ROWS = (
         "arXiv 2502.20421, 2206.06522",
         True,
         {"side": "ladder"},
+        forward_only=True,
     ),
     MethodRow(
         "zero-shot",
@@ -107,6 +111,7 @@ _ROWS = (
         "the label words' logits, nothing trained",
         "–",
         True,
+        forward_only=True,
         trained=False,
     ),
     MethodRow(
@@ -116,6 +121,7 @@ _ROWS = (
         "one threshold on the zero-shot logit difference, chosen on dev",
         "–",
         True,
+        forward_only=True,
         trained=False,
     ),
     MethodRow(
@@ -125,9 +131,19 @@ _ROWS = (
         "logistic regression on word counts; no language model at all",
         "–",
         True,
+        forward_only=True,
         trained=False,
     ),
-    MethodRow("majority", "Majority class", "controls", "always the most frequent label", "–", True, trained=False),
+    MethodRow(
+        "majority",
+        "Majority class",
+        "controls",
+        "always the most frequent label",
+        "–",
+        True,
+        forward_only=True,
+        trained=False,
+    ),
 )
 
 METHODS: dict[str, MethodRow] = {row.name: row for row in _ROWS}

@@ -399,7 +399,6 @@ def build_remote(
     timeline = Timeline()
     adaptive = codec == "adaptive"
     name = "fp32" if codec == "none" else codec
-    has_scales = not name.startswith("fp") or name == "fp4"
     spec = SideSpec(
         **side_shape,
         layers=list(adapter.side.layers),
@@ -415,7 +414,7 @@ def build_remote(
         lambda: serve.reach(server, link=link, keys=keys, folder=None if folder is None else folder / "server"),
         spec,
         timeline,
-        coder=None if adaptive else quant.codec(name, group if has_scales else 0),
+        coder=None if adaptive else quant.codec(name, group),
         controller=BitWidthController(timeline.average_s, group=group) if adaptive else None,
         labels=labels,
         cache=cache,
