@@ -9,7 +9,8 @@ Where the labels go:
 
     server     with each batch (MobiLLM)
     residual   r = onehot(y) - softmax(backbone's logits) goes instead (PAE MobiLLM).  Its sign gives the label away.
-    device     the side network's logits come back, dL/dlogits goes up.  One round trip per step.
+    device     the side network's logits come back, dL/dlogits goes up.  One round trip per step.  Its sign gives the
+               label away too.
 
 Knows: device, feed, remote server.  Knows nothing of: sockets, other methods.
 
