@@ -23,6 +23,7 @@ from mobillm_kit.encode import Batch
 from mobillm_kit.errors import BadInput
 from mobillm_kit.parcels import Parcel
 from mobillm_kit.quant import Codec
+from mobillm_kit.quant.scratch import release
 from mobillm_kit.streaming import StreamedBackbone, Tap, Tokens
 
 
@@ -84,8 +85,11 @@ def pieces(
     """
     tokens = [Tokens(batch.input_ids, batch.attention_mask, batch.token_type_ids) for batch in window]
     for tap in backbone.block_major(tokens, layers):
-        yield _encoded(tap, window[tap.batch], coder, one_token)
+        piece = _encoded(tap, window[tap.batch], coder, one_token)
         del tap  # the hidden state must not outlive its turn
+        release()
+        yield piece
+        del piece
 
 
 def _encoded(tap: Tap, batch: Batch, coder: Codec, one_token: bool) -> Piece:

@@ -164,6 +164,17 @@ class RowsOnDisk:
 # ---------------------------------------------------------------------- blocks that come and go
 
 
+def _activate_in_place(model: nn.Module) -> bool:
+    """Let ReLU write over what it reads, the widest state of a block; whether the model has one.
+
+    Nobody else reads that state, and nothing here is trained.
+    """
+    found = [module for module in model.modules() if isinstance(module, nn.ReLU)]
+    for module in found:
+        module.inplace = True
+    return bool(found)
+
+
 @dataclass(frozen=True, eq=False)
 class _Place:
     """Where one tensor of a block lies in the buffer, and who uses it."""
@@ -314,6 +325,7 @@ class StreamedBackbone(Backbone):
         self._dtype = dtype
         self._reads_ahead = read_ahead
         self._around = self._load_around()
+        self._in_place = _activate_in_place(model)
         self._streamed = _Blocks([self._places(block) for block in self.blocks], shards, ahead=read_ahead)
 
     @property
@@ -380,7 +392,9 @@ class StreamedBackbone(Backbone):
             runtime_bytes=RUNTIME_BYTES,
             weights_bytes=(1 + self._reads_ahead) * self._streamed.buffer_bytes
             + sum(tensor.nbytes for tensor in self._around),
-            working_bytes=tokens * size * (3 * self.width + 2 * widest) + mask * size + decoded,
+            working_bytes=tokens * size * (3 * self.width + (1 if self._in_place else 2) * widest)
+            + mask * size
+            + decoded,
             batch_bytes=tokens * size * self.width + mask,
         )
 

@@ -16,7 +16,7 @@ from mobillm_kit.errors import BadInput, CodecError, UnknownName
 from mobillm_kit.quant import BITS, CODECS, FP4, NF4, Codec, codec
 from mobillm_kit.quant.books import nearest
 from mobillm_kit.quant.packing import pack, packed_bytes
-from mobillm_kit.quant.scratch import PIECE
+from mobillm_kit.quant.scratch import PIECE, _kept, release
 
 SCALED = CODECS[3:]
 LOSSY = CODECS[1:]
@@ -431,3 +431,12 @@ def test_any_bytes_decode_to_finite_values_or_to_the_codecs_own_error(data, name
     except CodecError:
         return
     assert back.isfinite().all()
+
+
+def test_buffers_are_kept_until_they_are_released():
+    coder = codec("int4", 64)
+    coder.encode(torch.randn(4, 128))
+    assert _kept.__dict__["buffers"]
+    release()
+    assert "buffers" not in _kept.__dict__
+    assert coder.encode(torch.ones(4, 128)).numel() == coder.wire_bytes((4, 128))

@@ -48,3 +48,8 @@ def scratch(slot: str, shape: Sequence[int], dtype: torch.dtype, device: torch.d
         if count <= PIECE:
             buffers[slot, dtype] = buffer
     return buffer[:count].view(tuple(shape))
+
+
+def release() -> None:
+    """Give this thread's buffers back: for a process that has something larger to do before it encodes again."""
+    _kept.__dict__.pop("buffers", None)

@@ -20,8 +20,8 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def steady(tmp_path_factory):
-    """A server that no scenario harms."""
-    with serve(tmp_path_factory.mktemp("steady")) as server:
+    """A server that no scenario harms, with places for every device that vanishes without a farewell."""
+    with serve(tmp_path_factory.mktemp("steady"), options=("--max-sessions", "64")) as server:
         yield server
 
 
