@@ -72,7 +72,22 @@ def test_the_panel_answers_its_sliders():
     assert f"LoRA {need.peak_bytes / MIB:,.0f} MiB" in panel.text.value
 
 
-def predict_pocket(batch: int, length: int):
+def test_the_rank_multiplies_what_is_trained_and_moves_the_bars():
+    from mobillm_kit.panels_memory import RankPanel
+
+    panel = RankPanel(models=("pocket",))
+    assert (
+        "LoRA trains 16,384, LoRA-FA trains 8,192 parameters" in panel.text.value
+    )  # 4 layers x q, v x 8 x (128 + 128)
+    picture = panel.picture.value
+    panel.rank.value = 64
+    assert "LoRA trains 131,072, LoRA-FA trains 65,536 parameters" in panel.text.value
+    assert panel.picture.value != picture
+    (need,) = predict_pocket(16, 46, rank=64)
+    assert f"LoRA {need.peak_bytes / MIB:,.0f} MiB" in panel.text.value
+
+
+def predict_pocket(batch: int, length: int, **options: int):
     from mobillm_kit.architectures import architecture
 
-    return predict(architecture("pocket"), "lora", batch_size=batch, length=length)
+    return predict(architecture("pocket"), "lora", batch_size=batch, length=length, options=options)

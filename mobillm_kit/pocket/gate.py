@@ -39,6 +39,8 @@ class Bar:
     def __str__(self) -> str:
         need = [f">= {self.low:.3f}"] if self.low > float("-inf") else []
         need += [f"<= {self.high:.3f}"] if self.high < float("inf") else []
+        if not need:
+            return f"[--] {self.what}: {self.value:.3f}"
         return f"[{'ok' if self.ok else 'fail'}] {self.what}: {self.value:.3f} ({' and '.join(need)})"
 
 
