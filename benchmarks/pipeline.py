@@ -374,9 +374,10 @@ def throttled(what: str, small: Big, address: str, size: Size, **options: object
     """Stages alone in a few steps before and after, and the pace between.
 
     The credit hides a slow link or server at first (for eight steps, where it takes 1.6 times as long as the
-    forward), so the pace is that of the second half.
+    forward), so the pace is that of the second half.  Checkpoints are no stage: none is due here (one of the wide
+    ladder's, 1 GB with AdamW's state, takes about 3 s).
     """
-    method = method_of(small, "int8", address, **options)
+    method = method_of(small, "int8", address, checkpoint_every=10 * size.slow_steps, **options)
     before, after = range(1 + ALONE), range(1 + ALONE + size.slow_steps, 1 + 2 * ALONE + size.slow_steps)
     try:
         for step in before:
