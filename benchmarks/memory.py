@@ -131,8 +131,8 @@ def device(case: Case, folder: Path, out: Path | None) -> dict[str, Any]:
 
     with Pages() as pages:
         with without():
-            from mobillm_kit.backbone import DTYPES
             from mobillm_kit.pieces import outline, pieces
+            from mobillm_kit.pretrained import DTYPES
             from mobillm_kit.quant import codec
             from mobillm_kit.streaming import stream_backbone
 
@@ -334,7 +334,7 @@ def in_fresh_process(case: Case, folder: Path, sent: Path | None = None, *, thre
 def random_model(name: str, scratch: Path | None, dtype: str = "bfloat16") -> Iterator[Path]:
     """A folder with random weights of a built-in architecture, removed afterwards."""
     from mobillm_kit.architectures import architecture
-    from mobillm_kit.backbone import DTYPES
+    from mobillm_kit.pretrained import DTYPES
     from mobillm_kit.skeleton import random_folder
 
     with tempfile.TemporaryDirectory(dir=scratch, prefix="mobillm-") as place:

@@ -23,16 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
-from transformers.utils import logging as hf_logging
 
 from mobillm_kit.errors import BadInput
 from mobillm_kit.families import Family, Kind, family_of
-from mobillm_kit.resources import data_folder
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from mobillm_kit.pretrained import from_pretrained, public_name, resolve, torch_dtype
 
 
 @dataclass(frozen=True)
@@ -236,19 +232,21 @@ def load_backbone(
         BadInput: no such folder or name, a folder without ``config.json`` or weights, an unknown dtype.
         UnknownName: a model family without a row in ``families.py``.
     """
-    source = _resolve(name)
+    source = resolve(name)
     _refuse_codes(Path(source))
-    config = _load(AutoConfig, source, revision=revision)
+    config = from_pretrained(AutoConfig, source, revision=revision)
     loader = AutoModelForCausalLM if family_of(config.model_type).kind == "decoder" else AutoModel
     extra = {} if loader is AutoModelForCausalLM else {"add_pooling_layer": False}
-    model, report = _load(loader, source, revision=revision, dtype=_dtype(dtype), output_loading_info=True, **extra)
+    model, report = from_pretrained(
+        loader, source, revision=revision, dtype=torch_dtype(dtype), output_loading_info=True, **extra
+    )
     missing = sorted(report["missing_keys"])
     if missing:
         raise BadInput(
             f"{name}: {len(missing)} weights of the model are not in its files, the first is '{missing[0]}'.",
             "Name the folder of a whole pretrained model.",
         )
-    return Backbone(model.to(device), name=_public_name(name), revision=revision or "")
+    return Backbone(model.to(device), name=public_name(name), revision=revision or "")
 
 
 def _refuse_codes(folder: Path) -> None:
@@ -264,7 +262,7 @@ def _refuse_codes(folder: Path) -> None:
 
 def backbone_kind(name: str | Path, *, revision: str | None = None) -> Kind:
     """Whether a model is a decoder or an encoder, from its configuration alone."""
-    return family_of(_load(AutoConfig, _resolve(name), revision=revision).model_type).kind
+    return family_of(from_pretrained(AutoConfig, resolve(name), revision=revision).model_type).kind
 
 
 def load_tokenizer(name: str | Path, *, revision: str | None = None) -> Any:
@@ -273,10 +271,10 @@ def load_tokenizer(name: str | Path, *, revision: str | None = None) -> Any:
     Raises:
         BadInput: a folder without tokenizer files.
     """
-    source = _resolve(name)
+    source = resolve(name)
     if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in TOKENIZER_FILES):
         raise BadInput(f"{name}: the folder holds no tokenizer.", f"It needs one of: {', '.join(TOKENIZER_FILES)}.")
-    return _load(AutoTokenizer, source, revision=revision)
+    return from_pretrained(AutoTokenizer, source, revision=revision)
 
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -293,55 +291,3 @@ def random_backbone(like: Backbone, *, seed: int) -> Backbone:
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every accelerator for good
         model = factory.from_config(like.config, dtype=like.dtype, **extra)
     return Backbone(model.to(like.device), name=f"{like.name} (random weights)")
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No bars and no report of unused weights: what matters of it, missing weights, is an error here."""
-    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        if bars:
-            hf_logging.enable_progress_bar()
-
-
-def _resolve(name: str | Path) -> str:
-    if str(name) == "pocket":
-        return str(data_folder("pocket"))
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise BadInput(f"{name}: the folder holds no config.json.", "Name the folder that save_pretrained wrote.")
-        return str(path)
-    if path.is_absolute() or str(name).startswith((".", "~")):
-        raise BadInput(f"{name}: no such folder.", "Name a model folder, a name on the hub, or 'pocket'.")
-    return str(name)
-
-
-def _public_name(name: str | Path) -> str:
-    """A folder is recorded by its own name: paths say more about a machine than about a model."""
-    path = Path(name).expanduser()
-    return path.resolve().name if path.is_dir() else str(name)
-
-
-def _dtype(name: str) -> torch.dtype:
-    try:
-        return DTYPES[name]
-    except KeyError:
-        raise BadInput(f"Unknown dtype '{name}'.", f"Choose one of: {', '.join(DTYPES)}.") from None
-
-
-def _load(loader: Any, source: str, **kwargs: Any) -> Any:
-    try:
-        with _quiet_transformers():
-            return loader.from_pretrained(source, **kwargs)
-    except (OSError, ValueError, SafetensorError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise BadInput(
-            f"{source}: could not be loaded ({first_line}).",
-            "Name a model folder with config.json and weights, a name on the hub (needs a connection), or 'pocket'.",
-        ) from error

@@ -30,9 +30,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig
 
-from mobillm_kit.backbone import Backbone, BlockInputs, _dtype, _load, _public_name, _resolve
+from mobillm_kit.backbone import Backbone, BlockInputs
 from mobillm_kit.errors import BadInput, KitError, NotEnoughMemory
 from mobillm_kit.lowbit import CODES, CodedMatrix, LowBit, attach, read_low_bit
+from mobillm_kit.pretrained import from_pretrained, public_name, resolve, torch_dtype
 from mobillm_kit.shards import Shards
 from mobillm_kit.skeleton import checkpoint_names, fingerprint, skeleton
 
@@ -488,18 +489,18 @@ def stream_backbone(
         BadInput: no such folder, or files that are damaged, missing or another model's.
         NotEnoughMemory: not even one token's forward pass fits into ``memory_bytes``.
     """
-    source = _resolve(name)
+    source = resolve(name)
     if not Path(source).is_dir():
         raise BadInput(
             f"{name}: only a folder can be streamed.", "Download the model first: huggingface-cli download NAME."
         )
     shards = Shards(source)
-    config = _load(AutoConfig, source)
+    config = from_pretrained(AutoConfig, source)
     backbone = StreamedBackbone(
-        skeleton(config, _dtype(dtype)),
+        skeleton(config, torch_dtype(dtype)),
         shards,
-        dtype=_dtype(dtype),
-        name=_public_name(name),
+        dtype=torch_dtype(dtype),
+        name=public_name(name),
         revision=revision or "",
         read_ahead=read_ahead,
         low_bit=read_low_bit(source),
