@@ -73,6 +73,12 @@ def busy(spans: Sequence[Span], begin: float, end: float) -> dict[str, float]:
     return {row: _covered(intervals) / (end - begin) for row, intervals in worked.items()}
 
 
+def gantt_alt(spans: Sequence[Span], first: int = 8, steps: int = 8) -> str:
+    """One sentence that says what :func:`gantt` shows."""
+    begin, end = _window(spans, first, steps)
+    return f"Timeline of steps {first} to {first + steps - 1}: {busy_text(spans, begin, end)}."
+
+
 def busy_text(spans: Sequence[Span], begin: float, end: float) -> str:
     return ", ".join(f"{row} busy {share:.0%}" for row, share in busy(spans, begin, end).items())
 

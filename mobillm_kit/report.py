@@ -126,7 +126,7 @@ def _gantt(record: RunRecord, label: str) -> Picture | None:
         f"{label}: while the server trains on one batch, the next one is under way and the device forwards the one "
         "after it.",
         lambda: plots_link.gantt(record.timeline),
-        lambda: f"Timeline of a few steps: {plots_link.busy_text(record.timeline)}.",
+        lambda: plots_link.gantt_alt(record.timeline),
     )
 
 

@@ -15,6 +15,7 @@ from mobillm_kit.record import (
     MeasuredMemory,
     Provenance,
     RunRecord,
+    Span,
     TaskInfo,
 )
 
@@ -84,6 +85,21 @@ PROVENANCE = Provenance(
 )
 
 
+def spans(steps: int = 6) -> list[Span]:
+    """A second of forward a step, the link half of it, the server three quarters, one step behind the other."""
+    found = []
+    for step in range(steps):
+        found += [
+            Span(stage="forward", step=step, start_s=step, seconds=0.9),
+            Span(stage="encode", step=step, start_s=step + 0.9, seconds=0.1),
+            Span(stage="send", step=step, start_s=step + 1.0, seconds=0.5),
+            Span(stage="queue", step=step, start_s=step + 1.5, seconds=0.0),
+            Span(stage="decode", step=step, start_s=step + 1.5, seconds=0.05),
+            Span(stage="train", step=step, start_s=step + 1.55, seconds=0.7),
+        ]
+    return found
+
+
 def a_record(method: str = "mobillm", seed: int = 0, **changes: object) -> RunRecord:
     """One run; ``changes`` replace fields of the record."""
     sketch = SKETCHES[method]
@@ -109,6 +125,7 @@ def a_record(method: str = "mobillm", seed: int = 0, **changes: object) -> RunRe
         "trainable_parameters": sketch.trainable,
         "counted": _counted(sketch),
         "measured": _measured(sketch, noise),
+        "timeline": tuple(spans(20)) if sketch.server else (),
         "provenance": PROVENANCE,
     }
     return RunRecord(**{**fields, **changes})

@@ -6,23 +6,9 @@ import pytest
 
 from mobillm_kit.errors import BadInput
 from mobillm_kit.plots import save
-from mobillm_kit.plots_link import ROWS, STAGES, busy, busy_text, cut, gantt
+from mobillm_kit.plots_link import ROWS, STAGES, busy, busy_text, cut, gantt, gantt_alt
 from mobillm_kit.record import Span
-
-
-def spans(steps: int = 6) -> list[Span]:
-    """A second of forward a step, the link half of it, the server three quarters, one step behind the other."""
-    found = []
-    for step in range(steps):
-        found += [
-            Span(stage="forward", step=step, start_s=step, seconds=0.9),
-            Span(stage="encode", step=step, start_s=step + 0.9, seconds=0.1),
-            Span(stage="send", step=step, start_s=step + 1.0, seconds=0.5),
-            Span(stage="queue", step=step, start_s=step + 1.5, seconds=0.0),
-            Span(stage="decode", step=step, start_s=step + 1.5, seconds=0.05),
-            Span(stage="train", step=step, start_s=step + 1.55, seconds=0.7),
-        ]
-    return found
+from tests.records import spans
 
 
 def bars(figure):
@@ -55,6 +41,12 @@ def test_in_the_steady_state_the_slowest_row_has_no_gap():
     shares = busy(spans(), 2.0, 4.0)
     assert shares == {"device": pytest.approx(1.0), "link": pytest.approx(0.5), "server": pytest.approx(0.75)}
     assert busy_text(spans(), 2.0, 4.0) == "device busy 100%, link busy 50%, server busy 75%"
+
+
+def test_the_sentence_says_what_the_picture_shows():
+    assert gantt_alt(spans(), first=2, steps=2).endswith(f"2 to 3: {busy_text(spans(), 2.0, 4.0)}.")
+    with pytest.raises(BadInput, match="no spans of steps 9 to 10"):
+        gantt_alt(spans(), first=9, steps=2)
 
 
 def test_time_that_two_sends_share_counts_once():

@@ -14,7 +14,7 @@ import pytest
 from mobillm_kit.errors import BadInput, MissingExtra
 from mobillm_kit.report import Picture, findings, page, pictures, write_report
 from mobillm_kit.tables import CONTROLS, csv, markdown, rows
-from tests.records import LABELS, MIB, SKETCHES, a_comparison, a_control, a_record
+from tests.records import LABELS, MIB, SKETCHES, a_comparison, a_control, a_record, spans
 
 VOID = {"meta", "br", "img", "input", "hr", "link"}
 SVG_SHORT = {"path", "use", "rect", "circle", "line", "stop"}
@@ -115,7 +115,7 @@ def test_nothing_is_loaded_from_outside():
 def test_it_is_light_or_dark_as_the_reader_wishes_figures_included():
     assert "prefers-color-scheme: dark" in whole_page()
     drawings = whole_page().split("<svg")[1:]
-    assert len(drawings) == 7
+    assert len(drawings) == 9
     for drawing in drawings:
         assert "var(--ink)" in drawing
         assert "var(--paper)" in drawing
@@ -131,10 +131,10 @@ def test_the_page_knows_every_colour_it_uses():
 
 def test_every_figure_is_described_for_those_who_do_not_see_it():
     shown = all_pictures()
-    assert len(shown) == 7
+    assert len(shown) == 9
     for picture in shown:
         assert picture.alt in reader().text
-    assert whole_page().count('role="img"') == 7
+    assert whole_page().count('role="img"') == 9
 
 
 def test_every_method_and_every_control_is_in_the_tables():
@@ -212,6 +212,13 @@ def test_figures_without_data_are_left_out():
     ]
     assert pictures([a_control("majority")], LABELS) == []
     assert LABELS["majority"] in page([a_control("majority")], LABELS)
+
+
+def test_a_run_across_two_processes_shows_who_worked_when():
+    (shown,) = (picture for picture in pictures([a_record("mobillm")], LABELS) if picture.name.startswith("timeline"))
+    assert "device busy 100%, link busy 50%, server busy 75%" in shown.alt
+    too_short = a_record("mobillm", timeline=tuple(spans(5)))
+    assert not any(picture.name.startswith("timeline") for picture in pictures([too_short], LABELS))
 
 
 def test_an_interrupted_run_is_admitted():
