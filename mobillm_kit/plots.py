@@ -66,6 +66,7 @@ nothing else has these colours, and those of the data stand on dark as well."""
 
 COLORS = (
     "#0072b2", "#d98a00", "#009e73", "#cc79a7", "#8f63d2", "#3a9bd9", "#8c6d31", "#7d8590", "#d55e00", "#7f9a00",
+    "#b5179e", "#e0453a", "#6741d9",
 )  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h", "d")
 DASHES = ("", (4, 1.5), (1, 1), (6, 1.5, 1, 1.5), (3, 1))
@@ -675,7 +676,7 @@ def _methods_of(
 
 
 def method_look(place: int) -> tuple[str, str, str | tuple[float, ...]]:
-    """Colour, marker and dashes; the three repeat after different counts, so no two methods look alike."""
+    """Colour, marker and dashes; 13 methods have their own colour."""
     return COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)], DASHES[place % len(DASHES)]
 
 
