@@ -74,7 +74,7 @@ def benchmarks(pocket_folders: Sequence[str]) -> dict[str, Benchmark]:
     rte = {"task": "rte", "data": str(SHARED / "data/rte"), "max_length": 96}
     llama = {"backbone": str(SHARED / "models/llama-stories260K"), "limit_dev": 300}
     encoder_controls = ("majority", "bag-of-words")
-    shorter = {"full": 120, "lora": 120, "probe": 360, **dict.fromkeys(NETS, 150)}
+    two_epochs = {"full": 280, "lora": 280, "probe": 840, **dict.fromkeys(NETS, 350)}
     found = [pocket(seed, folder) for seed, folder in enumerate(pocket_folders)]
     found += [
         Benchmark("minilm-sst2", specs((*encoder_controls, *ENCODER_METHODS), **minilm, **sst2)),
@@ -84,8 +84,8 @@ def benchmarks(pocket_folders: Sequence[str]) -> dict[str, Benchmark]:
                 *specs(encoder_controls, **minilm, **rte),
                 *(
                     spec
-                    for method, steps in shorter.items()
-                    for spec in specs([method], SEEDS[:1], steps=steps, eval_every=steps, **minilm, **rte)
+                    for method, steps in two_epochs.items()
+                    for spec in specs([method], steps=steps, eval_every=steps, **minilm, **rte)
                 ),
             ),
         ),

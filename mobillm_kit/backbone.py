@@ -40,7 +40,7 @@ class BlockInputs:
 
 
 class Backbone(nn.Module):
-    """Any supported Hugging Face model behind one face.
+    """Any supported Hugging Face model behind one face.  It forwards for one thread at a time.
 
     Args:
         model: as ``AutoModelForCausalLM`` (decoders) or ``AutoModel`` (encoders) returns it.

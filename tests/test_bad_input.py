@@ -91,12 +91,13 @@ def trained(prepared: Prepared, address: str) -> bytes:
 @pytest.fixture(scope="module", autouse=True)
 def _an_innocent_device_beside_all_this_trains_the_same_bytes(prepared, server) -> Iterator[None]:
     """Run after run on the same server, while the tests do to it what they do."""
-    undisturbed = trained(prepared, server.address)
+    own = prepare(prepared.spec)  # a backbone forwards for one thread at a time
+    undisturbed = trained(own, server.address)
     stop, runs = threading.Event(), []
 
     def train() -> None:
         while not stop.is_set() or not runs:
-            runs.append(trained(prepared, server.address) == undisturbed)
+            runs.append(trained(own, server.address) == undisturbed)
             stop.wait(1.0)
 
     thread = threading.Thread(target=train)
