@@ -74,7 +74,7 @@ lab: setup
 	@$(BIN)/python -m jupyterlab notebooks/00_start_here.ipynb
 
 benchmarks-check: setup
-	$(BIN)/python benchmarks/compare.py --check
+	for name in compare codec pipeline memory papers; do $(BIN)/python benchmarks/$$name.py --check || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -10,7 +10,7 @@ Every measured process is fresh and does one thing.  Its peak is VmHWM from its 
 anonymous and file pages are sampled apart.  Weights are random, written to a temporary folder (--scratch) and removed.
 
 Records go to benchmarks/results/memory.jsonl; what stands there is not made again.  ``--check`` reads them, prints each
-bar with its figure and exits 1 where one falls short.
+bar with its figure, those of memory_prediction.py before, and exits 1 where one falls short.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import memory_prediction
 import msgspec
 
 from mobillm_kit.measure import fresh_environment, peak_rss_bytes
@@ -573,7 +574,9 @@ def main() -> int:
         print(msgspec.json.encode(child(case, Path(given.child[1]), sent)).decode())
         return 0
     if given.check:
-        return 0 if check(given.out) else 1
+        predicted = memory_prediction.check(memory_prediction.RESULTS)
+        print()
+        return 0 if check(given.out) and predicted else 1
     if given.quick:
         quick()
         return 0
