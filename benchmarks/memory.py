@@ -439,12 +439,13 @@ TASKS = ("pocket",)
 
 
 def accuracy_cases(tasks: Sequence[str]) -> list[Case]:
-    """Each weight type with activations as they are, and NF4 weights with int4 activations; real text with one seed."""
-    kinds = [("float32", ""), ("nf4", "int4"), ("nf4", ""), ("fp4", ""), ("int8", ""), ("float32", "int4")]
+    """Each weight type with activations as they are; on the packaged task int4 activations and more seeds too."""
+    plain = [("float32", ""), ("nf4", ""), ("fp4", ""), ("int8", "")]
+    coded = [("nf4", "int4"), ("float32", "int4")]
     return [
         Case(role="accuracy", model="", task=task, weights=weights, codec=codec, seed=seed)
         for task in tasks
-        for weights, codec in kinds
+        for weights, codec in (plain + coded if task in TASKS else plain)
         for seed in (SEEDS if task in TASKS else SEEDS[:1])
     ]
 
