@@ -179,10 +179,10 @@ def bars_of(benchmark: Benchmark) -> list[Bar]:
         return [complete]
     if benchmark.name.startswith("pocket"):
         return [complete, *bars(figures(records))]
-    return [complete, *(sst2_bars(figures(records)) if benchmark.name == "minilm-sst2" else [])]
+    return [complete, *(real_text_bars(figures(records)) if benchmark.name.startswith("minilm") else [])]
 
 
-def sst2_bars(means: dict[str, float]) -> list[Bar]:
+def real_text_bars(means: dict[str, float]) -> list[Bar]:
     """On real text MobiLLM ends within 2 points of full fine-tuning and at least 2 above the probe."""
     best = max(NETS, key=lambda net: means[net])
     return [
