@@ -13,6 +13,7 @@ Taught in: notebooks/08_device_and_server.ipynb
 from __future__ import annotations
 
 import asyncio
+import atexit
 import ctypes
 import errno
 import logging
@@ -30,6 +31,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import zmq
+import zmq.utils.garbage  # registers its end of program here, so that ours, registered later, comes before it
 from zmq.auth import Authenticator
 
 from mobillm_kit.errors import AddressInUse, BadInput, HandshakeFailed, SocketClosed
@@ -430,6 +432,16 @@ def _mechanism_at(address: str) -> str | None:
     return theirs[12:32].rstrip(b"\0").decode("ascii", errors="replace")
 
 
+_OPEN: weakref.WeakSet[_Core] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_forgotten() -> None:
+    """A frame that is still on its way when pyzmq's collector of frames has ended crashes the process."""
+    for core in list(_OPEN):
+        core.close(0.0)
+
+
 class _Core:
     """What both ends share: a private context, the socket, a bell for other threads, and an end in time."""
 
@@ -444,6 +456,7 @@ class _Core:
         self._using = threading.Lock()
         self._ending = threading.Lock()
         self._closing = self._closed = False
+        _OPEN.add(self)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
