@@ -22,7 +22,7 @@ from mobillm_kit.record import Stage
 LADDER = ("fp16", "int8", "int4", "int2")
 """From wide to narrow."""
 
-MEMORY = 0.25
+NEWEST_SHARE = 0.25
 """Weight of the newest observation in a running average."""
 
 
@@ -57,7 +57,7 @@ class BitWidthController:
 
     def made(self, n_values: int, n_bytes: int) -> None:
         """A batch of so many activations was encoded into so many bytes."""
-        new = MEMORY if self._average_bytes else 1.0
+        new = NEWEST_SHARE if self._average_bytes else 1.0
         self._average_values += new * (n_values - self._average_values)
         self._average_bytes += new * (n_bytes - self._average_bytes)
 

@@ -22,8 +22,7 @@ from safetensors.torch import load, save
 from mobillm_kit.errors import SaveFailed
 from mobillm_kit.parcels import Parcel
 from mobillm_kit.saving import write_bytes
-
-DIGEST_BYTES = 16
+from mobillm_kit.wire.messages import DIGEST_BYTES
 
 
 class ActivationCache:

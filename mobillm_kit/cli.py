@@ -408,7 +408,8 @@ def server(
     with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True)] = False,
 ) -> None:
     """Train side networks for devices that send their activations here, until Ctrl-C."""
-    from mobillm_kit.service import MIB, ServiceSettings, ServiceStart, serve_forever
+    from mobillm_kit.common import MIB
+    from mobillm_kit.service import ServiceSettings, ServiceStart, serve_forever
 
     def announce(start: ServiceStart) -> None:
         if as_json:

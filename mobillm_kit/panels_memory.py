@@ -15,10 +15,11 @@ from functools import cache
 from html import escape
 
 from mobillm_kit.architectures import BUILT_IN, architecture
+from mobillm_kit.common import GIB
 from mobillm_kit.errors import KitError, MissingExtra
 from mobillm_kit.fits import Step, Way, alternatives, reason
 from mobillm_kit.methods import CONTROLS, LABELS
-from mobillm_kit.plots_memory import GIB, budget_bars, step_memory, step_memory_alt
+from mobillm_kit.plots_memory import budget_bars, step_memory, step_memory_alt
 from mobillm_kit.shapes import Need, predict
 
 try:

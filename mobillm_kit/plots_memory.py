@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING
 
+from mobillm_kit.common import GIB, MIB
 from mobillm_kit.errors import BadInput
 from mobillm_kit.plots import CATEGORIES as LEDGER
 from mobillm_kit.plots import INK, MUTED, PAPER, canvas, method_look, styled, titles
@@ -20,7 +21,6 @@ if TYPE_CHECKING:  # plots.py says it in a sentence where matplotlib is not inst
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MIB, GIB = 2**20, 2**30
 
 PARTS: Mapping[Category, tuple[str, str]] = {
     "weights": LEDGER["weights_bytes"],

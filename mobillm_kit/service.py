@@ -24,6 +24,7 @@ from pathlib import Path
 import msgspec
 
 from mobillm_kit.cache import ActivationCache
+from mobillm_kit.common import FLOAT_BYTES, MIB
 from mobillm_kit.keys import AllowList, JoinString, KeyPair, OneTimeCodes, load_or_make_keys
 from mobillm_kit.sessions import FAREWELL_S, Session
 from mobillm_kit.sockets import Peer, ServerSocket
@@ -40,7 +41,6 @@ from mobillm_kit.wire import (
     to_frames,
 )
 
-MIB = 2**20
 TICK_S = 0.2
 FULL_S = 0.01
 """Wait before a message is tried again for which a device's queue had no room."""
@@ -50,7 +50,6 @@ GONE_S = 10.0
 
 SILENT_S = 60.0
 """Devices ping every second: one that said nothing for so long makes room for another where there is none."""
-FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)

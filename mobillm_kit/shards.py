@@ -33,7 +33,7 @@ from mobillm_kit.errors import BadInput
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-DTYPES: dict[str, torch.dtype] = {
+STORED_DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -278,12 +278,12 @@ def _header(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
 
 def _entry(file: Path, name: str, row: dict[str, Any], start: int) -> Entry:
     begin, end = row["data_offsets"]
-    if row["dtype"] not in DTYPES:
+    if row["dtype"] not in STORED_DTYPES:
         raise BadInput(
             f"{file}: '{name}' is stored as {row['dtype']}, which cannot be read here.",
-            f"Convert the model to one of {', '.join(DTYPES)}.",
+            f"Convert the model to one of {', '.join(STORED_DTYPES)}.",
         )
-    entry = Entry(file, DTYPES[row["dtype"]], tuple(row["shape"]), start + begin)
+    entry = Entry(file, STORED_DTYPES[row["dtype"]], tuple(row["shape"]), start + begin)
     if entry.n_bytes != end - begin:
         raise BadInput(f"{file}: '{name}' has {end - begin} bytes for the shape {entry.shape}.", "Copy it again.")
     return entry

@@ -31,15 +31,14 @@ from torch.nn import functional as F
 from transformers import AutoConfig
 
 from mobillm_kit.backbone import Backbone, BlockInputs
+from mobillm_kit.common import MIB
 from mobillm_kit.errors import BadInput, KitError, NotEnoughMemory
 from mobillm_kit.lowbit import CODES, CodedMatrix, LowBit, attach, read_low_bit
 from mobillm_kit.pretrained import from_pretrained, public_name, resolve, torch_dtype
 from mobillm_kit.shards import Shards
 from mobillm_kit.skeleton import checkpoint_names, fingerprint, skeleton
 
-MIB = 2**20
-
-RUNTIME_BYTES = 345 * MIB
+LEAN_RUNTIME_BYTES = 345 * MIB
 """Python, torch and transformers with one model family, imported as lean.py does it, and their work buffers."""
 
 ALIGNMENT_BYTES = 64
@@ -390,7 +389,7 @@ class StreamedBackbone(Backbone):
         decoded = max(shape.numel() for shape in matrices) * size if self._low_bit else 0
         mask = batch_size * length * length
         return StreamingNeed(
-            runtime_bytes=RUNTIME_BYTES,
+            runtime_bytes=LEAN_RUNTIME_BYTES,
             weights_bytes=(1 + self._reads_ahead) * self._streamed.buffer_bytes
             + sum(tensor.nbytes for tensor in self._around),
             working_bytes=tokens * size * (3 * self.width + (1 if self._in_place else 2) * widest)

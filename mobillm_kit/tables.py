@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 
+from mobillm_kit.common import MIB
 from mobillm_kit.errors import BadInput
 from mobillm_kit.record import CountedMemory, RunRecord
 
-MIB = 2**20
 MB = 10**6
 EMPTY = "–"
 

@@ -30,6 +30,7 @@ from mobillm_kit.channel import Upload
 from mobillm_kit.errors import BadInput, SaveFailed
 from mobillm_kit.parcels import Parcel, merge, split, unpack
 from mobillm_kit.portable import build_head
+from mobillm_kit.quant.flat import from_bytes, to_bytes
 from mobillm_kit.saving import write_with
 from mobillm_kit.server import Server
 from mobillm_kit.wire import Ack, Batch, Durable, Error, Gradient, Logits, Message, Need, Plan, Result, WireError
@@ -87,7 +88,7 @@ class Trainer:
             self._waiting = (message, upload, cached, queue_s, decode_s)
             logits = self._server.propose(upload).float().contiguous()
             rows, columns = logits.shape
-            return [(Logits(sequence=message.sequence, rows=rows, columns=columns), [_bytes(logits)])]
+            return [(Logits(sequence=message.sequence, rows=rows, columns=columns), [to_bytes(logits)])]
         started = time.perf_counter()
         if self.plan.labels == "residual":
             residual = _floats(payloads[-1], len(message.samples), self.plan.side.n_labels)
@@ -255,7 +256,7 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(_bytes(tensors[name]))
+        digest.update(to_bytes(tensors[name]))
     return digest.hexdigest()
 
 
@@ -294,7 +295,7 @@ def _parcel(message: Batch, payloads: Sequence[memoryview], plan: Plan) -> Parce
         width=plan.side.width,
         lengths=tuple(message.lengths),
         positions=tuple(message.positions),
-        payloads=tuple(_tensor(payload) for payload in payloads[: len(message.layers)]),
+        payloads=tuple(from_bytes(payload) for payload in payloads[: len(message.layers)]),
     )
 
 
@@ -329,15 +330,8 @@ def _right_padded(tensor: Tensor, length: int) -> Tensor:
     return padded
 
 
-def _tensor(payload: memoryview) -> Tensor:
-    """A frame's bytes as uint8, without a copy; a frame is read only and nobody writes to it."""
-    if not len(payload):
-        return torch.empty(0, dtype=torch.uint8)
-    return torch.frombuffer(bytearray(payload) if payload.readonly else payload, dtype=torch.uint8)
-
-
 def _floats(payload: memoryview, rows: int, columns: int) -> Tensor:
-    values = _tensor(payload)
+    values = from_bytes(payload)
     if values.numel() != 4 * rows * columns:
         raise WireError(
             "bad-shape", f"{values.numel()} bytes for {rows} x {columns} float32 values.", "Send one row per sample."
@@ -346,7 +340,3 @@ def _floats(payload: memoryview, rows: int, columns: int) -> Tensor:
     if not torch.isfinite(table).all():
         raise WireError("bad-values", "Values that are not finite numbers.", "Send finite values.")
     return table
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""

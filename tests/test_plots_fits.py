@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from mobillm_kit.architectures import architecture
+from mobillm_kit.common import GIB
 from mobillm_kit.errors import BadInput
-from mobillm_kit.plots_memory import GIB, budget_bars, budget_bars_alt, fit_grid, fit_grid_alt
+from mobillm_kit.plots_memory import budget_bars, budget_bars_alt, fit_grid, fit_grid_alt
 from mobillm_kit.shapes import predict
 
 GRID = {

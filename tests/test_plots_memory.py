@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from transformers import AutoConfig
 
+from mobillm_kit.common import MIB
 from mobillm_kit.errors import BadInput
-from mobillm_kit.plots_memory import MIB, PARTS, memory_growth, memory_growth_alt, step_memory, step_memory_alt
+from mobillm_kit.plots_memory import PARTS, memory_growth, memory_growth_alt, step_memory, step_memory_alt
 from mobillm_kit.shapes import CATEGORIES, predict
 from tests.families import TINY
 

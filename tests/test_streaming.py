@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mobillm_kit.backbone import load_backbone
+from mobillm_kit.common import MIB
 from mobillm_kit.device import Device
 from mobillm_kit.errors import BadInput, NotEnoughMemory
 from mobillm_kit.model import task_model
-from mobillm_kit.streaming import MIB, StreamingNeed, Tokens, stream_backbone
+from mobillm_kit.streaming import StreamingNeed, Tokens, stream_backbone
 from tests.builders import random_batch
 from tests.families import TINY, tiny_backbone
 

@@ -34,6 +34,7 @@ from mobillm_kit import quant, serve
 from mobillm_kit.adapter import SideTuned
 from mobillm_kit.bitwidth import BitWidthController
 from mobillm_kit.channel import Upload
+from mobillm_kit.common import MIB
 from mobillm_kit.device import Device
 from mobillm_kit.encode import Batch
 from mobillm_kit.errors import BadInput, ServerRefused
@@ -44,6 +45,7 @@ from mobillm_kit.model import LabelWordHead
 from mobillm_kit.parcels import Parcel, merge, pack, split
 from mobillm_kit.portable import describe_head
 from mobillm_kit.quant import Codec
+from mobillm_kit.quant.flat import from_bytes, to_bytes
 from mobillm_kit.record import CountedMemory
 from mobillm_kit.remote import PATIENCE_S, RemoteServer
 from mobillm_kit.serve import Reach
@@ -53,7 +55,6 @@ from mobillm_kit.wire import Batch as BatchMessage
 from mobillm_kit.wire import Hello, Limits, Plan, SideSpec
 
 LabelMode = Literal["server", "residual", "device"]
-MIB = 2**20
 MESSAGE_LIMIT_BYTES = 1024 * MIB
 FLOOR = 1e-6
 """Lowest probability of a label where prediction differences are added to probabilities."""
@@ -166,7 +167,7 @@ class RemoteMobiLLM:
                 self._drain()
             self._fetch()
         return {
-            "session": torch.frombuffer(bytearray(bytes.fromhex(self._session)), dtype=torch.uint8),
+            "session": from_bytes(bytes.fromhex(self._session)),
             "sequence": torch.tensor(self._sequence),
             **{f"weight/{name}": tensor.clone() for name, tensor in self.trained().items()},
         }
@@ -210,9 +211,9 @@ class RemoteMobiLLM:
         samples = self._feed.samples(sequence)
         fresh = [row for row, sample in enumerate(samples) if not self._held(sample)]
         parcel = self._parcel(sequence, [samples[row] for row in fresh]) if fresh else None
-        payloads = [] if parcel is None else [_view(payload) for payload in parcel.payloads]
+        payloads = [] if parcel is None else [to_bytes(payload) for payload in parcel.payloads]
         if self._labels == "residual":
-            payloads.append(_view(self._residuals(sequence, samples)))
+            payloads.append(to_bytes(self._residuals(sequence, samples)))
         coder = self._codec(sequence)
         message = BatchMessage(
             sequence=sequence,
@@ -334,10 +335,10 @@ class RemoteMobiLLM:
 
     def _gradient(self, sequence: int, rows: int, columns: int, raw: memoryview) -> tuple[bytes, float]:
         """dL/dlogits of the mean cross-entropy, and the loss in nats."""
-        logits = torch.frombuffer(bytearray(raw), dtype=torch.float32).view(rows, columns).requires_grad_()
+        logits = from_bytes(raw).view(torch.float32).view(rows, columns).requires_grad_()
         loss = F.cross_entropy(logits, torch.tensor(self._feed.labels(self._feed.samples(sequence))))
         (gradient,) = torch.autograd.grad(loss, logits)
-        return bytes(_view(gradient)), loss.item()
+        return bytes(to_bytes(gradient)), loss.item()
 
     def _remember_residuals(self, samples: Sequence[int], upload: Upload) -> None:
         """r = onehot(y) - softmax(backbone's logits), per sample; a few numbers each, kept."""
@@ -451,9 +452,3 @@ def checked_result(data: bytes, expected: Mapping[str, Tensor]) -> dict[str, Ten
         if not torch.isfinite(tensor).all():
             raise ServerRefused(f"'{name}' came back with values that are not finite.", remedy)
     return tensors
-
-
-def _view(tensor: Tensor) -> memoryview:
-    """A tensor's bytes, without a copy on the CPU."""
-    flat = tensor.detach().cpu().contiguous().view(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")

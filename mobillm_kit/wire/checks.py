@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from mobillm_kit.common import FLOAT_BYTES
 from mobillm_kit.errors import BadInput
 from mobillm_kit.wire.messages import VERSION, Batch, Gradient, Plan, SideSpec, Welcome, WireError
 
-FLOAT_BYTES = 4
 MOST_SIDE_VALUES = 2**29
 """Weights of a side network: 2 GiB in float32, three times that with its optimizer."""
 MOST_PAIRS = 2**30

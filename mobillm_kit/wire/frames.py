@@ -21,6 +21,7 @@ from typing import Literal
 
 import msgspec
 
+from mobillm_kit.common import FLOAT_BYTES
 from mobillm_kit.wire.messages import (
     DIGEST_BYTES,
     MOST_LAYERS,
@@ -38,7 +39,6 @@ from mobillm_kit.wire.messages import (
 MAGIC = b"MBLM"
 PREAMBLE_BYTES = len(MAGIC) + 4 + DIGEST_BYTES
 SPARE = b"\0\0\0"
-FLOAT_BYTES = 4
 
 Payload = bytes | bytearray | memoryview
 Party = Literal["device", "server"]
