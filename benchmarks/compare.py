@@ -26,11 +26,11 @@ import msgspec
 import torch
 
 from mobillm_kit.methods import LABELS, method_row
-from mobillm_kit.pocket.gate import CPU_SECONDS, HANDWRITTEN, NETS, RANDOM, Bar, bars
 from mobillm_kit.provenance import clean_command
 from mobillm_kit.record import RunRecord
 from mobillm_kit.run import RunSpec, run
 from mobillm_kit.tables import markdown, rows
+from recipes.pocket.gate import CPU_SECONDS, HANDWRITTEN, NETS, RANDOM, Bar, bars
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -228,7 +228,7 @@ def main() -> int:
     parser.add_argument(
         "--pockets",
         default="pocket",
-        help="comma-separated pocket backbones of pretraining seeds 0, 1, 2 (make them with `mobillm pretrain`)",
+        help="comma-separated pocket backbones of pretraining seeds 0, 1, 2 (made by `python -m recipes.pocket`)",
     )
     parser.add_argument("--methods", help="comma-separated; only these, so that several processes can share the work")
     given = parser.parse_args()

@@ -128,11 +128,11 @@ def random_batch(batch: int, length: int, seed: int = 0) -> Any:
 
 def device(case: Case, folder: Path, out: Path | None) -> dict[str, Any]:
     """Forward and encode every layer's taps, streamed; each piece is forgotten, or appended to a file."""
-    from mobillm_kit.lean import without
+    from benchmarks.lean import without
 
     with Pages() as pages:
         with without():
-            from mobillm_kit.pieces import outline, pieces
+            from benchmarks.pieces import outline, pieces
             from mobillm_kit.pretrained import DTYPES
             from mobillm_kit.quant import codec
             from mobillm_kit.streaming import stream_backbone
@@ -185,10 +185,10 @@ def server(case: Case, folder: Path, sent: Path) -> dict[str, Any]:
     from torch import nn
     from transformers import AutoConfig
 
+    from benchmarks.pieces import Piece, assemble, outline
     from mobillm_kit.adapter import SideAdapter, SideTuned
     from mobillm_kit.model import LabelWordHead
     from mobillm_kit.parcels import unpack
-    from mobillm_kit.pieces import Piece, assemble, outline
     from mobillm_kit.quant import codec
     from mobillm_kit.server import Server
 

@@ -36,7 +36,6 @@ from mobillm_kit.methods.mobillm_remote import RemoteMobiLLM
 from mobillm_kit.methods.protocol import Method, Pipelined
 from mobillm_kit.model import TaskModel, task_model
 from mobillm_kit.overlap import StepCost, finish_times
-from mobillm_kit.pocket.gate import Bar
 from mobillm_kit.provenance import clean_command, provenance
 from mobillm_kit.record import Provenance
 from mobillm_kit.run import Prepared, RunSpec, build_method, fit_settings, prepare
@@ -44,6 +43,7 @@ from mobillm_kit.saving import write_bytes
 from mobillm_kit.serve import ServerProcess, serve
 from mobillm_kit.shaping import LinkProcess
 from mobillm_kit.timeline import Timeline
+from recipes.pocket.gate import Bar
 
 RESULTS = Path(__file__).resolve().parent / "results" / "pipeline.json"
 LIMIT = 1.05

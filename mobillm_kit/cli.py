@@ -363,28 +363,6 @@ def quantize(
     screen.print(f"Kept in {written}", markup=False, highlight=False)
 
 
-@app.command()
-def pretrain(
-    out: Annotated[Path, typer.Option(help="Folder for the model.")],
-    seed: Annotated[int, typer.Option()] = 0,
-    tokens: Annotated[
-        int | None, typer.Option(min=10_000, help="Pretraining tokens; the full build's if not given.")
-    ] = None,
-    gate: Annotated[
-        bool, typer.Option(help="Check at the end that the model is the teaching instrument it should be.")
-    ] = True,
-) -> None:
-    """Build the pocket backbone from nothing: generate its text, train its tokenizer, pretrain, and check it."""
-    from mobillm_kit.pocket.build import build_pocket
-    from mobillm_kit.progress import OneBar
-
-    with OneBar(screen, "gate") as bar:
-        report = build_pocket(out, seed=seed, tokens=tokens, gate=gate, listener=bar.on_part)
-    for bar in report.bars:
-        screen.print(str(bar), markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(0 if report.passed else 1)
-
-
 # ---------------------------------------------------------------------- device and server
 
 

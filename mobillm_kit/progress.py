@@ -77,7 +77,3 @@ class OneBar:
     def on_test(self, done: int, total: int) -> None:
         self._bars.start()
         self._bars.update(self._task, description=f"{self._label}, test", completed=done, total=total, note="")
-
-    def on_part(self, what: str, done: int, total: int) -> None:
-        self._bars.start()
-        self._bars.update(self._task, completed=done, total=total, note=what)

@@ -16,7 +16,7 @@ from mobillm_kit.methods import METHODS
 from mobillm_kit.tasks import TASKS
 from tests.builders import save_texts, save_tiny_model
 
-COMMANDS = ["doctor", "compare", "train", "evaluate", "predict", "pretrain", "tasks", "methods"]
+COMMANDS = ["doctor", "compare", "train", "evaluate", "predict", "tasks", "methods"]
 WIDE = {"COLUMNS": "240", "TERM": "dumb"}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mobillm_kit.pocket.gate import CPU_SECONDS, HANDWRITTEN, RANDOM, Bar, bars
+from recipes.pocket.gate import CPU_SECONDS, HANDWRITTEN, RANDOM, Bar, bars
 
 GOOD = {
     "zero-shot": 0.70,

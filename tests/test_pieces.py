@@ -8,10 +8,10 @@ import weakref
 import pytest
 import torch
 
+from benchmarks.pieces import assemble, outline, pieces
 from mobillm_kit.device import Device
 from mobillm_kit.errors import BadInput
 from mobillm_kit.parcels import pack
-from mobillm_kit.pieces import assemble, outline, pieces
 from mobillm_kit.quant import codec
 from mobillm_kit.streaming import stream_backbone
 from tests.builders import random_batch

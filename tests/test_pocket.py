@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mobillm_kit.errors import BadInput
-from mobillm_kit.pocket import grammar, lexicon, pretrain
+from recipes.pocket import grammar, lexicon, pretrain
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 

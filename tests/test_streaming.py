@@ -260,7 +260,7 @@ FORBIDDEN = "peft", "pandas", "matplotlib", "sklearn", "zmq", "scipy", "accelera
 
 PROCESS = """
 import sys
-from mobillm_kit.lean import without
+from benchmarks.lean import without
 with without():
     from mobillm_kit.streaming import stream_backbone
     backbone = stream_backbone(sys.argv[1])

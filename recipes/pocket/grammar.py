@@ -33,8 +33,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mobillm_kit.pocket import lexicon as lex
-from mobillm_kit.pocket.lexicon import Group, Topic
+from recipes.pocket import lexicon as lex
+from recipes.pocket.lexicon import Group, Topic
 
 Label = Literal[0, 1]
 Kind = Literal["plain", "first", "last"]

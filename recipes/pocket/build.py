@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobillm_kit.pocket import gate as gates
-from mobillm_kit.pocket.pretrain import DEFAULT_TOKENS, pretrain
 from mobillm_kit.record import RunRecord
 from mobillm_kit.run import RunSpec, run
+from recipes.pocket import gate as gates
+from recipes.pocket.pretrain import DEFAULT_TOKENS, pretrain
 
 TRAINED = ("full", "lora", "mezo", "p-rge", *gates.NETS)
 UNTRAINED = ("zero-shot", "threshold", "bag-of-words")

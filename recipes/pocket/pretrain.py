@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mobillm_kit.errors import BadInput, SaveFailed
-from mobillm_kit.pocket import grammar
-from mobillm_kit.pocket.lexicon import LABEL_WORDS, PROMPT
+from recipes.pocket import grammar
+from recipes.pocket.lexicon import LABEL_WORDS, PROMPT
 
 if TYPE_CHECKING:
     import torch
@@ -500,8 +500,8 @@ tags: [opt, mobillm-kit, teaching]
 # Pocket OPT
 
 A decoder of the OPT architecture with {report.parameters:,} parameters, pretrained from scratch by mobillm-kit
-(`mobillm pretrain --seed {report.seed}`) on {report.tokens:,} tokens of text that the project's own grammar wrote
-({report.texts:,} short reviews and messages). It exists to teach fine-tuning methods offline, in seconds. It
+(`python -m recipes.pocket --seed {report.seed}`) on {report.tokens:,} tokens of text that the project's own grammar
+wrote ({report.texts:,} short reviews and messages). It exists to teach fine-tuning methods offline, in seconds. It
 knows no more of the world than that grammar.
 
 - Prompt: `{{text}}{PROMPT}`, label words ` {LABEL_WORDS[0]}` (0) and ` {LABEL_WORDS[1]}` (1), each one token.

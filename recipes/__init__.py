@@ -1,0 +1,1 @@
+"""How the things in ``data/`` are made; nothing here is in the wheel."""
