@@ -39,7 +39,7 @@ from mobillm_kit.shards import Shards
 from mobillm_kit.skeleton import checkpoint_names, fingerprint, skeleton
 
 LEAN_RUNTIME_BYTES = 345 * MIB
-"""Python, torch and transformers with one model family, imported as `benchmarks/lean.py` does, and their work buffers."""
+"""Python, torch, transformers with one model family (imported as `benchmarks/lean.py` does), their work buffers."""
 
 ALIGNMENT_BYTES = 64
 """Of every tensor in a buffer, as torch's own allocator aligns: kernels choose by it, and bits may hang on it."""
