@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from mobillm_kit.methods import METHODS, load_method
     from mobillm_kit.record import RunRecord, load_record
     from mobillm_kit.side import FullWidthSide, LadderSide
-    from mobillm_kit.tasks import Task, TaskData, get_task, load_task
+    from mobillm_kit.tasks import Task, get_task
+    from mobillm_kit.texts import TaskData, load_task
 
 __version__ = "0.1.0"
 
@@ -31,9 +32,9 @@ _HOME = {
     "FullWidthSide": "side",
     "LadderSide": "side",
     "Task": "tasks",
-    "TaskData": "tasks",
+    "TaskData": "texts",
     "get_task": "tasks",
-    "load_task": "tasks",
+    "load_task": "texts",
     "METHODS": "methods",
     "load_method": "methods",
     "RunRecord": "record",

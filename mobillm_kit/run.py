@@ -34,7 +34,8 @@ from mobillm_kit.presets import Preset, preset
 from mobillm_kit.provenance import provenance
 from mobillm_kit.record import BackboneInfo, MeasuredMemory, RunRecord, Scalar, TaskInfo
 from mobillm_kit.streaming import stream_backbone
-from mobillm_kit.tasks import Example, TaskData, custom_task, handwritten, load_task
+from mobillm_kit.tasks import Example
+from mobillm_kit.texts import TaskData, custom_task, handwritten, load_task
 
 LONGEST_TEXT = 256
 """Tokens; longer texts are cut unless the specification says otherwise."""
