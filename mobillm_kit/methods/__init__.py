@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -178,7 +179,4 @@ def load_method(name: str) -> Callable[..., Any]:
         raise UnknownName(f"'{name}' is a control: nothing is trained.", "Use `mobillm compare` or `run`.")
     build = import_module(f"{__name__}.{row.module}").build
 
-    def with_options(model: Any, *, seed: int, **options: Any) -> Any:
-        return build(model, seed=seed, **{**row.options, **options})
-
-    return with_options
+    return partial(build, **row.options)

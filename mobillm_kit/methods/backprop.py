@@ -7,7 +7,7 @@ Knows: parameters and a function from batch to logits.  Knows nothing of: which 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,24 +53,30 @@ class Backprop:
         self._optimizer = adamw(self._parameters.values(), weight_decay)
 
     def step(self, batch: Batch, lr: float) -> StepResult:
+        """One AdamW step on the mean cross-entropy of the batch; B samples go forward and backward."""
         loss = F.cross_entropy(self._logits(batch), batch.labels)
         apply_gradients(self._optimizer, loss, lr)
         return StepResult(loss=loss.item(), forwards=batch.labels.shape[0])
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
+        """(B, C) class logits, without gradient."""
         return self._logits(batch)
 
     def trained(self) -> dict[str, Tensor]:
+        """The parameters under AdamW, by name, detached."""
         return {name: parameter.detach() for name, parameter in self._parameters.items()}
 
     def state(self) -> dict[str, Tensor]:
+        """Parameters, both moments and the step counts: what the next step depends on."""
         return training_state(self._parameters, self._optimizer)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what :meth:`state` gave, in place."""
         load_training_state(self._parameters, self._optimizer, state)
 
     def count_memory(self, batch: Batch) -> tuple[CountedMemory, ...]:
+        """Weights, gradients, moments and what autograd saves for one backward pass; trains nothing."""
         weights = [*self._model.parameters(), *self._model.buffers()]
         with SavedActivations(weights) as saved:
             loss = F.cross_entropy(self._logits(batch), batch.labels)
@@ -90,7 +96,7 @@ class Backprop:
 # ------------------------------------------------------------------ shared with the server's trainer
 
 
-def adamw(parameters: object, weight_decay: float = 0.0) -> torch.optim.AdamW:
+def adamw(parameters: Iterable[nn.Parameter], weight_decay: float = 0.0) -> torch.optim.AdamW:
     """AdamW (0.9, 0.999) with its moments made at once, so that memory and checkpoints are complete from step 0."""
     optimizer = torch.optim.AdamW(list(parameters), lr=0.0, weight_decay=weight_decay, foreach=False)
     for parameter in optimizer.param_groups[0]["params"]:

@@ -32,6 +32,11 @@ class DualForwardLinear(nn.Module):
         q: perturbations.
     """
 
+    a: Tensor
+    stack: Tensor
+    copies: Tensor
+    """(C, d_out, r): the Bs of the next forward; C must divide the rows.  In training a view of the stack."""
+
     def __init__(self, base: nn.Linear | Conv1D, a: Tensor, scale: float, q: int) -> None:
         super().__init__()
         self.base = base
@@ -39,8 +44,7 @@ class DualForwardLinear(nn.Module):
         width = base.weight.shape[1] if isinstance(base, Conv1D) else base.weight.shape[0]
         self.register_buffer("a", a)
         self.register_buffer("stack", torch.zeros(2, q, width, a.shape[0], dtype=a.dtype, device=a.device))
-        self.copies: Tensor | None = None
-        """(C, d_out, r): the Bs of the next forward; C must divide the rows.  In training a view of the stack."""
+        self.copies = self.stack[0]
 
     @property
     def weight(self) -> Tensor:

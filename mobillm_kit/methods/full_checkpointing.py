@@ -30,6 +30,7 @@ def checkpointed_logits(model: TaskModel) -> Callable[[Batch], Tensor]:
     """Batch to (B, C), each block a checkpoint of its own."""
 
     def logits(batch: Batch) -> Tensor:
+        """(B, C), each block under ``torch.utils.checkpoint``."""
         backbone = model.backbone
         hidden, inputs = backbone.begin(batch.input_ids, batch.attention_mask, batch.token_type_ids)
         for index, handed in enumerate(inputs):

@@ -76,6 +76,7 @@ class PRGE:
 
     @torch.no_grad()
     def step(self, batch: Batch, lr: float) -> StepResult:
+        """Apply the last step's update, perturb anew, and take g_j from 2q losses; 2 q B samples go forward."""
         self._advance()
         losses = self.losses(batch)
         self._g = (losses[0] - losses[1]) / (2 * self._eps)
@@ -101,14 +102,17 @@ class PRGE:
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
+        """(B, C) class logits at the master weights."""
         for name, layer in self._layers.items():
             layer.copies = self._master(name).unsqueeze(0)
         return self._model.logits(batch)
 
     def trained(self) -> dict[str, Tensor]:
+        """The master B of every layer, (d_out, r), the last update included."""
         return {f"{name}.b": self._master(name) for name in self._layers}
 
     def state(self) -> dict[str, Tensor]:
+        """Both stacks of B, and the last step's g and rate, which the next step applies."""
         stacks = {
             f"{side}/{name}": getattr(layer, side).clone()
             for name, layer in self._layers.items()
@@ -122,6 +126,7 @@ class PRGE:
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what :meth:`state` gave, in place."""
         for name, layer in self._layers.items():
             layer.up.copy_(state[f"up/{name}"])
             layer.down.copy_(state[f"down/{name}"])
@@ -190,19 +195,28 @@ def build(
     if clip is not None and not clip > 0:
         raise BadInput(f"clip is {clip}; it must be a number above 0.")
     check_scale(rank, alpha)
+    layers = add_dual_forward(model, target_names(model.backbone, targets), rank, alpha, q, seed)
+    return PRGE(model, layers, q=q, eps=eps, seed=seed, clip=clip, inner=inner, outer=outer)
+
+
+def add_dual_forward(
+    model: TaskModel, targets: Sequence[str], rank: int, alpha: float, q: int, seed: int
+) -> dict[str, DualForwardLinear]:
+    """Put the layers in place of the targets and of an encoder's classifier; at the start they change nothing."""
     generator = torch.Generator().manual_seed(derived_seed(seed, "a"))
+    blocks = model.backbone.blocks
     layers: dict[str, DualForwardLinear] = {}
-    chosen = target_names(model.backbone, targets)
-    for name, module in list(model.backbone.blocks.named_modules()):
+    for name, module in list(blocks.named_modules()):
         parent, _, child = name.rpartition(".")
-        if child in chosen:
+        if child in targets:
             layers[name] = DualForwardLinear(module, _draw_a(module, rank, generator), alpha / rank, q)
-            setattr(model.backbone.blocks.get_submodule(parent), child, layers[name])
+            setattr(blocks.get_submodule(parent), child, layers[name])
     if isinstance(model.head, PooledHead):
         classifier = model.head.classifier
         identity = torch.eye(classifier.in_features).to(classifier.weight)
-        model.head.classifier = layers["classifier"] = DualForwardLinear(classifier, identity, 1.0, q)
-    return PRGE(model, layers, q=q, eps=eps, seed=seed, clip=clip, inner=inner, outer=outer)
+        layers["classifier"] = DualForwardLinear(classifier, identity, 1.0, q)
+        model.head.classifier = layers["classifier"]  # type: ignore[assignment]  # it stands in for a linear layer
+    return layers
 
 
 def copy_groups(q: int, *, inner: bool, outer: bool) -> list[list[Copy]]:

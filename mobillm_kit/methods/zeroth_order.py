@@ -76,6 +76,7 @@ class ZerothOrder:
 
     @torch.no_grad()
     def step(self, batch: Batch, lr: float) -> StepResult:
+        """Two losses, at w + eps z and w - eps z, and one move along z; 2 B samples go forward."""
         seed = step_seed(self._seed, len(self._step_sizes))
         weights = list(self._parameters.values())
         perturb(weights, seed, self._eps)
@@ -89,6 +90,7 @@ class ZerothOrder:
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
+        """(B, C) class logits, without gradient."""
         return self._logits(batch)
 
     @property
@@ -97,13 +99,16 @@ class ZerothOrder:
         return ReplayLog(self._seed, self._eps, tuple(self._step_sizes))
 
     def trained(self) -> dict[str, Tensor]:
+        """The parameters that are perturbed, by name, detached."""
         return {name: parameter.detach() for name, parameter in self._parameters.items()}
 
     def state(self) -> dict[str, Tensor]:
+        """The weights and every ``lr g`` so far, whose number is the seed of the next z."""
         weights = {f"weight/{name}": tensor.clone() for name, tensor in self.trained().items()}
         return {**weights, "step_sizes": torch.tensor(self._step_sizes, dtype=torch.float32)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what :meth:`state` gave, in place."""
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(state[f"weight/{name}"])
