@@ -461,7 +461,7 @@ def accuracy_of(case: Case, **changes: Any) -> Result:
 
     from mobillm_kit.fit import fit
     from mobillm_kit.lowbit import KINDS, quantize_in_memory
-    from mobillm_kit.run import RunSpec, build_method, fit_settings, held_out_scores, prepare
+    from mobillm_kit.run import RunSpec, build_method, held_out_scores, prepare, training_batches
 
     torch.set_num_threads(1)
     options = {"codec": case.codec} if case.codec else {}
@@ -471,14 +471,7 @@ def accuracy_of(case: Case, **changes: Any) -> Result:
         quantize_in_memory(prepared.backbone, case.weights)
     method = build_method(prepared)
     started = time.perf_counter()
-    fit(
-        method,
-        train=prepared.train,
-        dev=prepared.dev,
-        encoder=prepared.encoder,
-        settings=fit_settings(prepared),
-        device=prepared.device,
-    )
+    fit(method, training_batches(prepared), dev=prepared.dev)
     seconds = time.perf_counter() - started
     scores = held_out_scores(method, prepared)
     return Result(case=case, peak_bytes=peak_rss_bytes(), seconds=seconds, figures=scores)

@@ -26,19 +26,17 @@ from pathlib import Path
 import msgspec
 import torch
 
+from mobillm_kit.batches import Batches, FitSettings
 from mobillm_kit.encode import Encoded
 from mobillm_kit.errors import KitError
-from mobillm_kit.feed import Feed
-from mobillm_kit.fit import FitSettings, evaluate, learning_rate
+from mobillm_kit.fit import evaluate
 from mobillm_kit.link import Link
 from mobillm_kit.methods.mobillm import MobiLLM, build
-from mobillm_kit.methods.mobillm_remote import RemoteMobiLLM
-from mobillm_kit.methods.protocol import Method, Pipelined
 from mobillm_kit.model import TaskModel, task_model
 from mobillm_kit.overlap import StepCost, finish_times
 from mobillm_kit.provenance import clean_command, provenance
 from mobillm_kit.record import Provenance
-from mobillm_kit.run import Prepared, RunSpec, build_method, fit_settings, prepare
+from mobillm_kit.run import Prepared, RunSpec, build_method, fit_settings, prepare, training_batches
 from mobillm_kit.saving import write_bytes
 from mobillm_kit.serve import ServerProcess, serve
 from mobillm_kit.shaping import LinkProcess
@@ -194,7 +192,7 @@ class Big:
     """A model of OPT-125M's shapes with random weights, and texts of random tokens."""
 
     model: TaskModel
-    feed: Feed
+    feed: Batches
 
 
 @dataclass(frozen=True)
@@ -228,37 +226,33 @@ def big(size: Size, batch: tuple[int, int]) -> Big:
     return Big(model, random_feed(batch))
 
 
-def random_feed(batch: tuple[int, int]) -> Feed:
+def random_feed(batch: tuple[int, int]) -> Batches:
     rows, tokens = batch
     pocket = prepare(RunSpec(method="zero-shot", accelerator="cpu", limit_train=8, limit_dev=8, limit_test=8))
     ids = torch.randint(10, 4000, (16 * rows, tokens), generator=torch.Generator().manual_seed(0)).tolist()
     texts = [Encoded(tuple(row), None, number % 2) for number, row in enumerate(ids)]
     settings = FitSettings(steps=10_000, batch_size=rows, lr=1e-3, schedule="constant")
-    return Feed(texts, pocket.encoder, settings)
+    return Batches(texts, pocket.encoder, settings)
 
 
-def method_of(big_model: Big, codec: str, server: str = "in-process", **options: object) -> MobiLLM | RemoteMobiLLM:
+def method_of(big_model: Big, codec: str, server: str = "in-process", **options: object) -> MobiLLM:
     """All tokens of all layers, one session."""
-    given = {"seed": 0, "tokens": "all", "codec": codec, "group": 64, "server": server, "feed": big_model.feed}
+    given = {"seed": 0, "tokens": "all", "codec": codec, "group": 64, "server": server}
     method = build(big_model.model, **given, **options)
-    if isinstance(method, RemoteMobiLLM):
-        method.timeline = Timeline(keep_steps=10_000)
+    method.uplink.timeline = Timeline(keep_steps=10_000)
     return method
 
 
-def one_step(method: Method, feed: Feed, step: int) -> float:
+def one_step(method: MobiLLM, feed: Batches, step: int) -> float:
     """Seconds of one step until it is trained, wherever it is."""
-    batch = feed.batch(feed.samples(step))
+    batch = feed.step(step)
     started = time.perf_counter()
-    if isinstance(method, Pipelined):
-        method.step(batch, feed.lr(step))
-        method.settle()
-        return time.perf_counter() - started
-    method.step(feed.batch(feed.samples(step)), feed.lr(step))  # across the wire a step makes its batch itself
+    method.step(batch, feed.lr(step))
+    method.settle()
     return time.perf_counter() - started
 
 
-def in_turns(methods: Mapping[str, Method], feed: Feed, rounds: int) -> dict[str, float]:
+def in_turns(methods: Mapping[str, MobiLLM], feed: Batches, rounds: int) -> dict[str, float]:
     """Median seconds of a step of each; one of each in turn, the first round left out."""
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     for step in range(rounds + 1):
@@ -267,7 +261,7 @@ def in_turns(methods: Mapping[str, Method], feed: Feed, rounds: int) -> dict[str
     return {name: statistics.median(found[1:]) for name, found in seconds.items()}
 
 
-def stages_alone(method: RemoteMobiLLM, steps: Collection[int]) -> dict[str, float]:
+def stages_alone(method: MobiLLM, steps: Collection[int]) -> dict[str, float]:
     """Median seconds of each stage in steps that did not overlap."""
     found: dict[str, list[float]] = {}
     for span in method.timeline.spans():
@@ -276,11 +270,11 @@ def stages_alone(method: RemoteMobiLLM, steps: Collection[int]) -> dict[str, flo
     return {stage: statistics.median(seconds) for stage, seconds in found.items()}
 
 
-def loop(method: RemoteMobiLLM, feed: Feed, first: int, steps: int) -> list[float]:
+def loop(method: MobiLLM, feed: Batches, first: int, steps: int) -> list[float]:
     """Moments at which the device's loop was done with each step."""
     moments = [time.perf_counter()]
     for step in range(first, first + steps):
-        method.step(feed.batch(feed.samples(step)), feed.lr(step))
+        method.step(feed.step(step), feed.lr(step))
         moments.append(time.perf_counter())
     return moments
 
@@ -295,11 +289,11 @@ def steady(size: Size, cores: Cores, command: str) -> Steady:
         keys = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         plain, secret = started_server(stack, cores), started_server(stack, cores, keys / "server")
         whole = big(size, size.batch)
-        methods: dict[str, MobiLLM | RemoteMobiLLM] = {"in-process": method_of(whole, "int8")}
+        methods: dict[str, MobiLLM] = {"in-process": method_of(whole, "int8")}
         for codec in CURVE_CODECS:
             methods[f"plain {codec}"] = method_of(whole, codec, plain.address)
             methods[f"curve {codec}"] = joined(method_of, whole, codec, secret.join, str(keys / "device"))
-        stack.callback(lambda: [method.close() for method in methods.values() if isinstance(method, RemoteMobiLLM)])
+        stack.callback(lambda: [method.close() for method in methods.values()])
         times = in_turns(methods, whole.feed, size.rounds)
         say({name: f"{seconds:.3f} s" for name, seconds in times.items()})
         wire = methods["plain int8"]
@@ -326,18 +320,16 @@ def steady(size: Size, cores: Cores, command: str) -> Steady:
         )
 
 
-def joined(make: Callable[..., RemoteMobiLLM], whole: Big, codec: str, join: str, keys: str) -> RemoteMobiLLM:
+def joined(make: Callable[..., MobiLLM], whole: Big, codec: str, join: str, keys: str) -> MobiLLM:
     return make(whole, codec, join, keys=keys)
 
 
-def bytes_of_a_step(method: MobiLLM | RemoteMobiLLM) -> int:
+def bytes_of_a_step(method: MobiLLM) -> int:
     """Everything the session has sent, pings and plan included, divided by its steps."""
-    return method._uplink().bytes_sent // method._sequence
+    return method.uplink.remote.bytes_sent // method.uplink._sequence
 
 
-def forward_and_loop(
-    local: MobiLLM | RemoteMobiLLM, wire: MobiLLM | RemoteMobiLLM, feed: Feed, size: Size
-) -> tuple[float, float]:
+def forward_and_loop(local: MobiLLM, wire: MobiLLM, feed: Batches, size: Size) -> tuple[float, float]:
     """The bare forward and the device's loop, in blocks by turns."""
     forwards: list[float] = []
     turns: list[float] = []
@@ -345,7 +337,7 @@ def forward_and_loop(
     for _ in range(size.blocks):
         for number in range(size.block_steps - 1):
             started = time.perf_counter()
-            local.device.upload(feed.batch(feed.samples(number)))
+            local.device.upload(feed.step(number))
             forwards.append(time.perf_counter() - started)
         turns.append(steady_step(loop(wire, feed, step, size.block_steps), warm=1))
         wire.settle()
@@ -362,9 +354,9 @@ def link_slowest(what: str, model: TaskModel, server: ServerProcess, cores: Core
     """A link that takes 1.6 times as long as the forward."""
     small = Big(model, random_feed(size.small_batch))
     local = method_of(small, "int8")
-    batch = small.feed.batch(small.feed.samples(0))
+    batch = small.feed.step(0)
     forward_s = min(timed(lambda: local.device.upload(batch)) for _ in range(2))
-    n_bytes = local.through_codec(local.device.upload(batch))[1]
+    n_bytes = local.uplink.carried(local.device.upload(batch))[1]
     with ExitStack() as stack:
         link = Link(8 * n_bytes / (1.6 * forward_s) / 1e6, latency_ms=LATENCY_MS)
         return throttled(what, small, address_through(stack, cores, server, link), size)
@@ -437,10 +429,10 @@ def spec_of(method: str, seed: int, plan: Plan, **options: object) -> RunSpec:
     )
 
 
-def walked(method: Method, prepared: Prepared, plan: Plan) -> Trained:
+def walked(method: MobiLLM, prepared: Prepared, plan: Plan) -> Trained:
     """Train one step at a time, timing each side; evaluate after the planned steps."""
     settings = fit_settings(prepared)
-    feed = Feed(prepared.train, prepared.encoder, settings)
+    feed = Batches(prepared.train, prepared.encoder, settings)
     costs: list[StepCost] = []
     accuracy: dict[int, float] = {}
     for step in range(plan.steps or settings.steps):
@@ -452,15 +444,15 @@ def walked(method: Method, prepared: Prepared, plan: Plan) -> Trained:
     return Trained(tuple(costs), accuracy)
 
 
-def walked_step(method: Method, feed: Feed, step: int) -> StepCost:
+def walked_step(method: MobiLLM, feed: Batches, step: int) -> StepCost:
     started = time.perf_counter()
-    result = method.step(feed.batch(feed.samples(step)), learning_rate(feed.settings, step))
+    result = method.step(feed.step(step), feed.lr(step))
     device_s = time.perf_counter() - started
-    if not isinstance(method, Pipelined):
+    if result.loss is not None:
         return StepCost(device_s, result.bytes_sent, 0.0)
     method.settle()
     here = {span.stage: span.seconds for span in method.timeline.spans() if span.step == step}
-    n_bytes = result.bytes_sent + method._new_bytes()
+    n_bytes = result.bytes_sent + method.uplink.new_bytes()
     return StepCost(device_s, n_bytes, here["decode"] + here["train"])
 
 
@@ -468,25 +460,25 @@ def across(spec: RunSpec, plan: Plan, address: str, walk: bool = True) -> Traine
     """The same run one step at a time, or, not walked, the seconds of its first steps when they overlap."""
     prepared = prepare(msgspec.structs.replace(spec, options={**spec.options, "server": address}))
     method = build_method(prepared)
-    method.timeline = Timeline(keep_steps=10_000)
+    method.uplink.timeline = Timeline(keep_steps=10_000)
     try:
-        connect(method)
+        connect(method, prepared)
         if walk:
             return walked(method, prepared, plan)
-        settings = fit_settings(prepared)
-        feed = Feed(prepared.train, prepared.encoder, settings)
+        feed = training_batches(prepared)
         started = time.perf_counter()
         for step in range(plan.check_steps):
-            method.step(feed.batch(feed.samples(step)), learning_rate(settings, step))
+            method.step(feed.step(step), feed.lr(step))
         method.settle()
         return time.perf_counter() - started
     finally:
         method.close()
 
 
-def connect(method: RemoteMobiLLM) -> None:
+def connect(method: MobiLLM, prepared: Prepared) -> None:
     """Until the server has welcomed this session: once per run, no part of a step."""
-    method._uplink().wanted()
+    method.uplink.begin(training_batches(prepared))
+    method.uplink.remote.wanted()
 
 
 def options_of(cache: bool, one_token: bool) -> dict[str, object]:

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from mobillm_kit.backbone import Backbone
-from mobillm_kit.channel import Upload
 from mobillm_kit.encode import Batch
 from mobillm_kit.errors import BadInput
+from mobillm_kit.parcels import Upload
 
 
 class Device:
@@ -49,7 +49,7 @@ class Device:
         self.one_token = one_token
         self.top_tokens = top_tokens
         self._backbone = backbone
-        self._layers = tuple(layers)
+        self.layers = tuple(layers)
         self._sequence = 0
 
     @torch.no_grad()
@@ -79,7 +79,7 @@ class Device:
         for layer, state in enumerate(states):
             if self.top_tokens and layer == 0:
                 first = state
-            if layer in self._layers:
+            if layer in self.layers:
                 taps.append(state if kept is None else _picked(state, kept))
         if first is not None and self.top_tokens:
             kept = farthest_tokens(first, state, batch.attention_mask, batch.positions, self.top_tokens)

@@ -1,11 +1,8 @@
 """The one training loop: every method goes through it, and it knows none of them.
 
-    for step in 0 .. steps-1:   batch = order(seed, epoch)[step],   method.step(batch, lr(step))
+    for step in 0 .. steps-1:   method.step(batches.step(step), batches.lr(step))
 
-The order of the data is a function of seed and step alone, so a run goes on from a checkpoint to the same bytes and
-no method's random numbers can move another's data.
-
-Knows: the method's protocol, batches, checkpoints.  Knows nothing of: any single method, models, pictures.
+Knows: the method's protocol, the order of batches, checkpoints.  Knows nothing of: any single method, models, pictures.
 
 Taught in: notebooks/09_comparison.ipynb
 """
@@ -18,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import torch
@@ -27,43 +23,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from mobillm_kit.batches import Batches, FitSettings
 from mobillm_kit.encode import Batch, Encoded, TextEncoder
 from mobillm_kit.errors import BadInput, NotEnoughMemory, TrainingDiverged
 from mobillm_kit.interrupts import stop_after_step
 from mobillm_kit.methods.protocol import Method, Pipelined
 from mobillm_kit.record import CurvePoint
 from mobillm_kit.saving import write_with
-from mobillm_kit.seeds import derived_seed
-
-Schedule = Literal["constant", "linear", "cosine"]
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """How long and how fast to train."""
-
-    steps: int
-    batch_size: int
-    lr: float
-    schedule: Schedule = "linear"
-    warmup: float = 0.0
-    """Share of the steps in which the learning rate rises from 0."""
-    eval_every: int = 50
-    patience: int | None = None
-    """Evaluations without a lower dev loss after which training stops; None trains to the end."""
-    seed: int = 0
-    """Of the data's order."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "eval_every"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if not self.lr >= 0 or not math.isfinite(self.lr):
-            raise BadInput(f"lr is {self.lr}; it must be a number from 0 up.")
-        if self.schedule not in ("constant", "linear", "cosine"):
-            raise BadInput(f"Unknown schedule '{self.schedule}'.", "Choose constant, linear or cosine.")
-        if not 0 <= self.warmup <= 1:
-            raise BadInput(f"warmup is {self.warmup}; it must lie in 0 .. 1.")
 
 
 @dataclass(frozen=True)
@@ -111,12 +77,9 @@ class _Progress(msgspec.Struct):
 
 def fit(
     method: Method,
+    batches: Batches,
     *,
-    train: Sequence[Encoded],
     dev: Sequence[Encoded],
-    encoder: TextEncoder,
-    settings: FitSettings,
-    device: str = "cpu",
     checkpoint: Path | None = None,
     callbacks: Sequence[Callable[[FitEvent], None]] = (),
 ) -> FitResult:
@@ -124,33 +87,29 @@ def fit(
 
     Args:
         method: anything that keeps the protocol of ``methods/protocol.py``.
-        train, dev: encoded examples.
-        encoder: pads rows to batches.
-        settings: steps, learning rate, schedule, evaluation.
-        device: where batches go.
+        batches: what is trained on at which step.
+        dev: encoded examples.
         checkpoint: a safetensors file; written at each evaluation, on Ctrl-C and at the end, and gone on from where
             it exists.
         callbacks: called after every step.
 
     Raises:
-        BadInput: no training examples, or a checkpoint of other settings.
+        BadInput: a checkpoint of other settings.
         TrainingDiverged: the loss is not finite; the checkpoint of the last evaluation stays.
         NotEnoughMemory: an allocation failed; the message names the method and its counted need.
         SaveFailed: the checkpoint could not be written; the last one stays whole.
     """
-    if len(train) < settings.batch_size:
-        raise BadInput(f"{len(train)} training examples are fewer than one batch of {settings.batch_size}.")
+    settings = batches.settings
     progress = _resume(method, settings, checkpoint)
     if not progress.curve:
-        _evaluate(method, dev, encoder, progress, device)
+        _evaluate(method, dev, batches, progress)
     with stop_after_step() as asked_to_stop:
         while progress.step < settings.steps and not progress.stopped and not asked_to_stop():
-            batch = _batch(train, encoder, settings, progress.step, device)
-            loss = _timed_step(method, batch, settings, progress)
+            loss = _timed_step(method, batches, progress)
             point = None
             if _due(settings, progress):
                 _settle(method, progress)
-                point = _evaluate(method, dev, encoder, progress, device)
+                point = _evaluate(method, dev, batches, progress)
                 _judge(progress, settings, point)
                 _save(method, progress, checkpoint)
             for callback in callbacks:
@@ -197,37 +156,13 @@ def evaluate(
     return torch.cat(losses).mean().item(), torch.cat(predictions).cpu()
 
 
-def learning_rate(settings: FitSettings, step: int) -> float:
-    """The rate at ``step`` (from 0): warm-up to ``lr``, then constant, linear to 0, or half a cosine to 0."""
-    warm = round(settings.warmup * settings.steps)
-    if step < warm:
-        return settings.lr * (step + 1) / warm
-    if settings.schedule == "constant":
-        return settings.lr
-    done = (step - warm) / max(1, settings.steps - warm)
-    return settings.lr * (1 - done if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
-
-
-def batch_indices(n: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """Which examples step ``step`` sees: shuffled anew each epoch, the ragged end of an epoch left out."""
-    per_epoch = n // batch_size
-    epoch, place = divmod(step, per_epoch)
-    generator = torch.Generator().manual_seed(derived_seed(seed, "order", epoch))
-    order = torch.randperm(n, generator=generator)
-    return order[place * batch_size : (place + 1) * batch_size].tolist()
-
-
 # ---------------------------------------------------------------------- inside
 
 
-def _batch(train: Sequence[Encoded], encoder: TextEncoder, settings: FitSettings, step: int, device: str) -> Batch:
-    chosen = batch_indices(len(train), settings.batch_size, step, settings.seed)
-    return encoder.collate([train[index] for index in chosen]).to(device)
-
-
-def _timed_step(method: Method, batch: Batch, settings: FitSettings, progress: _Progress) -> float | None:
+def _timed_step(method: Method, batches: Batches, progress: _Progress) -> float | None:
+    batch = batches.step(progress.step)
     with _timed(progress), fit_memory_error(method, batch):
-        result = method.step(batch, learning_rate(settings, progress.step))
+        result = method.step(batch, batches.lr(batch.step))
     if result.loss is not None:
         _add_losses(method, [result.loss], progress)
     progress.step += 1
@@ -303,10 +238,8 @@ def _due(settings: FitSettings, progress: _Progress) -> bool:
     return progress.step % settings.eval_every == 0 or progress.step == settings.steps
 
 
-def _evaluate(
-    method: Method, dev: Sequence[Encoded], encoder: TextEncoder, progress: _Progress, device: str
-) -> CurvePoint:
-    dev_loss, predictions = evaluate(method, dev, encoder, device=device)
+def _evaluate(method: Method, dev: Sequence[Encoded], batches: Batches, progress: _Progress) -> CurvePoint:
+    dev_loss, predictions = evaluate(method, dev, batches.encoder, device=batches.device)
     labels = torch.tensor([example.label for example in dev])
     point = CurvePoint(
         step=progress.step,

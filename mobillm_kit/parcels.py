@@ -1,4 +1,6 @@
-"""Uploads made small for the link: padding left out, activations encoded, samples apart from each other.
+"""What travels from device to server: an upload, and how it is made small for the link.
+
+    bytes of an upload = activations (layers · B · T · d · bytes per value) + mask (B · T) + positions and labels (8 B)
 
     pack      (B, T, d) per layer, mask   ->   N = sum of lengths real tokens, one codec payload of (N, d) per layer
     unpack    the way back; padding is filled with zeros on the right
@@ -7,7 +9,7 @@
 
 A sample's scales and codes do not depend on its neighbours, so that ``merge(split(p))`` is ``p``, to the byte.
 
-Knows: uploads and codecs.  Knows nothing of: sockets, sessions, side networks.
+Knows: tensors and codecs.  Knows nothing of: sockets, sessions, side networks.
 
 Taught in: notebooks/08_device_and_server.ipynb
 """
@@ -20,9 +22,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mobillm_kit.channel import Upload
 from mobillm_kit.errors import BadInput
 from mobillm_kit.quant import Codec, codec
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One batch on its way to the server.  Raw text is not in it; activations are, and they can be inverted."""
+
+    sequence: int
+    activations: tuple[Tensor, ...]
+    """Per tapped layer (B, T, d), or (B, 1, d) where the prediction token is enough."""
+    mask: Tensor
+    """(B, T) uint8, 1 at real tokens."""
+    positions: Tensor
+    """(B,) int32, index of the prediction token."""
+    labels: Tensor
+    """(B,) int32."""
+
+    @property
+    def n_bytes(self) -> int:
+        tensors = (*self.activations, self.mask, self.positions, self.labels)
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @dataclass(frozen=True)

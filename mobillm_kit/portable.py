@@ -1,4 +1,4 @@
-"""The head of a decoder as plain numbers, so that a server can rebuild it without the backbone.
+"""The head of a decoder as plain numbers, so that a server can rebuild it without the backbone; and the way back.
 
     logits_c = softcap( W_c · P(norm(h)) + b_c )        W: the C rows of the label words
 
@@ -20,9 +20,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor, nn
 
-from mobillm_kit.errors import BadInput
+from mobillm_kit.errors import BadInput, ServerRefused
 from mobillm_kit.model import LabelWordHead
 from mobillm_kit.wire import HeadSpec
 
@@ -105,6 +107,33 @@ def check_head(spec: HeadSpec, tensors: Mapping[str, Tensor]) -> None:
             raise BadInput(f"The head's '{name}' has shape {tuple(tensors[name].shape)}; it must have {shape}.")
         if not tensors[name].is_floating_point() or not torch.isfinite(tensors[name]).all():
             raise BadInput(f"The head's '{name}' holds values that are not finite numbers.")
+
+
+def checked_result(data: bytes, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The side network that came back, safe to put into place.
+
+    Raises:
+        ServerRefused: not safetensors, other names, shapes or types than expected, or values that are not finite.
+    """
+    remedy = "Keep the last checkpoint and look at the server."
+    try:
+        tensors = load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ServerRefused(f"The side network that came back is not safetensors ({error}).", remedy) from error
+    if set(tensors) != set(expected):
+        odd = sorted(set(tensors) ^ set(expected))[:3]
+        raise ServerRefused(f"The side network that came back has other tensors than ours ({', '.join(odd)}).", remedy)
+    for name, tensor in tensors.items():
+        ours = expected[name]
+        if tensor.shape != ours.shape or tensor.dtype != ours.dtype:
+            raise ServerRefused(
+                f"'{name}' came back as {tensor.dtype} {tuple(tensor.shape)}, "
+                f"ours is {ours.dtype} {tuple(ours.shape)}.",
+                remedy,
+            )
+        if not torch.isfinite(tensor).all():
+            raise ServerRefused(f"'{name}' came back with values that are not finite.", remedy)
+    return tensors
 
 
 def _shapes(spec: HeadSpec, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

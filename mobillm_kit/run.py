@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from mobillm_kit.backbone import Backbone, load_backbone, load_tokenizer, random_backbone
+from mobillm_kit.batches import Batches, FitSettings
 from mobillm_kit.encode import Encoded, TextEncoder
 from mobillm_kit.errors import BadInput
-from mobillm_kit.feed import Feed
-from mobillm_kit.fit import FitEvent, FitSettings, evaluate, fit
+from mobillm_kit.fit import FitEvent, evaluate, fit
 from mobillm_kit.lowbit import quantize_in_memory
 from mobillm_kit.methods import METHODS, controls, load_method, method_row
 from mobillm_kit.methods.protocol import Method, Pipelined
@@ -273,6 +273,11 @@ def fit_settings(prepared: Prepared) -> FitSettings:
     return FitSettings(**{name: over(name) for name in names}, patience=spec.patience, seed=spec.seed)
 
 
+def training_batches(prepared: Prepared) -> Batches:
+    """What the run trains on, step by step."""
+    return Batches(prepared.train, prepared.encoder, fit_settings(prepared), prepared.device)
+
+
 def method_options(prepared: Prepared) -> dict[str, Any]:
     """The method's options: what the specification gives, over the preset."""
     return {**chosen_preset(prepared).options, **prepared.spec.options}
@@ -286,7 +291,7 @@ def build_method(prepared: Prepared, folder: Path | None = None) -> Method:
     """
     spec = prepared.spec
     options = method_options(prepared)
-    extra = _of_mobillm(prepared, folder) if method_row(spec.method).module == "mobillm" else {}
+    extra = {"about": _about(prepared), "folder": folder} if method_row(spec.method).module == "mobillm" else {}
     build = load_method(spec.method)
     try:
         return build(prepared.model, seed=spec.seed, **extra, **options)
@@ -294,12 +299,6 @@ def build_method(prepared: Prepared, folder: Path | None = None) -> Method:
         if "unexpected keyword argument" not in str(error):
             raise
         raise BadInput(f"Method '{spec.method}': {error}.", "See `mobillm methods --help`.") from error
-
-
-def _of_mobillm(prepared: Prepared, folder: Path | None) -> dict[str, Any]:
-    """What MobiLLM has to know of its run beyond model and options."""
-    feed = Feed(prepared.train, prepared.encoder, fit_settings(prepared), prepared.device)
-    return {"about": _about(prepared), "feed": feed, "folder": folder}
 
 
 def _about(prepared: Prepared) -> dict[str, Any]:
@@ -327,16 +326,13 @@ def _trained_record(
     measured: Sequence[MeasuredMemory],
     on_test: Callable[[int, int], None] | None,
 ) -> RunRecord:
-    settings = fit_settings(prepared)
-    first = prepared.encoder.collate(prepared.train[: settings.batch_size]).to(prepared.device)
+    batches = training_batches(prepared)
+    first = batches.rows(range(batches.settings.batch_size))
     info = backbone_info(prepared.backbone)
     result = fit(
         method,
-        train=prepared.train,
+        batches,
         dev=prepared.dev,
-        encoder=prepared.encoder,
-        settings=settings,
-        device=prepared.device,
         checkpoint=None if folder is None else folder / "checkpoint.safetensors",
         callbacks=callbacks,
     )

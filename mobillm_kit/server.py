@@ -18,17 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mobillm_kit.adamw import ADAM_MOMENTS, adamw, apply_gradients, load_training_state, training_state
 from mobillm_kit.adapter import SideTuned
-from mobillm_kit.channel import Upload
 from mobillm_kit.memory import SavedActivations, storage_bytes
-from mobillm_kit.methods.backprop import (
-    ADAM_MOMENTS,
-    adamw,
-    apply_gradients,
-    load_training_state,
-    training_state,
-)
+from mobillm_kit.parcels import Upload
 from mobillm_kit.record import CountedMemory
+
+FLOOR = 1e-6
+"""Lowest probability of a label where prediction differences are added to probabilities."""
 
 
 class Server:
@@ -82,6 +79,13 @@ class Server:
     def logits(self, upload: Upload) -> Tensor:
         """(B, C), without gradient."""
         return self._logits(upload)
+
+    @torch.no_grad()
+    def residual_logits(self, upload: Upload) -> Tensor:
+        """(B, C), without gradient, of a side network trained on prediction differences: log(p + f)."""
+        start = self._start_logits(upload)
+        change = self._logits(upload) - start
+        return (start.float().softmax(dim=-1) + change).clamp_min(FLOOR).log()
 
     @torch.no_grad()
     def start_logits(self, upload: Upload) -> Tensor:

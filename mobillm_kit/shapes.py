@@ -35,7 +35,6 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig
 
 from mobillm_kit.backbone import Backbone
-from mobillm_kit.channel import Upload
 from mobillm_kit.encode import Batch
 from mobillm_kit.errors import BadInput
 from mobillm_kit.families import family_of
@@ -44,6 +43,7 @@ from mobillm_kit.methods import load_method
 from mobillm_kit.methods.mobillm import MobiLLM
 from mobillm_kit.methods.protocol import Method
 from mobillm_kit.model import Pooling, TaskModel, task_model
+from mobillm_kit.parcels import Upload
 from mobillm_kit.pretrained import DTYPES
 from mobillm_kit.record import CountedMemory
 

@@ -26,9 +26,8 @@ from torch import Tensor
 
 from mobillm_kit.adapter import SideAdapter, SideTuned
 from mobillm_kit.cache import ActivationCache
-from mobillm_kit.channel import Upload
 from mobillm_kit.errors import BadInput, SaveFailed
-from mobillm_kit.parcels import Parcel, merge, split, unpack
+from mobillm_kit.parcels import Parcel, Upload, merge, split, unpack
 from mobillm_kit.portable import build_head
 from mobillm_kit.quant.flat import from_bytes, to_bytes
 from mobillm_kit.saving import write_with

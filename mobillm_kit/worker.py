@@ -24,17 +24,17 @@ from pathlib import Path
 import msgspec
 import torch
 
-from mobillm_kit.channel import Upload
-from mobillm_kit.encode import Batch
+from mobillm_kit.batches import StepBatch
 from mobillm_kit.errors import KitError
-from mobillm_kit.fit import FitEvent, batch_indices, fit_memory_error
+from mobillm_kit.fit import FitEvent, fit_memory_error
 from mobillm_kit.folders import load_spec
 from mobillm_kit.measure import measured
 from mobillm_kit.methods import load_method
-from mobillm_kit.methods.mobillm import MobiLLM, without_server
+from mobillm_kit.methods.mobillm import MobiLLM
 from mobillm_kit.methods.protocol import Method
+from mobillm_kit.parcels import Upload
 from mobillm_kit.record import MeasuredMemory
-from mobillm_kit.run import Prepared, build_method, fit_settings, prepare, run
+from mobillm_kit.run import Prepared, build_method, fit_settings, prepare, run, training_batches
 from mobillm_kit.saving import write_bytes
 
 STDOUT = 1
@@ -95,10 +95,10 @@ def train(folder: Path) -> None:
 def measure_memory(folder: Path, party: str) -> None:
     """Train a few steps of one party in this fresh process and write what they took."""
     spec = load_spec(folder)
-    spec = msgspec.structs.replace(spec, options=without_server(spec.options))  # each party is measured alone
     load_method(spec.method)  # its imports belong to what is loaded before, not to training
     prepared = prepare(spec)
-    batches = _first_batches(prepared)
+    order = training_batches(prepared)
+    batches = [order.step(step) for step in range(min(MEMORY_STEPS, order.settings.steps))]
     if party == "server":
         result = _measure_server(prepared, batches)
     else:
@@ -106,32 +106,19 @@ def measure_memory(folder: Path, party: str) -> None:
     write_bytes(folder / f"memory-{party}.json", msgspec.json.format(msgspec.json.encode(result)))
 
 
-def _first_batches(prepared: Prepared) -> list[Batch]:
-    settings = fit_settings(prepared)
-    return [
-        prepared.encoder.collate(
-            [
-                prepared.train[index]
-                for index in batch_indices(len(prepared.train), settings.batch_size, step, settings.seed)
-            ]
-        ).to(prepared.device)
-        for step in range(min(MEMORY_STEPS, settings.steps))
-    ]
-
-
-def _device_steps(prepared: Prepared, batches: list[Batch]) -> None:
+def _device_steps(prepared: Prepared, batches: list[StepBatch]) -> None:
     """What the device does in training: for MobiLLM forward and upload, for every other method all of it."""
     method: Method = build_method(prepared)
     lr = fit_settings(prepared).lr
     for batch in batches:
         with fit_memory_error(method, batch):
             if isinstance(method, MobiLLM):
-                method.through_codec(method.device.upload(batch))
+                method.uplink.carried(method.device.upload(batch))
             else:
                 method.step(batch, lr)
 
 
-def _measure_server(prepared: Prepared, batches: list[Batch]) -> MeasuredMemory:
+def _measure_server(prepared: Prepared, batches: list[StepBatch]) -> MeasuredMemory:
     """The server's steps on uploads read from disk one at a time, after the backbone has been dropped."""
     lr = fit_settings(prepared).lr
     method = build_method(prepared)
@@ -139,7 +126,7 @@ def _measure_server(prepared: Prepared, batches: list[Batch]) -> MeasuredMemory:
         raise KitError(f"Method '{method.name}' has no server.")
     with tempfile.TemporaryDirectory() as place:
         files = [
-            _write_upload(method.through_codec(method.device.upload(batch))[0], Path(place) / f"{number}.pt")
+            _write_upload(method.uplink.carried(method.device.upload(batch))[0], Path(place) / f"{number}.pt")
             for number, batch in enumerate(batches)
         ]
         server = method.server

@@ -20,8 +20,9 @@ from safetensors.torch import save
 from mobillm_kit.errors import ServerRefused
 from mobillm_kit.fit import fit
 from mobillm_kit.keys import JoinString, load_or_make_keys
-from mobillm_kit.methods.mobillm_remote import RemoteMobiLLM, checked_result
-from mobillm_kit.run import Prepared, build_method, fit_settings, prepare
+from mobillm_kit.methods.mobillm import MobiLLM
+from mobillm_kit.portable import checked_result
+from mobillm_kit.run import Prepared, build_method, prepare, training_batches
 from mobillm_kit.serve import ServerProcess, serve
 from mobillm_kit.sockets import DeviceSocket
 from mobillm_kit.wire import (
@@ -65,10 +66,10 @@ def server(tmp_path_factory):
         yield process
 
 
-def method_of(prepared: Prepared, address: str, **options) -> RemoteMobiLLM:
+def method_of(prepared: Prepared, address: str, **options) -> MobiLLM:
     changed = msgspec.structs.replace(prepared.spec, options={"server": address, **shape("ladder"), **options})
     method = build_method(dataclasses.replace(prepared, spec=changed))
-    assert isinstance(method, RemoteMobiLLM)
+    assert isinstance(method, MobiLLM)
     return method
 
 
@@ -78,10 +79,8 @@ def trained(prepared: Prepared, address: str) -> bytes:
     try:
         fit(
             method,
-            train=prepared.train,
+            training_batches(prepared),
             dev=prepared.dev[:4],
-            encoder=prepared.encoder,
-            settings=fit_settings(prepared),
         )
         return save({name: tensor.contiguous() for name, tensor in method.trained().items()})
     finally:
@@ -117,6 +116,8 @@ class RawDevice:
         self, prepared: Prepared, address: str, *, server_key: str = "", keys: Path | None = None, **options
     ) -> None:
         self.method = method_of(prepared, address, **options)
+        self.uplink = self.method.uplink
+        self.uplink.begin(training_batches(prepared))
         pair = None if keys is None else load_or_make_keys(keys)
         limits = Limits(frame_bytes=2**28, total_bytes=2**29, frames=2**20)
         self.socket = DeviceSocket(address, server_key=server_key or None, keys=pair, limits=limits, high_water=1000)
@@ -124,7 +125,7 @@ class RawDevice:
         self.session = os.urandom(16).hex()
 
     def hello(self, **changes) -> tuple[Hello, list[bytes]]:
-        plan, head = self.method._plan()
+        plan, head = self.uplink.plan()
         values = {"session": self.session, "name": "raw", "code": "", "position": 0, "plan": plan, **changes}
         return Hello(**values), [save(head)]
 
@@ -133,7 +134,7 @@ class RawDevice:
         return self.hear(Welcome)
 
     def batch(self, sequence: int = 0, **changes) -> tuple[Batch, list[bytes]]:
-        message, payloads = self.method._made(sequence)
+        message, payloads = self.uplink.made(sequence)
         return msgspec.structs.replace(message, **changes), [bytes(payload) for payload in payloads]
 
     def say(self, message: Message, payloads=()) -> None:
@@ -261,7 +262,7 @@ def test_a_head_that_is_none(raw, head):
 
 def test_a_head_with_values_that_are_not_finite(raw):
     hello, _ = raw.hello()
-    _, head = raw.method._plan()
+    _, head = raw.uplink.plan()
     raw.say(hello, [save({name: torch.full_like(tensor, float("nan")) for name, tensor in head.items()})])
     raw.refused("bad-plan")
 

@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mobillm_kit.batches import FitSettings, batch_indices, learning_rate
 from mobillm_kit.errors import BadInput, TrainingDiverged
-from mobillm_kit.fit import FitSettings, batch_indices, evaluate, fit, learning_rate
+from mobillm_kit.fit import evaluate, fit
 from mobillm_kit.methods import METHODS as TABLE
-from mobillm_kit.run import build_method, fit_settings, prepare
+from mobillm_kit.run import build_method, prepare, training_batches
 from tests.builders import tiny_spec
 
 METHODS = [name for name, row in TABLE.items() if row.trained]
@@ -32,10 +33,8 @@ def fitted(place, *, stop_at=None, checkpoint=None, **changes):
 
     result = fit(
         method,
-        train=prepared.train,
+        training_batches(prepared),
         dev=prepared.dev,
-        encoder=prepared.encoder,
-        settings=fit_settings(prepared),
         checkpoint=checkpoint,
         callbacks=[press],
     )
@@ -78,10 +77,8 @@ def test_training_changes_what_it_says_and_nothing_else(tmp_path, name):
     before = {key: value.clone() for key, value in method.trained().items()}
     fit(
         method,
-        train=prepared.train,
+        training_batches(prepared),
         dev=prepared.dev,
-        encoder=prepared.encoder,
-        settings=fit_settings(prepared),
     )
     after = method.trained()
     assert any(not torch.equal(after[key], value) for key, value in before.items())
@@ -172,10 +169,8 @@ def test_a_loss_that_is_not_a_number_names_the_step_and_keeps_the_last_good_chec
     with pytest.raises(TrainingDiverged, match="full: the loss of step 6 is nan"):
         fit(
             method,
-            train=prepared.train,
+            training_batches(prepared),
             dev=prepared.dev,
-            encoder=prepared.encoder,
-            settings=fit_settings(prepared),
             checkpoint=file,
             callbacks=[poison],
         )
@@ -224,9 +219,10 @@ OUT_OF_MEMORY = """
 import resource, sys, torch
 from dataclasses import replace
 from pathlib import Path
+from mobillm_kit.batches import Batches
 from mobillm_kit.errors import NotEnoughMemory
 from mobillm_kit.fit import fit
-from mobillm_kit.run import build_method, fit_settings, prepare
+from mobillm_kit.run import build_method, fit_settings, prepare, training_batches
 from tests.builders import tiny_spec
 prepared = prepare(tiny_spec(Path(sys.argv[1]), method="full", batch_size=4))
 method = build_method(prepared)
@@ -235,7 +231,7 @@ settings = replace(fit_settings(prepared), batch_size=len(prepared.train))
 used = int(next(l for l in open("/proc/self/status") if l.startswith("VmSize")).split()[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (used + 60 * 2**20, used + 60 * 2**20))
 try:
-    fit(method, train=prepared.train, dev=prepared.dev, encoder=prepared.encoder, settings=settings)
+    fit(method, Batches(prepared.train, prepared.encoder, settings), dev=prepared.dev)
 except NotEnoughMemory as error:
     print(error)
 """

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from mobillm_kit.adamw import adamw
 from mobillm_kit.adapter import attach, new_adapter
-from mobillm_kit.channel import InProcessChannel, Upload
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import mobillm
-from mobillm_kit.methods.backprop import adamw
 from tests.builders import random_batch, tiny_task_model
 
 CASES = [
@@ -81,7 +80,6 @@ def test_bytes_by_hand():
     method = mobillm.build(tiny_task_model(), seed=0, tokens="all")  # 3 layers, d 32
     result = method.step(random_batch(rows=4, length=9), 1e-3)
     assert result.bytes_sent == 3 * 4 * 9 * 32 * 4 + 4 * 9 + 4 * 4 + 4 * 4
-    assert method.channel.bytes_up == result.bytes_sent
 
 
 def test_what_travels_holds_no_token_ids_and_no_graph():
@@ -100,17 +98,6 @@ def test_only_what_the_side_network_needs_is_on_the_server():
     assert (device.party, server.party) == ("device", "server")
     assert device.gradients_bytes == device.optimizer_bytes == device.saved_activations_bytes == 0
     assert server.optimizer_bytes == 2 * server.gradients_bytes > 0
-
-
-def test_a_full_channel_refuses_more_and_an_empty_one_has_nothing():
-    channel = InProcessChannel(capacity=1)
-    upload = Upload(0, (torch.zeros(1, 1, 4),), torch.ones(1, 1), torch.zeros(1), torch.zeros(1))
-    channel.send(upload)
-    with pytest.raises(BadInput, match="waiting already"):
-        channel.send(upload)
-    assert channel.receive() is upload
-    with pytest.raises(BadInput, match="No upload"):
-        channel.receive()
 
 
 def test_it_learns():

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mobillm_kit.channel import Upload
 from mobillm_kit.errors import BadInput
-from mobillm_kit.parcels import merge, pack, split, unpack
+from mobillm_kit.parcels import Upload, merge, pack, split, unpack
 from mobillm_kit.quant import CODECS, codec
 
 LAYERS = (1, 2, 4)

@@ -15,7 +15,7 @@ from mobillm_kit.folders import lay_out
 from mobillm_kit.lowbit import KINDS, quantize_backbone
 from mobillm_kit.methods import METHODS
 from mobillm_kit.predictor import score_run
-from mobillm_kit.run import build_method, fit_settings, prepare, run
+from mobillm_kit.run import build_method, prepare, run, training_batches
 from mobillm_kit.streaming import StreamedBackbone
 from tests.builders import tiny_spec
 
@@ -26,7 +26,7 @@ def trained(place: Path, method: str = "mobillm-ladder", **fields) -> bytes:
     prepared = prepare(spec)
     assert isinstance(prepared.backbone, StreamedBackbone) == spec.stream
     built = build_method(prepared)
-    fit(built, train=prepared.train, dev=prepared.dev[:8], encoder=prepared.encoder, settings=fit_settings(prepared))
+    fit(built, training_batches(prepared), dev=prepared.dev[:8])
     return save({name: tensor.contiguous() for name, tensor in built.trained().items()})
 
 

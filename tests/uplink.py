@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save
 
 from mobillm_kit.fit import FitEvent, FitResult, fit
-from mobillm_kit.methods.mobillm_remote import RemoteMobiLLM
-from mobillm_kit.run import build_method, fit_settings, prepare
+from mobillm_kit.methods.mobillm import MobiLLM
+from mobillm_kit.run import build_method, prepare, training_batches
 from tests.builders import tiny_spec
 
 
@@ -24,7 +24,7 @@ def trained(
     steps: int = 12,
     checkpoint: Path | None = None,
     after_step: Callable[[int], None] = lambda step: None,
-    before: Callable[[RemoteMobiLLM], None] = lambda method: None,
+    before: Callable[[MobiLLM], None] = lambda method: None,
     **options,
 ) -> tuple[bytes, FitResult]:
     """The trained side network's bytes, and what the loop says."""
@@ -41,17 +41,14 @@ def trained(
     try:
         result = fit(
             method,
-            train=prepared.train,
+            training_batches(prepared),
             dev=prepared.dev[:8],
-            encoder=prepared.encoder,
-            settings=fit_settings(prepared),
             checkpoint=checkpoint,
             callbacks=[told],
         )
         return save({name: tensor.contiguous() for name, tensor in method.trained().items()}), result
     finally:
-        if server != "in-process":
-            method.close()
+        method.close()
 
 
 def shape(side: str) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """MobiLLM: the device runs the frozen backbone forward, the server trains a side network (arXiv 2502.20421).
 
-    device: taps of the batch -> channel -> server: side network, loss, backward, step
+    device: taps of the batch -> uplink -> server: side network, loss, backward, step
 
-Here both live in one process, as two objects that share nothing but the channel; ``build`` gives the method of
-``mobillm_remote.py`` instead where a server is named.
+The uplink is an object of this process or leads to a server in another one (``uplink.py``): the same device, the same
+server, equal bytes.
 
-Knows: device, channel and server.  Knows nothing of: other methods.
+Knows: device, server and what joins them.  Knows nothing of: other methods, sockets.
 
 Taught in: notebooks/00_start_here.ipynb, notebooks/09_comparison.ipynb
 """
@@ -14,86 +14,167 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from mobillm_kit.adapter import SideAdapter, attach, new_adapter
-from mobillm_kit.channel import InProcessChannel, Upload, tensor_bytes
+from mobillm_kit import quant
+from mobillm_kit.adapter import attach, new_adapter
 from mobillm_kit.device import Device
 from mobillm_kit.encode import Batch
 from mobillm_kit.errors import BadInput
 from mobillm_kit.memory import storage_bytes
 from mobillm_kit.methods.protocol import StepResult
 from mobillm_kit.model import LabelWordHead, TaskModel
+from mobillm_kit.parcels import Upload, pack, unpack
+from mobillm_kit.quant import Codec
 from mobillm_kit.record import CountedMemory
 from mobillm_kit.server import Server
 from mobillm_kit.side import SideKind, SideStart
-
-if TYPE_CHECKING:
-    from mobillm_kit.feed import Feed
-    from mobillm_kit.methods.mobillm_remote import RemoteMobiLLM
-    from mobillm_kit.quant import Codec
+from mobillm_kit.timeline import Timeline
 
 
-class MobiLLM:
-    """Device and server of one run, joined by a channel.
+class Uplink(Protocol):
+    """What joins a device and a server."""
+
+    timeline: Timeline
+
+    @property
+    def codecs(self) -> tuple[str, ...]:
+        """Per step, where a controller chose them."""
+
+    def step(self, batch: Batch, lr: float) -> StepResult:
+        """Forward a batch and have the server train on it."""
+
+    def settle(self) -> list[float]:
+        """Wait for steps under way; their losses, in order."""
+
+    def logits(self, batch: Batch) -> Tensor:
+        """(B, C) of the side network as trained so far."""
+
+    def carried(self, upload: Upload) -> tuple[Upload, int]:
+        """What arrives of an upload, and the bytes that it takes on its way."""
+
+    def waiting_bytes(self, upload: Upload) -> int:
+        """Bytes that wait to be sent beside the upload itself."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Where training stands."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from there."""
+
+    def close(self) -> None:
+        """Let go of what runs beside the loop."""
+
+
+class InProcess:
+    """The server as an object beside the device: an upload is trained on as soon as it is made.
 
     Args:
-        device: forward only.
-        server: trains.
-        adapter: the side network that the server trains, for saving.
-        device_weights: what the device holds, for the ledger.
+        device, server: of the run.
         coder: how activations become bytes on their way; None hands them over as they are.
     """
 
-    def __init__(
-        self,
-        device: Device,
-        server: Server,
-        adapter: SideAdapter,
-        device_weights: Sequence[Tensor],
-        coder: Codec | None = None,
-    ) -> None:
-        self.name = f"mobillm-{'full-width' if adapter.side.token_wise else 'ladder'}"
-        self.device = device
-        self.server = server
-        self.adapter = adapter
-        self.channel = InProcessChannel()
-        self._device_weights = list(device_weights)
+    codecs: tuple[str, ...] = ()
+
+    def __init__(self, device: Device, server: Server, coder: Codec | None = None) -> None:
+        self.timeline = Timeline()
+        self._device = device
+        self._server = server
         self._coder = coder
 
     def step(self, batch: Batch, lr: float) -> StepResult:
-        before = self.channel.bytes_up
-        self.channel.send(*self.through_codec(self.device.upload(batch)))
-        loss = self.server.train(self.channel.receive(), lr)
-        return StepResult(loss=loss, forwards=batch.labels.shape[0], bytes_sent=self.channel.bytes_up - before)
+        """Forward, codec and back, one training step."""
+        upload, n_bytes = self.carried(self._device.upload(batch))
+        return StepResult(loss=self._server.train(upload, lr), forwards=len(batch.labels), bytes_sent=n_bytes)
+
+    def settle(self) -> list[float]:
+        """Nothing is under way."""
+        return []
 
     def logits(self, batch: Batch) -> Tensor:
-        """The device's backbone and the side network as trained so far; nothing is counted as sent."""
-        return self.server.logits(self.device.upload(batch))
+        """(B, C); nothing is counted as sent."""
+        return self._server.logits(self._device.upload(batch))
 
-    def through_codec(self, upload: Upload) -> tuple[Upload, int]:
-        """What arrives of an upload, and the bytes that it took on its way."""
+    def carried(self, upload: Upload) -> tuple[Upload, int]:
+        """What arrives of an upload, and the bytes that it takes on its way."""
         if self._coder is None:
             return upload, upload.n_bytes
-        from mobillm_kit.parcels import pack, unpack
+        parcel = pack(upload, self._coder, self._device.layers)
+        arrived = unpack(parcel, sequence=upload.sequence, labels=upload.labels.tolist())
+        return arrived, parcel.n_bytes + upload.labels.nbytes
 
-        parcel = pack(upload, self._coder, self.adapter.side.layers)
-        labels = upload.labels.tolist()
-        arrived = unpack(parcel, sequence=upload.sequence, labels=labels)
-        return arrived, parcel.n_bytes + tensor_bytes([upload.labels])
+    def waiting_bytes(self, upload: Upload) -> int:
+        """None: the server takes the upload itself."""
+        return 0
+
+    def state(self) -> dict[str, Tensor]:
+        """The server's."""
+        return self._server.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Into the server."""
+        self._server.load_state(state)
+
+    def close(self) -> None:
+        """Nothing runs beside the loop."""
+
+
+class MobiLLM:
+    """Device and server of one run, joined by an uplink.
+
+    Args:
+        device: forward only.
+        server: trains; where the uplink leads to another process, it holds the weights that come back.
+        uplink: how they are joined.
+        device_weights: what the device holds, for the ledger.
+    """
+
+    def __init__(self, device: Device, server: Server, uplink: Uplink, device_weights: Sequence[Tensor]) -> None:
+        self.adapter = server.model.adapter
+        self.name = f"mobillm-{'full-width' if self.adapter.side.token_wise else 'ladder'}"
+        self.device = device
+        self.server = server
+        self.uplink = uplink
+        self._device_weights = list(device_weights)
+
+    @property
+    def timeline(self) -> Timeline:
+        """Spans of the stages, where they run beside each other."""
+        return self.uplink.timeline
+
+    @property
+    def codecs(self) -> tuple[str, ...]:
+        """Per step, where a controller chose them."""
+        return self.uplink.codecs
+
+    def step(self, batch: Batch, lr: float) -> StepResult:
+        """Forward here, train there."""
+        return self.uplink.step(batch, lr)
+
+    def settle(self) -> list[float]:
+        """Wait for steps under way; their losses, in order."""
+        return self.uplink.settle()
+
+    def logits(self, batch: Batch) -> Tensor:
+        """(B, C) of the device's backbone and the side network as trained so far."""
+        return self.uplink.logits(batch)
 
     def trained(self) -> dict[str, Tensor]:
+        """The side network's parameters, and the classifier's of encoders."""
         return {name: parameter.detach() for name, parameter in self.server.parameters.items()}
 
     def state(self) -> dict[str, Tensor]:
-        return self.server.state()
+        """Where training stands."""
+        return self.uplink.state()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        self.server.load_state(state)
+        """Go on from there."""
+        self.uplink.load_state(state)
 
     def count_memory(self, batch: Batch) -> tuple[CountedMemory, ...]:
+        """The ledger of the device and of the server."""
         upload = self.device.upload(batch)
         device = CountedMemory(
             party="device",
@@ -101,9 +182,13 @@ class MobiLLM:
             gradients_bytes=0,
             optimizer_bytes=0,
             saved_activations_bytes=0,
-            messages_bytes=upload.n_bytes,
+            messages_bytes=upload.n_bytes + self.uplink.waiting_bytes(upload),
         )
         return device, self.server.count_memory(upload)
+
+    def close(self) -> None:
+        """Let go of whatever runs beside the training loop."""
+        self.uplink.close()
 
 
 def build(
@@ -122,11 +207,10 @@ def build(
     codec: str = "none",
     group: int = 64,
     server: str = "in-process",
-    feed: Feed | None = None,
     folder: Path | None = None,
     about: Mapping[str, Any] | None = None,
     **uplink: Any,
-) -> MobiLLM | RemoteMobiLLM:
+) -> MobiLLM:
     """A device and a server for this model.
 
     Args:
@@ -146,11 +230,10 @@ def build(
             one per step.
         group: values per scale, of codecs that have scales.
         server: ``in-process``, ``spawn`` (a server process for this run), an address, or a join string.
-        feed: what to train on at which step; needed where the server is another process.
         folder: of the run; a spawned server keeps its checkpoints there.
         about: the task's words, kept with the side network so that its folder alone can label texts.
         uplink: ``labels``, ``cache``, ``checkpoint_every``, ``link``, ``keys``, ``patience_s``: see
-            ``mobillm_remote.py``.
+            ``uplink.py``.
 
     Raises:
         BadInput: ``tokens="prediction"`` where it is not exact, or an option of the uplink without a server.
@@ -172,53 +255,21 @@ def build(
     tuned = attach(adapter, model.backbone, head)
     one_token = _one_token(tokens, exact=tuned.one_token_is_enough) and top_tokens is None
     device = Device(model.backbone, adapter.side.layers, one_token=one_token, top_tokens=top_tokens)
-    weights = model.backbone.resident()
+    trainer = Server(tuned, weight_decay=weight_decay)
+    way: Uplink
     if server == "in-process":
         if uplink or codec == "adaptive":
             raise BadInput(
                 f"Without a server there is no {', '.join(uplink) or 'adaptive codec'}.",
                 "Give server=spawn, an address, or a join string.",
             )
-        coder = None if codec == "none" else _coder(codec, group)
-        return MobiLLM(device, Server(tuned, weight_decay=weight_decay), adapter, weights, coder)
-    if start == "backbone":
-        raise BadInput(
-            "start='backbone': a server in another process has no backbone to start from.",
-            "Choose start='random' there, or server='in-process'.",
-        )
-    if feed is None:
-        raise BadInput("A server in another process needs a feed.", "Use `mobillm train` or run().")
-    from mobillm_kit.methods.mobillm_remote import build_remote
+        way = InProcess(device, trainer, None if codec == "none" else quant.codec(codec, group))
+    else:
+        from mobillm_kit.uplink import wire  # sockets and keys: only where there is a server
 
-    return build_remote(
-        device,
-        tuned,
-        feed,
-        side_shape={"kind": side, "pooling": pooling, **shape},
-        server=server,
-        codec=codec,
-        group=group,
-        weight_decay=weight_decay,
-        device_weights=weights,
-        folder=folder,
-        **uplink,
-    )
-
-
-UPLINK = ("server", "labels", "cache", "checkpoint_every", "link", "keys", "patience_s")
-"""Options that say how a server in another process is reached and used."""
-
-
-def without_server(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The same training with device and server in one process, to count and measure each on its own."""
-    kept = {name: value for name, value in options.items() if name not in UPLINK}
-    return {name: value for name, value in kept.items() if (name, value) != ("codec", "adaptive")}
-
-
-def _coder(name: str, group: int) -> Codec:
-    from mobillm_kit import quant
-
-    return quant.codec(name, group)
+        spec = {"kind": side, "pooling": pooling, **shape}
+        way = wire(device, trainer, start, spec, server, codec, group, weight_decay, folder, **uplink)
+    return MobiLLM(device, trainer, way, model.backbone.resident())
 
 
 def _one_token(tokens: str, *, exact: bool) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from mobillm_kit.errors import KitError
-from mobillm_kit.methods.mobillm_remote import RemoteMobiLLM
+from mobillm_kit.methods.mobillm import MobiLLM
 from mobillm_kit.remote import Connection
 from mobillm_kit.wire import Ack, Batch, Fetch, Hello, Limits, Message, Welcome, from_frames
 from tests.uplink import trained
@@ -148,17 +148,17 @@ class Between:
         self._inner.close(flush_s)
 
 
-def between(script: Script) -> Callable[[RemoteMobiLLM], None]:
+def between(script: Script) -> Callable[[MobiLLM], None]:
     """Put a script between a method and its server."""
 
-    def install(method: RemoteMobiLLM) -> None:
-        reach = method._reach
+    def install(method: MobiLLM) -> None:
+        reach = method.uplink._reach
 
         def reached():
             found = reach()
             return dataclasses.replace(found, connect=lambda: script.connected(found.connect))
 
-        method._reach = reached
+        method.uplink._reach = reached
 
     return install
 

@@ -19,7 +19,7 @@ import pytest
 
 from mobillm_kit.errors import ServerGone, ServerRefused
 from mobillm_kit.measure import fresh_environment
-from mobillm_kit.methods.mobillm_remote import RemoteMobiLLM
+from mobillm_kit.methods.mobillm import MobiLLM
 from mobillm_kit.serve import serve
 from tests.faults.conftest import host_and_port
 from tests.faults.device import ROOT, DeviceProcess
@@ -52,7 +52,7 @@ LOADING = threading.Lock()
 def beside(place, address, config, before=lambda method: None) -> Outcome:
     """A device in a thread; models are loaded one after the other, because transformers cannot do it in two threads."""
 
-    def loaded(method: RemoteMobiLLM) -> None:
+    def loaded(method: MobiLLM) -> None:
         before(method)
         LOADING.release()
 
@@ -80,8 +80,8 @@ def test_two_devices_with_one_session_end_in_the_same_bytes(place, steady, oracl
     """A copied run folder, running twice: they take the session from each other, and neither harms the other."""
     undisturbed = oracle("ladder-int8")
 
-    def same(method: RemoteMobiLLM) -> None:
-        method._session = "ab" * 16
+    def same(method: MobiLLM) -> None:
+        method.uplink._session = "ab" * 16
 
     def one() -> Outcome:
         return beside(place, steady.address, "ladder-int8", same)
@@ -193,7 +193,7 @@ def test_closing_takes_less_than_two_seconds_whatever_the_network_does(place, st
     class Stop(Exception):
         pass
 
-    def closing(method: RemoteMobiLLM) -> None:
+    def closing(method: MobiLLM) -> None:
         close = method.close
 
         def timed() -> None:
