@@ -5,8 +5,6 @@ Each check answers in a limited time, never raises, and says what to do where so
 Knows: versions, memory, disk, threads, packaged files, loopback sockets.  Knows nothing of: training, the
 command line that prints the lines.
 
-The two-socket check imports zmq inside its function: everywhere else sockets belong to the channel alone.
-
 Taught in: notebooks/00_start_here.ipynb
 """
 
@@ -17,22 +15,16 @@ import platform
 import shutil
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from packaging.requirements import Requirement
 
 from mobillm_kit.errors import KitError
 from mobillm_kit.resources import data_folder
-
-if TYPE_CHECKING:
-    import zmq
 
 DISTRIBUTION = "mobillm-kit"
 PYTHON_AT_LEAST = (3, 11)
@@ -266,53 +258,22 @@ def _folder(name: str, data: str, wanted: tuple[str, ...]) -> Check:
 def sockets(limit_s: float = SOCKET_LIMIT_S) -> list[Check]:
     """Two real sockets, one message there and back over the loopback interface on a random port.
 
-    A DEALER sends 64 KiB to a ROUTER in another thread, as the device will to the server, and compares what
-    returns.
-
     Args:
         limit_s: longest wait of either side, in seconds.
     """
-    import zmq
+    from mobillm_kit.loopback import NoRoundTrip, round_trip
 
     payload = bytes(range(256)) * 256
-    context = zmq.Context()
     try:
-        port, returned, elapsed_ms = _round_trip(context, payload, limit_s)
-    except zmq.ZMQError as error:
-        remedy = "Allow programs to talk over the loopback interface (firewall, security software)."
-        return [Check("sockets", False, f"no round trip over 127.0.0.1: {error}", remedy)]
-    finally:
-        context.destroy(linger=0)
+        port, returned, elapsed_ms = round_trip(payload, limit_s)
+    except NoRoundTrip as error:
+        return [Check("sockets", False, error.problem, error.remedy)]
     if returned != payload:
         return [Check("sockets", False, "the message came back changed", "Reinstall pyzmq.")]
     size_kib = len(payload) // 1024
-    detail = f"{size_kib} KiB there and back over 127.0.0.1:{port} in {elapsed_ms:.1f} ms, zmq {zmq.zmq_version()}"
+    version = metadata.version("pyzmq")
+    detail = f"{size_kib} KiB there and back over 127.0.0.1:{port} in {elapsed_ms:.1f} ms, pyzmq {version}"
     return [Check("sockets", True, detail)]
-
-
-def _round_trip(context: zmq.Context[Any], payload: bytes, limit_s: float) -> tuple[int, bytes, float]:
-    """Returns: the port, what came back, milliseconds from connecting to the answer."""
-    import zmq
-
-    def echo() -> None:
-        with suppress(zmq.Again):  # the other side reports that nothing came
-            router.send_multipart(router.recv_multipart())
-
-    with context.socket(zmq.ROUTER) as router, context.socket(zmq.DEALER) as dealer:
-        for socket in (router, dealer):
-            socket.linger = 0  # closing must not wait for a peer that is gone
-            socket.rcvtimeo = socket.sndtimeo = int(limit_s * 1000)
-        port = router.bind_to_random_port("tcp://127.0.0.1")
-        other = threading.Thread(target=echo, name="doctor echo", daemon=True)
-        other.start()
-        try:
-            started = time.perf_counter()
-            dealer.connect(f"tcp://127.0.0.1:{port}")
-            dealer.send(payload)
-            returned = dealer.recv()
-            return port, returned, (time.perf_counter() - started) * 1e3
-        finally:
-            other.join(2 * limit_s)  # a socket may be closed only when its thread is done with it
 
 
 PROBES: tuple[tuple[str, Callable[[], list[Check]], float], ...] = (
