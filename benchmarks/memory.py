@@ -461,7 +461,9 @@ def accuracy_of(case: Case, **changes: Any) -> Result:
 
     from mobillm_kit.fit import fit
     from mobillm_kit.lowbit import KINDS, quantize_in_memory
-    from mobillm_kit.run import RunSpec, build_method, held_out_scores, prepare, training_batches
+    from mobillm_kit.prepare import build_method, prepare, training_batches
+    from mobillm_kit.run import held_out_scores
+    from mobillm_kit.spec import RunSpec
 
     torch.set_num_threads(1)
     options = {"codec": case.codec} if case.codec else {}

@@ -34,12 +34,13 @@ from mobillm_kit.link import Link
 from mobillm_kit.methods.mobillm import MobiLLM, build
 from mobillm_kit.model import TaskModel, task_model
 from mobillm_kit.overlap import StepCost, finish_times
+from mobillm_kit.prepare import Prepared, build_method, fit_settings, prepare, training_batches
 from mobillm_kit.provenance import clean_command, provenance
 from mobillm_kit.record import Provenance
-from mobillm_kit.run import Prepared, RunSpec, build_method, fit_settings, prepare, training_batches
 from mobillm_kit.saving import write_bytes
 from mobillm_kit.serve import ServerProcess, serve
 from mobillm_kit.shaping import LinkProcess
+from mobillm_kit.spec import RunSpec
 from mobillm_kit.timeline import Timeline
 from recipes.pocket.gate import Bar
 

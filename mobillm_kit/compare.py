@@ -28,11 +28,11 @@ from mobillm_kit.errors import KitError, RecordError
 from mobillm_kit.folders import RECORD, is_done, lay_out, only_one
 from mobillm_kit.measure import fresh_environment
 from mobillm_kit.methods import LABELS, method_row
+from mobillm_kit.progress import Progress
 from mobillm_kit.record import RunRecord, load_record
 from mobillm_kit.report import write_report
-from mobillm_kit.run import RunSpec
 from mobillm_kit.saving import write_bytes
-from mobillm_kit.worker import Progress
+from mobillm_kit.spec import RunSpec
 
 PATIENCE_S = 30.0
 """How long a worker may take to end the step it is in and save, before it is ended."""

@@ -28,19 +28,9 @@ from mobillm_kit.encode import Batch, Encoded, TextEncoder
 from mobillm_kit.errors import BadInput, NotEnoughMemory, TrainingDiverged
 from mobillm_kit.interrupts import stop_after_step
 from mobillm_kit.methods.protocol import Method, Pipelined
+from mobillm_kit.progress import Progress, Told
 from mobillm_kit.record import CurvePoint
 from mobillm_kit.saving import write_with
-
-
-@dataclass(frozen=True)
-class FitEvent:
-    """What callbacks are told after a step; ``point`` is there when the dev split was evaluated."""
-
-    step: int
-    steps: int
-    loss: float | None
-    """None where the step is still under way."""
-    point: CurvePoint | None
 
 
 @dataclass(frozen=True)
@@ -57,7 +47,7 @@ class FitResult:
     interrupted: bool
 
 
-class _Progress(msgspec.Struct):
+class _Position(msgspec.Struct):
     """Where a run stands; it travels in the checkpoint's header."""
 
     settings: str
@@ -81,7 +71,7 @@ def fit(
     *,
     dev: Sequence[Encoded],
     checkpoint: Path | None = None,
-    callbacks: Sequence[Callable[[FitEvent], None]] = (),
+    callbacks: Sequence[Told] = (),
 ) -> FitResult:
     """Train ``method`` and evaluate it on ``dev`` as it goes.
 
@@ -113,7 +103,8 @@ def fit(
                 _judge(progress, settings, point)
                 _save(method, progress, checkpoint)
             for callback in callbacks:
-                callback(FitEvent(progress.step, settings.steps, loss, point))
+                accuracy = None if point is None else point.dev_accuracy
+                callback(Progress(step=progress.step, steps=settings.steps, loss=loss, dev_accuracy=accuracy))
         interrupted = asked_to_stop() and progress.step < settings.steps
         if interrupted:
             _settle(method, progress)
@@ -159,7 +150,7 @@ def evaluate(
 # ---------------------------------------------------------------------- inside
 
 
-def _timed_step(method: Method, batches: Batches, progress: _Progress) -> float | None:
+def _timed_step(method: Method, batches: Batches, progress: _Position) -> float | None:
     batch = batches.step(progress.step)
     with _timed(progress), fit_memory_error(method, batch):
         result = method.step(batch, batches.lr(batch.step))
@@ -172,7 +163,7 @@ def _timed_step(method: Method, batches: Batches, progress: _Progress) -> float 
 
 
 @contextmanager
-def _timed(progress: _Progress) -> Iterator[None]:
+def _timed(progress: _Position) -> Iterator[None]:
     """Counts the body as training time."""
     wall, cpu = time.perf_counter(), time.process_time()
     yield
@@ -180,7 +171,7 @@ def _timed(progress: _Progress) -> Iterator[None]:
     progress.cpu_seconds += time.process_time() - cpu
 
 
-def _settle(method: Method, progress: _Progress) -> None:
+def _settle(method: Method, progress: _Position) -> None:
     """Wait for what is under way: it belongs to training, not to evaluation."""
     if isinstance(method, Pipelined):
         with _timed(progress):
@@ -188,7 +179,7 @@ def _settle(method: Method, progress: _Progress) -> None:
         _add_losses(method, losses, progress)
 
 
-def _add_losses(method: Method, losses: Sequence[float], progress: _Progress) -> None:
+def _add_losses(method: Method, losses: Sequence[float], progress: _Position) -> None:
     for loss in losses:
         if not math.isfinite(loss):
             raise TrainingDiverged(
@@ -234,11 +225,11 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
 
 
-def _due(settings: FitSettings, progress: _Progress) -> bool:
+def _due(settings: FitSettings, progress: _Position) -> bool:
     return progress.step % settings.eval_every == 0 or progress.step == settings.steps
 
 
-def _evaluate(method: Method, dev: Sequence[Encoded], batches: Batches, progress: _Progress) -> CurvePoint:
+def _evaluate(method: Method, dev: Sequence[Encoded], batches: Batches, progress: _Position) -> CurvePoint:
     dev_loss, predictions = evaluate(method, dev, batches.encoder, device=batches.device)
     labels = torch.tensor([example.label for example in dev])
     point = CurvePoint(
@@ -255,7 +246,7 @@ def _evaluate(method: Method, dev: Sequence[Encoded], batches: Batches, progress
     return point
 
 
-def _judge(progress: _Progress, settings: FitSettings, point: CurvePoint) -> None:
+def _judge(progress: _Position, settings: FitSettings, point: CurvePoint) -> None:
     if progress.best_dev_loss is None or point.dev_loss < progress.best_dev_loss:
         progress.best_dev_loss, progress.worse_evaluations = point.dev_loss, 0
         return
@@ -264,7 +255,7 @@ def _judge(progress: _Progress, settings: FitSettings, point: CurvePoint) -> Non
         progress.stopped = f"no lower dev loss in {settings.patience} evaluations"
 
 
-def _save(method: Method, progress: _Progress, checkpoint: Path | None) -> None:
+def _save(method: Method, progress: _Position, checkpoint: Path | None) -> None:
     if checkpoint is None:
         return
     header = {"progress": msgspec.json.encode(progress).decode()}
@@ -272,13 +263,13 @@ def _save(method: Method, progress: _Progress, checkpoint: Path | None) -> None:
     write_with(checkpoint, lambda target: save_file(state, str(target), metadata=header))
 
 
-def _resume(method: Method, settings: FitSettings, checkpoint: Path | None) -> _Progress:
+def _resume(method: Method, settings: FitSettings, checkpoint: Path | None) -> _Position:
     name = f"{method.name} {settings}"
     if checkpoint is None or not checkpoint.exists():
-        return _Progress(settings=name)
+        return _Position(settings=name)
     try:
         with safe_open(str(checkpoint), framework="pt") as file:
-            progress = msgspec.json.decode(file.metadata()["progress"], type=_Progress)
+            progress = msgspec.json.decode(file.metadata()["progress"], type=_Position)
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, KeyError, TypeError, msgspec.DecodeError) as error:
         raise BadInput(

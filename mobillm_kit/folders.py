@@ -16,8 +16,8 @@ from filelock import FileLock, Timeout
 
 from mobillm_kit.errors import BadInput, FolderBusy
 from mobillm_kit.record import load_record
-from mobillm_kit.run import RunSpec
 from mobillm_kit.saving import write_bytes
+from mobillm_kit.spec import RunSpec
 
 SPEC = "spec.json"
 RECORD = "record.json"
@@ -31,9 +31,9 @@ def only_one(folder: Path) -> Iterator[None]:
         FolderBusy: somebody else holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire()
     except Timeout as error:
         raise FolderBusy(
             f"{folder}: another run is writing into this folder.",

@@ -27,7 +27,9 @@ from mobillm_kit.folders import load_spec
 from mobillm_kit.methods import method_row
 from mobillm_kit.methods.protocol import Method
 from mobillm_kit.model import task_model
-from mobillm_kit.run import Prepared, build_method, control_record, held_out_scores, prepare
+from mobillm_kit.prepare import Prepared, build_method, prepare
+from mobillm_kit.progress import Told
+from mobillm_kit.run import control_record, held_out_scores
 from mobillm_kit.tasks import Example, Task
 
 
@@ -86,7 +88,7 @@ def load_run(folder: str | Path) -> Predictor:
     return Predictor(prepared.encoder, method.logits, prepared.device)
 
 
-def score_run(folder: str | Path, on_test: Callable[[int, int], None] | None = None) -> dict[str, float]:
+def score_run(folder: str | Path, on_test: Told | None = None) -> dict[str, float]:
     """Scores of a run's model on its held-out texts, computed again.
 
     Args:

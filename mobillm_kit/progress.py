@@ -1,79 +1,69 @@
-"""Progress bars with the time left, for the command line.
+"""How far a run is: one type, from the training loop and the worker processes to the bars of the command line.
 
-Knows: rich, and what runs say of themselves.  Knows nothing of: how they run.
+Knows: steps, and how rich draws them.  Knows nothing of: what a step does.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+import msgspec
 
-from mobillm_kit.compare import Job
-from mobillm_kit.fit import FitEvent
-from mobillm_kit.worker import Progress as Said
-
-
-def bars(console: Console) -> Progress:
-    """Name, bar, steps, dev accuracy, time left."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-        console=console,
-    )
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
-class ProgressBars:
-    """One bar per worker process."""
+class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is said after a step."""
+
+    step: int = 0
+    steps: int = 0
+    """0 where it is not known yet."""
+    what: str = ""
+    """What the steps are, where they are not training's."""
+    loss: float | None = None
+    """Of the step; None where it is still under way."""
+    dev_accuracy: float | None = None
+    """There when the dev split was evaluated."""
+    ended: bool = False
+    """Nothing more will be said."""
+    error: str = ""
+    remedy: str = ""
+
+
+Told = Callable[[Progress], None]
+
+
+class Bars:
+    """Bars with name, steps, dev accuracy and time left; each shows from its first word on."""
 
     def __init__(self, console: Console) -> None:
-        self._bars = bars(console)
-        self._tasks: dict[str, TaskID] = {}
+        from rich import progress as rich  # a worker process says how far it is and draws nothing
 
-    def __enter__(self) -> ProgressBars:
-        self._bars.start()
+        steps, note = rich.MofNCompleteColumn(), rich.TextColumn("{task.fields[note]}")
+        name, bar = rich.TextColumn("{task.description}"), rich.BarColumn(bar_width=30)
+        self._bars = rich.Progress(name, bar, steps, note, rich.TimeRemainingColumn(), console=console)
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Bars:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._bars.stop()
 
-    def listen(self, job: Job, said: Said) -> None:
-        """Move the bar of a job."""
-        if job.label not in self._tasks:
-            self._tasks[job.label] = self._bars.add_task(job.label, total=None, note="")
-        updates: dict[str, Any] = {"completed": said.step, "total": said.steps or None}
-        if said.dev_accuracy is not None:
-            updates["note"] = f"dev {100 * said.dev_accuracy:.1f} %"
-        if said.testing:
-            updates["note"] = "test"
-        if said.ended:
-            updates = {"completed": 1, "total": 1, "note": "done"}
-        self._bars.update(self._tasks[job.label], **updates)
+    def of(self, label: str) -> Told:
+        """What moves the bar of that name."""
 
+        def show(said: Progress) -> None:
+            self._bars.start()
+            if label not in self._tasks:
+                self._tasks[label] = self._bars.add_task(label, total=None, note="")
+            changes: dict[str, Any] = {"completed": said.step, "total": said.steps or None}
+            if said.what or said.dev_accuracy is not None:
+                changes["note"] = said.what or f"dev {100 * (said.dev_accuracy or 0):.1f} %"
+            if said.ended:
+                changes = {"completed": 1, "total": 1, "note": "done"}
+            self._bars.update(self._tasks[label], **changes)
 
-class OneBar:
-    """The bar of one run in this process: training, then its held-out texts.  It shows from its first word on."""
-
-    def __init__(self, console: Console, label: str) -> None:
-        self._bars = bars(console)
-        self._label = label
-        self._task = self._bars.add_task(label, total=None, note="")
-
-    def __enter__(self) -> OneBar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bars.stop()
-
-    def on_step(self, event: FitEvent) -> None:
-        self._bars.start()
-        note = {} if event.point is None else {"note": f"dev {100 * event.point.dev_accuracy:.1f} %"}
-        self._bars.update(self._task, completed=event.step, total=event.steps, **note)
-
-    def on_test(self, done: int, total: int) -> None:
-        self._bars.start()
-        self._bars.update(self._task, description=f"{self._label}, test", completed=done, total=total, note="")
+        return show

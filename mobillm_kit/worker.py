@@ -17,7 +17,6 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,36 +25,23 @@ import torch
 
 from mobillm_kit.batches import StepBatch
 from mobillm_kit.errors import KitError
-from mobillm_kit.fit import FitEvent, fit_memory_error
+from mobillm_kit.fit import fit_memory_error
 from mobillm_kit.folders import load_spec
 from mobillm_kit.measure import measured
 from mobillm_kit.methods import load_method
 from mobillm_kit.methods.mobillm import MobiLLM
 from mobillm_kit.methods.protocol import Method
 from mobillm_kit.parcels import Upload
+from mobillm_kit.prepare import Prepared, build_method, fit_settings, prepare, training_batches
+from mobillm_kit.progress import Progress
 from mobillm_kit.record import MeasuredMemory
-from mobillm_kit.run import Prepared, build_method, fit_settings, prepare, run, training_batches
+from mobillm_kit.run import run
 from mobillm_kit.saving import write_bytes
 
 STDOUT = 1
 
 MEMORY_STEPS = 5
 """Training steps of a memory measurement: memory repeats from the second step on."""
-
-
-class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One line from a worker to its parent."""
-
-    folder: str = ""
-    step: int = 0
-    steps: int = 0
-    dev_accuracy: float | None = None
-    testing: bool = False
-    """The steps are held-out texts."""
-    ended: bool = False
-    """Said by the parent itself when the process is gone."""
-    error: str = ""
-    remedy: str = ""
 
 
 def main(arguments: list[str]) -> int:
@@ -83,8 +69,8 @@ def train(folder: Path) -> None:
         spec,
         folder=folder,
         command=os.environ.get("MOBILLM_COMMAND", ""),
-        callbacks=[_reporter(folder)],
-        on_test=lambda done, total: _say(Progress(folder=str(folder), step=done, steps=total, testing=True)),
+        callbacks=[_say],
+        on_test=_say,
         measured=[msgspec.json.decode(path.read_bytes(), type=MeasuredMemory) for path in found],
     )
 
@@ -161,14 +147,6 @@ def _read_upload(path: Path) -> Upload:
 
 
 # ---------------------------------------------------------------------- talking to the parent
-
-
-def _reporter(folder: Path) -> Callable[[FitEvent], None]:
-    def report(event: FitEvent) -> None:
-        accuracy = None if event.point is None else event.point.dev_accuracy
-        _say(Progress(folder=str(folder), step=event.step, steps=event.steps, dev_accuracy=accuracy))
-
-    return report
 
 
 def _say(progress: Progress) -> None:

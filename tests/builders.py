@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mobillm_kit.encode import Batch
 from mobillm_kit.model import Pooling, TaskModel, task_model
-from mobillm_kit.run import RunSpec
+from mobillm_kit.spec import RunSpec
 from tests.families import tiny_backbone
 
 

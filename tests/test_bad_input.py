@@ -22,7 +22,7 @@ from mobillm_kit.fit import fit
 from mobillm_kit.keys import JoinString, load_or_make_keys
 from mobillm_kit.methods.mobillm import MobiLLM
 from mobillm_kit.portable import checked_result
-from mobillm_kit.run import Prepared, build_method, prepare, training_batches
+from mobillm_kit.prepare import Prepared, build_method, prepare, training_batches
 from mobillm_kit.serve import ServerProcess, serve
 from mobillm_kit.sockets import DeviceSocket
 from mobillm_kit.wire import (

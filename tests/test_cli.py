@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
-from typer.testing import CliRunner
 
-from mobillm_kit.cli import app
+from mobillm_kit.cli import COMMANDS, main, parse
+from mobillm_kit.cli_run import method_options
+from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import METHODS
+from mobillm_kit.spec import RunSpec, Settings
 from mobillm_kit.tasks import TASKS
 from tests.builders import save_texts, save_tiny_model
 
-COMMANDS = ["doctor", "compare", "train", "evaluate", "predict", "tasks", "methods"]
 WIDE = {"COLUMNS": "240", "TERM": "dumb"}
 
 
 def shown(*arguments: str) -> str:
-    result = CliRunner(env=WIDE).invoke(app, list(arguments))
-    assert result.exit_code == 0, result.output
-    return result.output
+    done = mobillm(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def mobillm(*arguments: str, timeout: float = 120, **options) -> subprocess.CompletedProcess:
@@ -53,19 +56,57 @@ def own_task(place) -> list[str]:
     ]
 
 
-def test_help_names_every_command_and_explains_each():
-    overview = shown("--help")
+def helped(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        main([*arguments, "--help"])
+    assert not end.value.code
+    return capsys.readouterr().out
+
+
+def test_help_names_every_command_and_explains_each(capsys):
+    overview = helped(capsys)
     for command in COMMANDS:
-        assert command in overview
-        assert len(shown(command, "--help")) > 300
+        name = command.__name__.lower()
+        assert name in overview
+        assert command.__doc__.split()[0] in helped(capsys, name)
 
 
-def test_help_answers_without_loading_torch():
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__)
+def test_every_option_has_a_sentence(capsys, command):
+    """tyro finds it below the field; one that lacks it would read ``--lr FLOAT (default: …)``."""
+    text = " ".join(helped(capsys, command.__name__.lower()).replace("│", " ").split())
+    for name in command.__struct_fields__:
+        assert f"{name}: " in inspect.getsource(next(k for k in command.__mro__ if name in k.__annotations__))
+    assert not re.search(r"--[\w-]+ (?:STR|INT|FLOAT|PATH|A\|B) \(", text)
+    assert not re.search(r"--no-[\w-]+ \(", text)
+
+
+def test_a_run_is_described_once(capsys):
+    """Every field of a specification is an option of each command that runs something, under its own name."""
+    for name in ("compare", "train", "device"):
+        text = helped(capsys, name)
+        assert all(f"--{field.replace('_', '-')}" in text for field in Settings.__struct_fields__)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["compare", "--help"], ["--version"]])
+def test_help_answers_without_loading_torch(arguments):
     code = (
-        "import sys; from typer.testing import CliRunner; from mobillm_kit.cli import app\n"
-        "CliRunner().invoke(app, ['compare', '--help']); print('torch' in sys.modules)"
+        "import sys; from mobillm_kit.cli import main\n"
+        f"try: main({arguments})\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules, 'zmq' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert said.splitlines()[-1] == "False False"
+
+
+def test_a_shell_is_told_how_to_complete(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--tyro-print-completion", "bash"])
+    assert not end.value.code
+    script = capsys.readouterr().out
+    assert "mobillm" in script
+    assert "--label-words" in script
 
 
 def test_methods_and_tasks_are_listed():
@@ -75,8 +116,7 @@ def test_methods_and_tasks_are_listed():
 
 
 def test_doctor_prints_a_line_for_each_check_and_two_sockets_talk():
-    output = CliRunner(env=WIDE).invoke(app, ["doctor"]).output
-    lines = [line for line in output.splitlines() if line.startswith("[")]
+    lines = [line for line in mobillm("doctor").stdout.splitlines() if line.startswith("[")]
     assert len(lines) >= 8
     assert all(line.startswith(("[ok]", "[fail]")) for line in lines)
     assert any("socket" in line and line.startswith("[ok]") for line in lines)
@@ -122,19 +162,53 @@ def test_ctrl_c_keeps_the_run_and_the_same_command_goes_on(place):
         (["compare", "--methods", "full,lorra"], "Did you mean 'lora'?"),
         (["predict", "nowhere", "text"], "holds no run"),
         (["evaluate", "nowhere"], "holds no run"),
+        (["train", "lora", "--out", "x", "--stpes", "3"], "Did you mean --steps?"),
+        (["train", "lora", "--out", "x", "--steps", "few"], "--steps"),
+        (["train", "lora", "--out", "x", "--pooling", "last"], "--pooling"),
+        (["train", "lora"], "--out"),
+        (["server", "--credit", "0"], "--credit"),
+        (["training"], "Unrecognized"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_sentence(tmp_path, arguments, sentence):
-    done = mobillm(*arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert sentence in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_what_is_wrong_is_said_in_one_sentence(tmp_path, monkeypatch, capsys, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert len(said.strip().splitlines()) == 1
 
 
 def test_options_reach_the_method_they_are_meant_for():
-    from mobillm_kit.cli import _options
-
     given = ["rank=2", "lora.alpha=4", "mobillm-ladder.tokens=all", "flag=true"]
-    assert _options(given, "lora") == {"rank": 2, "alpha": 4, "flag": True}
-    assert _options(given, "mobillm-ladder") == {"rank": 2, "tokens": "all", "flag": True}
+    assert method_options(given, "lora") == {"rank": 2, "alpha": 4, "flag": True}
+    assert method_options(given, "mobillm-ladder") == {"rank": 2, "tokens": "all", "flag": True}
+
+
+def test_words_become_a_specification():
+    given = ["--label-words", " bad| good", "--lr", "0.1", "--limit-test", "7", "--stream", "--option", "rank=2"]
+    train = parse(["train", "lora", "--out", "x", "--option", "alpha=4", *given])
+    spec = train.spec(train.method, train.seed)
+    assert (spec.label_words, spec.lr, spec.limit_test, spec.stream) == ((" bad", " good"), 0.1, 7, True)
+    assert spec.options == {"rank": 2, "alpha": 4}
+    given = {"label_words": (" bad", " good"), "lr": 0.1, "limit_test": 7, "stream": True}
+    assert spec == RunSpec(method="lora", options=spec.options, **given)
+
+
+@pytest.mark.parametrize("field", ["steps", "batch-size", "limit-train", "eval-every", "patience", "threads"])
+def test_a_count_below_one_is_refused_by_name(field):
+    with pytest.raises(BadInput, match=f"^--{field}: expected `int` >= 1"):
+        parse(["train", "lora", "--out", "x", f"--{field}", "0"])
+
+
+def test_a_comparison_gives_each_seed_to_each_method_and_one_to_a_control():
+    methods = "majority,probe, mobillm-ladder"
+    specs = parse(["compare", "--methods", methods, "--seeds", "0,1", "--server", "in-process"]).specs("decoder")
+    seeds = [("majority", 0), ("probe", 0), ("probe", 1), ("mobillm-ladder", 0), ("mobillm-ladder", 1)]
+    assert [(spec.method, spec.seed) for spec in specs] == seeds
+    assert specs[-1].options == {"codec": "int8"}
+
+
+def test_ctrl_c_ends_with_the_status_of_shells(capsys, monkeypatch):
+    monkeypatch.setattr("mobillm_kit.cli_tools.Methods.__call__", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(["methods"]) == 130
+    assert "the same command goes on from there" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from mobillm_kit.batches import FitSettings, batch_indices, learning_rate
 from mobillm_kit.errors import BadInput, TrainingDiverged
 from mobillm_kit.fit import evaluate, fit
 from mobillm_kit.methods import METHODS as TABLE
-from mobillm_kit.run import build_method, prepare, training_batches
+from mobillm_kit.prepare import build_method, prepare, training_batches
 from tests.builders import tiny_spec
 
 METHODS = [name for name, row in TABLE.items() if row.trained]
@@ -222,7 +222,7 @@ from pathlib import Path
 from mobillm_kit.batches import Batches
 from mobillm_kit.errors import NotEnoughMemory
 from mobillm_kit.fit import fit
-from mobillm_kit.run import build_method, fit_settings, prepare, training_batches
+from mobillm_kit.prepare import build_method, fit_settings, prepare, training_batches
 from tests.builders import tiny_spec
 prepared = prepare(tiny_spec(Path(sys.argv[1]), method="full", batch_size=4))
 method = build_method(prepared)

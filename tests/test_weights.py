@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import save
-from typer.testing import CliRunner
 
-from mobillm_kit import cli
+from mobillm_kit.cli import main
 from mobillm_kit.errors import BadInput
 from mobillm_kit.fit import fit
 from mobillm_kit.folders import lay_out
 from mobillm_kit.lowbit import KINDS, quantize_backbone
 from mobillm_kit.methods import METHODS
 from mobillm_kit.predictor import score_run
-from mobillm_kit.run import build_method, prepare, run, training_batches
+from mobillm_kit.prepare import build_method, prepare, training_batches
+from mobillm_kit.run import run
 from mobillm_kit.streaming import StreamedBackbone
 from tests.builders import tiny_spec
 
@@ -88,11 +88,9 @@ def test_a_side_network_cannot_begin_as_blocks_that_are_not_there(tmp_path, fiel
 def test_the_command_line_codes_a_folder_and_trains_beside_it(tmp_path):
     spec = tiny_spec(tmp_path, "mobillm-full-width")
     coded = tmp_path / "coded"
-    called = CliRunner().invoke(cli.app, ["quantize", spec.backbone, str(coded), "--kind", "fp4"])
-    assert called.exit_code == 0, called.output
+    assert main(["quantize", spec.backbone, str(coded), "--kind", "fp4"]) == 0
     arguments = ["train", "mobillm-full-width", "--out", str(tmp_path / "run"), "--backbone", str(coded), "--stream"]
     arguments += ["--task", "custom", "--data", spec.data, "--text", "text", "--label", "label"]
     arguments += ["--prompt", spec.prompt, "--label-words", "|".join(spec.label_words), "--steps", "2"]
-    called = CliRunner().invoke(cli.app, arguments)
-    assert called.exit_code == 0, called.output
+    assert main(arguments) == 0
     assert (tmp_path / "run" / "record.json").exists()

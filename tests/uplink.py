@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from mobillm_kit.fit import FitEvent, FitResult, fit
+from mobillm_kit.fit import FitResult, fit
 from mobillm_kit.methods.mobillm import MobiLLM
-from mobillm_kit.run import build_method, prepare, training_batches
+from mobillm_kit.prepare import build_method, prepare, training_batches
+from mobillm_kit.progress import Progress
 from tests.builders import tiny_spec
 
 
@@ -35,7 +36,7 @@ def trained(
     method = build_method(prepared)
     before(method)
 
-    def told(event: FitEvent) -> None:
+    def told(event: Progress) -> None:
         after_step(event.step)
 
     try:
