@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from functools import reduce
-from itertools import pairwise, takewhile
+from itertools import dropwhile, pairwise, takewhile
 from operator import or_
 from typing import Any
 
@@ -111,10 +111,15 @@ def parse(arguments: Sequence[str]) -> cli_run.Command:
 
 def _sentence(box: str) -> str:
     """The first paragraph of tyro's complaint, and the option that it takes for the nearest."""
-    lines = [line.strip(" │|") for line in box.splitlines()[1:-1]]
-    problem = " ".join(takewhile(lambda line: line.strip("─-"), lines)).rstrip(".").removeprefix("Error ")
+    lines = [line.strip(" │|") for line in box.splitlines()[1:]]  # the first one is its title
+    said = dropwhile(_is_rule, lines)
+    problem = " ".join(takewhile(lambda line: not _is_rule(line), said)).rstrip(".").removeprefix("Error ")
     close = next((after for line, after in pairwise(lines) if line == "Perhaps you meant:"), "")
     return f"{problem}. Did you mean {close.split()[0]}?" if close else f"{problem}."
+
+
+def _is_rule(line: str) -> bool:
+    return not line.strip("─-+╰╯")
 
 
 def _check(command: cli_run.Command) -> None:

@@ -240,7 +240,8 @@ class Worker:
 
 
 def _run_jobs(todo: Sequence[Job], at_a_time: int, threads: int, command: str, listener: Listener | None) -> None:
-    waiting, running = deque(todo), []
+    waiting = deque(todo)
+    running: list[Worker] = []
     try:
         while waiting or running:
             while waiting and len(running) < at_a_time:
