@@ -20,15 +20,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from mobillm_kit.errors import BadInput
 from mobillm_kit.families import Family, Kind, family_of
-from mobillm_kit.pretrained import from_pretrained, public_name, resolve, torch_dtype
+from mobillm_kit.pretrained import auto_class, check_complete, from_pretrained, public_name, resolve, torch_dtype
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Backbone(nn.Module):
         self.model = model.eval()
         self.name = name
         self.revision = revision
-        self.config: PreTrainedConfig = model.config
+        self.config: PreTrainedConfig = cast(PreTrainedConfig, model.config)
         self.family: Family = family_of(self.config.model_type)
         self.base: nn.Module = attrgetter(self.family.base)(model) if self.family.base else model
         self.blocks: nn.ModuleList = attrgetter(self.family.blocks)(self.base)
@@ -66,6 +66,7 @@ class Backbone(nn.Module):
 
     @property
     def kind(self) -> Kind:
+        """Decoder or encoder."""
         return self.family.kind
 
     @property
@@ -75,6 +76,7 @@ class Backbone(nn.Module):
 
     @property
     def n_layers(self) -> int:
+        """L, the number of blocks."""
         return len(self.blocks)
 
     @property
@@ -84,14 +86,17 @@ class Backbone(nn.Module):
 
     @property
     def n_parameters(self) -> int:
+        """Tied weights once."""
         return sum(p.numel() for p in self.model.parameters())
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the weights."""
         return next(self.model.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
+        """Where the weights lie."""
         return next(self.model.parameters()).device
 
     @cached_property
@@ -170,13 +175,20 @@ class Backbone(nn.Module):
         layers: Sequence[int],
     ) -> list[Tensor]:
         """The activations of the chosen layers, (B, T, d) each, in the order of ``layers`` (1 .. L; 0 = embedding)."""
-        wanted = set(layers)
+        self.check_layers(layers)
         states = enumerate(self.hidden_states(input_ids, attention_mask, token_type_ids))
-        kept = {index: state for index, state in states if index in wanted}
-        missing = sorted(wanted - kept.keys())
+        kept = {index: state for index, state in states if index in layers}
+        return [kept[index] for index in layers]
+
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Refuse a layer outside 0 .. L.
+
+        Raises:
+            BadInput: names the first one.
+        """
+        missing = sorted(layer for layer in layers if not 0 <= layer <= self.n_layers)
         if missing:
             raise BadInput(f"Layer {missing[0]} does not exist: '{self.name}' has layers 0 to {self.n_layers}.")
-        return [kept[index] for index in layers]
 
     def last_hidden(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """h_L, (B, T, d), before the final norm."""
@@ -235,17 +247,11 @@ def load_backbone(
     source = resolve(name)
     _refuse_codes(Path(source))
     config = from_pretrained(AutoConfig, source, revision=revision)
-    loader = AutoModelForCausalLM if family_of(config.model_type).kind == "decoder" else AutoModel
-    extra = {} if loader is AutoModelForCausalLM else {"add_pooling_layer": False}
+    loader, extra = auto_class(config.model_type)
     model, report = from_pretrained(
         loader, source, revision=revision, dtype=torch_dtype(dtype), output_loading_info=True, **extra
     )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise BadInput(
-            f"{name}: {len(missing)} weights of the model are not in its files, the first is '{missing[0]}'.",
-            "Name the folder of a whole pretrained model.",
-        )
+    check_complete(name, sorted(report["missing_keys"]))
     return Backbone(model.to(device), name=public_name(name), revision=revision or "")
 
 
@@ -285,8 +291,7 @@ def random_backbone(like: Backbone, *, seed: int) -> Backbone:
 
     Torch's global generator is left as it was.
     """
-    factory = AutoModelForCausalLM if like.kind == "decoder" else AutoModel
-    extra = {} if like.kind == "decoder" else {"add_pooling_layer": False}
+    factory, extra = auto_class(like.config.model_type)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every accelerator for good
         model = factory.from_config(like.config, dtype=like.dtype, **extra)

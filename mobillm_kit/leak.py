@@ -38,7 +38,7 @@ class NearestToken:
     def __init__(self, backbone: Backbone, first_id: int, layer: int) -> None:
         self._backbone = backbone
         self._layer = layer
-        vocabulary = torch.arange(backbone.base.get_input_embeddings().num_embeddings)
+        vocabulary = torch.arange(int(backbone.config.vocab_size))
         parts = []
         for ids in vocabulary.split(CHUNK):
             two = torch.stack((torch.full_like(ids, first_id), ids), dim=1)

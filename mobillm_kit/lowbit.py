@@ -17,14 +17,13 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig
 
@@ -32,8 +31,8 @@ from mobillm_kit.backbone import Backbone
 from mobillm_kit.errors import BadInput
 from mobillm_kit.quant import codec
 from mobillm_kit.saving import write_bytes
-from mobillm_kit.shards import INDEX, Shards
-from mobillm_kit.skeleton import checkpoint_names, fingerprint, need_disk, parts, skeleton, write_index
+from mobillm_kit.shards import INDEX, Shards, write_shards
+from mobillm_kit.skeleton import checkpoint_names, fingerprint, need_disk, parts, skeleton
 
 KINDS = ("int8", "nf4", "fp4")
 
@@ -90,6 +89,8 @@ class CodedMatrix:
 
     def dense(self) -> Tensor:
         """(n, d), as the codes say, some rows at a time."""
+        if self.codes is None:
+            raise RuntimeError("The matrix has no codes yet.")
         rows, width = self.shape
         per_row = self._coder.scale_bytes((1, width))
         scales, codes = self.codes[: rows * per_row].view(rows, -1), self.codes[rows * per_row :].view(rows, -1)
@@ -200,29 +201,36 @@ def quantize_backbone(folder_in: str | Path, folder_out: str | Path, kind: str, 
     shapes = {name: tuple(block[name].shape) for block in blocks for name in coded_names(block)}
     matrices = {name: CodedMatrix(kind, shape, group=group, dtype=torch.float32) for name, shape in shapes.items()}
     plain = [name for part in (around, *blocks) for name in part if name not in shapes]
-    need_disk(
-        target,
-        sum(matrix.n_bytes for matrix in matrices.values()) + sum(shards.entries[names[n]].n_bytes for n in plain),
-    )
+    sizes = [matrix.n_bytes for matrix in matrices.values()] + [shards.entries[names[n]].n_bytes for n in plain]
+    need_disk(target, sum(sizes))
     stands_for = coded_fingerprint(fingerprint(shards, names), kind, group)
-    target.mkdir(parents=True, exist_ok=True)
-    written: dict[str, str] = {}
-    for number, part in enumerate((around, *blocks), start=1):
-        file = f"model-{number:05d}-of-{1 + len(blocks):05d}.safetensors"
-        tensors = {}
-        for name in part:
-            dense = shards.read(names[name])
-            tensors[name + CODES * (name in shapes)] = matrices[name].encode(dense, name) if name in shapes else dense
-        save_file(tensors, target / file, metadata={"format": "pt"})
-        written |= dict.fromkeys(tensors, file)
-    write_index(target, written)
+    coded = (_coded_part(part, names, shards, matrices) for part in (around, *blocks))
+    write_shards(target, coded, 1 + len(blocks))
     about = LowBit(kind=kind, group=group, fingerprint=stands_for, shapes=shapes)
     write_bytes(target / FILE, msgspec.json.encode(about))
+    _copy_companions(source, target)
+    return target
+
+
+def _coded_part(
+    part: Iterable[str], names: Mapping[str, str], shards: Shards, matrices: Mapping[str, CodedMatrix]
+) -> dict[str, Tensor]:
+    tensors = {}
+    for name in part:
+        dense = shards.read(names[name])
+        if name in matrices:
+            tensors[name + CODES] = matrices[name].encode(dense, name)
+        else:
+            tensors[name] = dense
+    return tensors
+
+
+def _copy_companions(source: Path, target: Path) -> None:
+    """The configuration and the tokenizer."""
     for file in source.iterdir():
         if file.is_file() and file.suffix in (".json", ".txt", ".model") and file.name != INDEX:
             with suppress(shutil.SameFileError):
                 shutil.copy(file, target / file.name)
-    return target
 
 
 def read_low_bit(folder: str | Path) -> LowBit | None:

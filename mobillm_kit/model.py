@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,7 @@ class LabelWordHead(nn.Module):
     """
 
     single_token = True
+    word_ids: Tensor
 
     def __init__(
         self,
@@ -68,32 +69,35 @@ class LabelWordHead(nn.Module):
         self.register_buffer("word_ids", torch.tensor(list(word_ids)), persistent=False)
 
     def pool(self, hidden: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        return hidden[torch.arange(hidden.shape[0], device=hidden.device), positions]
+        """The prediction token's state, (B, d)."""
+        return _one_token(hidden, positions)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        words = self.lm_head.weight[self.word_ids]
-        bias = None if self.lm_head.bias is None else self.lm_head.bias[self.word_ids]
+        """(B, d) to (B, C)."""
+        words, bias = self._word_rows()
         pooled = pooled.to(words.dtype)  # a side network may hand over a wider type
         logits = nn.functional.linear(self.project_out(self.norm(pooled)), words, bias)
         return logits if not self.softcap else self.softcap * torch.tanh(logits / self.softcap)
 
     def server_copy(self) -> LabelWordHead:
         """A frozen copy that holds the C rows of the label words instead of the whole vocabulary."""
-        rows = nn.Linear(
-            self.lm_head.in_features, len(self.word_ids), bias=self.lm_head.bias is not None, device="meta"
-        ).to_empty(device=self.lm_head.weight.device)
-        with torch.no_grad():
-            rows.weight = nn.Parameter(self.lm_head.weight[self.word_ids].clone())
-            if self.lm_head.bias is not None:
-                rows.bias = nn.Parameter(self.lm_head.bias[self.word_ids].clone())
-        head = LabelWordHead(
-            copy.deepcopy(self.norm),
-            copy.deepcopy(self.project_out),
-            rows,
-            range(len(self.word_ids)),
-            self.softcap,
-        )
+        words, bias = self._word_rows()
+        rows = nn.Linear(words.shape[1], words.shape[0], bias=bias is not None, device="meta")
+        rows.weight = nn.Parameter(words.detach().clone())
+        if bias is not None:
+            rows.bias = nn.Parameter(bias.detach().clone())
+        norm, project_out = copy.deepcopy(self.norm), copy.deepcopy(self.project_out)
+        head = LabelWordHead(norm, project_out, rows, range(len(words)), self.softcap)
         return head.requires_grad_(False)
+
+    def _word_rows(self) -> tuple[Tensor, Tensor | None]:
+        """The label words' rows of the projection, (C, d_e), and of its bias, (C,)."""
+        bias = self.lm_head.bias
+        return self.lm_head.weight[self.word_ids], None if bias is None else bias[self.word_ids]
+
+
+def _one_token(hidden: Tensor, positions: Tensor) -> Tensor:
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), positions]
 
 
 class PooledHead(nn.Module):
@@ -116,15 +120,18 @@ class PooledHead(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def pool(self, hidden: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """The first token's state, or the mean over real tokens, (B, d)."""
         if self.pooling == "first":
-            return hidden[torch.arange(hidden.shape[0], device=hidden.device), positions]
+            return _one_token(hidden, positions)
         weight = mask.to(hidden.dtype).unsqueeze(-1)
         return (hidden * weight).sum(dim=1) / weight.sum(dim=1)
 
     def forward(self, pooled: Tensor) -> Tensor:
+        """(B, d) to (B, C)."""
         return self.classifier(pooled.to(self.classifier.weight.dtype))
 
     def server_copy(self) -> PooledHead:
+        """A copy, to be trained on the server."""
         return copy.deepcopy(self)
 
 
@@ -169,4 +176,5 @@ def task_model(backbone: Backbone, *, word_ids: Sequence[int], pooling: Pooling 
         head = PooledHead(backbone.width, len(word_ids), pooling=pooling, seed=seed)
         return TaskModel(backbone, head.to(backbone.device, backbone.dtype))
     cap = getattr(backbone.config, "final_logit_softcapping", None)
-    return TaskModel(backbone, LabelWordHead(backbone.norm, backbone.project_out, backbone.lm_head, word_ids, cap))
+    lm_head = cast(nn.Linear, backbone.lm_head)  # every decoder has one
+    return TaskModel(backbone, LabelWordHead(backbone.norm, backbone.project_out, lm_head, word_ids, cap))

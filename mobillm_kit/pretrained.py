@@ -9,16 +9,18 @@ Taught in: notebooks/10_real_models.ipynb
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers import AutoModel, AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
 
 from mobillm_kit.errors import BadInput
+from mobillm_kit.families import family_of
 from mobillm_kit.resources import data_folder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -79,6 +81,30 @@ def from_pretrained(loader: Any, source: str, **kwargs: Any) -> Any:
             f"{source}: could not be loaded ({first_line}).",
             "Name a model folder with config.json and weights, a name on the hub (needs a connection), or 'pocket'.",
         ) from error
+
+
+def auto_class(model_type: str) -> tuple[Any, dict[str, Any]]:
+    """The Auto class that makes a model of this type, and the arguments it needs beside the configuration.
+
+    Raises:
+        UnknownName: a family without a row in ``families.py``.
+    """
+    if family_of(model_type).kind == "decoder":
+        return AutoModelForCausalLM, {}
+    return AutoModel, {"add_pooling_layer": False}
+
+
+def check_complete(where: str | Path, missing: Sequence[str]) -> None:
+    """Refuse a model with weights that its files do not hold.
+
+    Raises:
+        BadInput: says how many are missing, and names the first.
+    """
+    if missing:
+        raise BadInput(
+            f"{where}: {len(missing)} weights of the model are not in its files, the first is '{missing[0]}'.",
+            "Name the folder of a whole pretrained model.",
+        )
 
 
 @contextmanager

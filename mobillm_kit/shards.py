@@ -19,6 +19,7 @@ import json
 import math
 import threading
 import weakref
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -26,9 +27,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mobillm_kit.errors import BadInput
+from mobillm_kit.saving import write_bytes
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -67,10 +70,12 @@ class Entry:
 
     @property
     def n_values(self) -> int:
+        """Product of the shape."""
         return math.prod(self.shape)
 
     @property
     def n_bytes(self) -> int:
+        """In the file."""
         return self.n_values * self.dtype.itemsize
 
 
@@ -187,7 +192,7 @@ class Shards:
         """Read ``target.numel()`` values from value ``start`` of the tensor on."""
         if not target.numel():
             return
-        view = memoryview(target.view(torch.uint8).numpy())
+        view = target.view(torch.uint8).numpy().data
         try:
             with self._lock:
                 file = self._open.get(entry.file)
@@ -204,6 +209,23 @@ class Shards:
                 f"{entry.file}: could not be read ({error.strerror or error}).",
                 "The file must stay as it was when the model was opened.",
             ) from error
+
+
+def write_shards(folder: Path, parts: Iterable[Mapping[str, Tensor]], count: int) -> None:
+    """Write a model's tensors, one file a part, and the index; no more than one part is in memory.
+
+    Args:
+        folder: made where it is not there.
+        parts: names and tensors, ``count`` times.
+        count: for the files' names.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    places: dict[str, str] = {}
+    for number, part in enumerate(parts, start=1):
+        file = f"model-{number:05d}-of-{count:05d}.safetensors"
+        save_file(dict(part), folder / file, metadata={"format": "pt"})
+        places |= dict.fromkeys(part, file)
+    write_bytes(folder / INDEX, json.dumps({"metadata": {}, "weight_map": places}, indent=1).encode())
 
 
 # ---------------------------------------------------------------------- files and headers

@@ -13,26 +13,24 @@ Taught in: notebooks/06_side_network.ipynb
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from mobillm_kit.errors import BadInput, KitError
 from mobillm_kit.families import family_of
-from mobillm_kit.saving import write_bytes
+from mobillm_kit.pretrained import auto_class, check_complete
 from mobillm_kit.seeds import derived_seed
-from mobillm_kit.shards import INDEX, Shards
+from mobillm_kit.shards import Shards, write_shards
 
 _OLD_NAMES = (("gamma", "weight"), ("beta", "bias"))
 """LayerNorm's parameters in checkpoints from TensorFlow's time."""
@@ -51,8 +49,7 @@ def skeleton(config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:
         config: of any supported family.
         dtype: of the parameters.
     """
-    decoder = family_of(config.model_type).kind == "decoder"
-    factory, extra = (AutoModelForCausalLM, {}) if decoder else (AutoModel, {"add_pooling_layer": False})
+    factory, extra = auto_class(config.model_type)
     with torch.random.fork_rng(devices=[]), parameters_on_meta():
         return factory.from_config(config, dtype=dtype, **extra).eval().requires_grad_(False)
 
@@ -66,7 +63,7 @@ def parameters_on_meta() -> Iterator[None]:
             return None
         return nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
 
-    hook = register_module_parameter_registration_hook(without_values)
+    hook = register_module_parameter_registration_hook(without_values)  # type: ignore[arg-type]  # it may return
     try:
         yield
     finally:
@@ -107,11 +104,7 @@ def checkpoint_names(
         elif coded[found] != tuple(state[keys[0]].shape):
             raise _another_models(shards.folder, found, coded[found], state[keys[0]])
         names |= dict.fromkeys(keys, found)
-    if missing:
-        raise BadInput(
-            f"{shards.folder}: {len(missing)} weights of the model are not in its files, the first is '{missing[0]}'.",
-            "Name the folder of a whole pretrained model.",
-        )
+    check_complete(shards.folder, missing)
     return names
 
 
@@ -128,7 +121,7 @@ def fingerprint(shards: Shards, names: Mapping[str, str]) -> str:
         digest.update(f"{key}{entry.shape}".encode())
         for start in range(0, entry.n_values, _READ_AT_A_TIME):
             part = shards.read_part(names[key], start, _READ_AT_A_TIME).to(torch.bfloat16)
-            digest.update(part.view(torch.uint8).numpy())
+            digest.update(part.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -188,28 +181,15 @@ def random_folder(
     model = skeleton(config, dtype)
     pieces = parts(model)
     need_disk(folder, sum(tensor.nbytes for piece in pieces for tensor in piece.values()))
-    folder.mkdir(parents=True, exist_ok=True)
-    weight_map: dict[str, str] = {}
-    for number, piece in enumerate(pieces, start=1):
-        file = f"model-{number:05d}-of-{len(pieces):05d}.safetensors"
-        generator = torch.Generator().manual_seed(derived_seed(seed, "random weights", number))
-        save_file(
-            {name: _random(name, tensor, generator) for name, tensor in piece.items()},
-            folder / file,
-            metadata={"format": "pt"},
-        )
-        weight_map |= dict.fromkeys(piece, file)
-    write_index(folder, weight_map)
+    random = (
+        _random_part(piece, torch.Generator().manual_seed(derived_seed(seed, "random weights", number)))
+        for number, piece in enumerate(pieces, start=1)
+    )
+    write_shards(folder, random, len(pieces))
     config.dtype = dtype
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
     return folder
-
-
-def write_index(folder: Path, weight_map: Mapping[str, str]) -> None:
-    """Say which tensor lies in which file."""
-    index = {"metadata": {}, "weight_map": dict(weight_map)}
-    write_bytes(folder / INDEX, json.dumps(index, indent=1).encode())
 
 
 def need_disk(folder: Path, n_bytes: int) -> None:
@@ -232,7 +212,7 @@ def need_disk(folder: Path, n_bytes: int) -> None:
 
 def parts(model: nn.Module) -> list[Mapping[str, Tensor]]:
     """The parameters around the blocks, then those of each block, each tensor once."""
-    family = family_of(model.config.model_type)
+    family = family_of(cast(PreTrainedConfig, model.config).model_type)
     base = f"{family.base}." if family.base else ""
     blocks = attrgetter(base + family.blocks)(model)
     rest: dict[str, Tensor] = {}
@@ -242,6 +222,10 @@ def parts(model: nn.Module) -> list[Mapping[str, Tensor]]:
         part = inside[int(number)] if name.startswith(f"{base}{family.blocks}.") else rest
         part[name] = parameter
     return [rest, *inside]
+
+
+def _random_part(part: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    return {name: _random(name, like, generator) for name, like in part.items()}
 
 
 def _random(name: str, like: Tensor, generator: torch.Generator) -> Tensor:

@@ -17,22 +17,20 @@ Taught in: notebooks/06_side_network.ipynb
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoConfig
 
 from mobillm_kit.backbone import Backbone, BlockInputs
+from mobillm_kit.buffers import BufferedBlocks, Place, RowsOnDisk, put_parameter
 from mobillm_kit.common import MIB
-from mobillm_kit.errors import BadInput, KitError, NotEnoughMemory
+from mobillm_kit.errors import BadInput, NotEnoughMemory
 from mobillm_kit.lowbit import CODES, CodedMatrix, LowBit, attach, read_low_bit
 from mobillm_kit.pretrained import from_pretrained, public_name, resolve, torch_dtype
 from mobillm_kit.shards import Shards
@@ -43,9 +41,6 @@ LEAN_RUNTIME_BYTES = 345 * MIB
 
 ALIGNMENT_BYTES = 64
 """Of every tensor in a buffer, as torch's own allocator aligns: kernels choose by it, and bits may hang on it."""
-
-READ_LIMIT_S = 600.0
-"""One block must be read within this time."""
 
 
 class Tokens(NamedTuple):
@@ -94,19 +89,6 @@ class StreamingNeed:
         need_memory(self.process_bytes(1), memory_bytes, "One batch at a time")
         return 1 + (memory_bytes - self.process_bytes(1)) // self.batch_bytes
 
-    def check_window(self, window: int, memory_bytes: int) -> None:
-        """Refuse a window that does not fit.
-
-        Raises:
-            BadInput: window below 1.
-            NotEnoughMemory: says how much is missing, and which window fits.
-        """
-        if window < 1:
-            raise BadInput(f"A window of {window} batches.", "Give 1 or more.")
-        if self.process_bytes(window) > memory_bytes:
-            fits = self.largest_window(memory_bytes)
-            need_memory(self.process_bytes(window), memory_bytes, f"A window of {window} batches", f"{fits} fit.")
-
 
 def need_memory(needed_bytes: int, allowed_bytes: int, what: str, remedy: str = "") -> None:
     """Refuse what needs more than is allowed.
@@ -122,48 +104,6 @@ def need_memory(needed_bytes: int, allowed_bytes: int, what: str, remedy: str = 
         )
 
 
-# ---------------------------------------------------------------------- rows of a matrix that stays in its file
-
-
-class RowsOnDisk:
-    """Stands where a module has its embedding matrix (V, d) and reads the rows that are asked for.
-
-    Args:
-        shards: the files.
-        name: the matrix's name in them.
-        dtype: of the rows.
-    """
-
-    requires_grad = False
-    device = torch.device("cpu")
-
-    def __init__(self, shards: Shards, name: str, dtype: torch.dtype) -> None:
-        self._shards = shards
-        self._name = name
-        self.dtype = dtype
-        self.shape = torch.Size(shards.entries[name].shape)
-
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        """(…) indices to (…, d)."""
-        return self._shards.read_rows(self._name, rows, self.dtype)
-
-    @classmethod
-    def __torch_function__(
-        cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Tensor:
-        """``F.embedding(rows, self)``, however a model's own embedding module calls it, and nothing else."""
-        if function is not F.embedding:
-            raise BadInput(
-                f"'{function.__name__}' needs the whole embedding, which a streamed backbone leaves in its file.",
-                "Use the whole model: load_backbone.",
-            )
-        matrix = args[1] if len(args) > 1 else (kwargs or {})["weight"]
-        return matrix[args[0] if args else (kwargs or {})["input"]]
-
-
-# ---------------------------------------------------------------------- blocks that come and go
-
-
 def _activate_in_place(model: nn.Module) -> bool:
     """Let ReLU write over what it reads, the widest state of a block; whether the model has one.
 
@@ -173,120 +113,6 @@ def _activate_in_place(model: nn.Module) -> bool:
     for module in found:
         module.inplace = True
     return bool(found)
-
-
-@dataclass(frozen=True, eq=False)
-class _Place:
-    """Where one tensor of a block lies in the buffer, and who uses it."""
-
-    name: str
-    """In the files."""
-    shape: torch.Size
-    dtype: torch.dtype
-    offset: int
-    put: Callable[[Tensor], None]
-    """Hands the tensor to its module."""
-
-    @property
-    def end(self) -> int:
-        return self.offset + self.shape.numel() * self.dtype.itemsize
-
-    def view(self, memory: Tensor) -> Tensor:
-        return memory[self.offset : self.end].view(self.dtype).view(self.shape)
-
-
-def _put_parameter(owner: nn.Module, attribute: str, tensor: Tensor) -> None:
-    owner._parameters[attribute] = nn.Parameter(tensor, requires_grad=False)
-
-
-def _put_buffer(owner: nn.Module, attribute: str, tensor: Tensor) -> None:
-    owner._buffers[attribute] = tensor
-
-
-def _put_codes(matrix: CodedMatrix, tensor: Tensor) -> None:
-    matrix.codes = tensor
-
-
-class _Blocks:
-    """Blocks in two buffers: one works while the other is filled.
-
-    Args:
-        places: of each block's tensors.
-        shards: the files.
-        ahead: read the next block while one works; False keeps one buffer.
-    """
-
-    def __init__(self, places: Sequence[Sequence[_Place]], shards: Shards, *, ahead: bool) -> None:
-        self._places = places
-        self._shards = shards
-        self._ahead = ahead
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="block-reader") if ahead else None
-        self._reading: tuple[int, Future[None]] | None = None
-        self._memory: list[Tensor] = []
-        self._turn = 0
-        self._bound: int | None = None
-
-    @property
-    def buffer_bytes(self) -> int:
-        """Of one buffer: the largest block."""
-        return max(place.end for places in self._places for place in places)
-
-    @property
-    def memory(self) -> list[Tensor]:
-        """The buffers, as far as they are made."""
-        return self._memory
-
-    def bind(self, index: int) -> None:
-        """Fill block ``index`` with its weights; the one before loses them."""
-        if index == self._bound:
-            return
-        self._unbind()
-        self._settle(index)
-        for place in self._places[index]:
-            place.put(place.view(self._memory[self._turn]))
-        self._bound = index
-        if self._reader:
-            following = (index + 1) % len(self._places)
-            self._reading = following, self._reader.submit(self._read, following, 1 - self._turn)
-
-    def release(self) -> None:
-        """Let go of every weight; they are read again when they are needed."""
-        self._unbind()
-        if self._reading:
-            self._wait(self._reading[1])
-            self._reading = None
-        self._memory.clear()
-
-    def _settle(self, index: int) -> None:
-        """Have block ``index`` in the buffer whose turn it is."""
-        if not self._memory:
-            self._memory += [torch.empty(self.buffer_bytes, dtype=torch.uint8) for _ in range(1 + self._ahead)]
-        reading, self._reading = self._reading, None
-        if reading:
-            self._wait(reading[1])
-            self._turn = 1 - self._turn
-        if not reading or reading[0] != index:
-            self._read(index, self._turn)
-
-    def _read(self, index: int, turn: int) -> None:
-        for place in self._places[index]:
-            self._shards.read_into(place.name, place.view(self._memory[turn]))
-
-    def _wait(self, reading: Future[None]) -> None:
-        try:
-            reading.result(READ_LIMIT_S)
-        except FutureTimeoutError:
-            raise KitError(
-                f"{self._shards.folder}: a block was not read within {READ_LIMIT_S:g} s.",
-                "Copy the model to a faster disk.",
-            ) from None
-
-    def _unbind(self) -> None:
-        if self._bound is None:
-            return
-        for place in self._places[self._bound]:
-            place.put(torch.empty(place.shape, dtype=place.dtype, device="meta"))
-        self._bound = None
 
 
 class StreamedBackbone(Backbone):
@@ -326,18 +152,21 @@ class StreamedBackbone(Backbone):
         self._reads_ahead = read_ahead
         self._around = self._load_around()
         self._in_place = _activate_in_place(model)
-        self._streamed = _Blocks([self._places(block) for block in self.blocks], shards, ahead=read_ahead)
+        self._streamed = BufferedBlocks([self._places(block) for block in self.blocks], shards, ahead=read_ahead)
 
     @property
     def dtype(self) -> torch.dtype:
+        """In which it works, whatever the files hold."""
         return self._dtype
 
     @property
     def device(self) -> torch.device:
+        """Always the CPU."""
         return torch.device("cpu")
 
     @property
     def n_parameters(self) -> int:
+        """Of the whole model."""
         return self._count
 
     @cached_property
@@ -369,7 +198,8 @@ class StreamedBackbone(Backbone):
         Raises:
             BadInput: a layer that does not exist.
         """
-        wanted = self._wanted(layers)
+        self.check_layers(layers)
+        wanted = set(layers)
         begun = [self.begin(*tokens) for tokens in window]
         states = [state for state, _ in begun]
         handed = [inputs for _, inputs in begun]
@@ -405,12 +235,6 @@ class StreamedBackbone(Backbone):
 
     # ------------------------------------------------------------------ inside
 
-    def _wanted(self, layers: Sequence[int]) -> set[int]:
-        missing = sorted(layer for layer in layers if not 0 <= layer <= self.n_layers)
-        if missing:
-            raise BadInput(f"Layer {missing[0]} does not exist: '{self.name}' has layers 0 to {self.n_layers}.")
-        return set(layers)
-
     def _load_around(self) -> list[Tensor]:
         """Read what stands around the blocks; embeddings and the language-model head stay in their files."""
         inside = {id(module) for module in self.blocks.modules()}
@@ -418,15 +242,15 @@ class StreamedBackbone(Backbone):
         for path, module in self.model.named_modules():
             if id(module) in inside:
                 continue
-            for attribute in module._buffers:
+            for attribute, buffer in module.named_buffers(recurse=False):
                 name = self._names.get(f"{path}.{attribute}" if path else attribute)
                 if name is not None:  # stored, not computed
-                    module._buffers[attribute] = self._shards.read(name, module._buffers[attribute].dtype)
+                    module._buffers[attribute] = self._shards.read(name, buffer.dtype)
             for attribute, parameter in list(module._parameters.items()):
                 if parameter is None:
                     continue
                 name = self._names[f"{path}.{attribute}" if path else attribute]
-                if attribute == "weight" and (isinstance(module, nn.Embedding) or module is self.lm_head):
+                if attribute == "weight" and (isinstance(module, nn.Embedding) or id(module) == id(self.lm_head)):
                     del module._parameters[attribute]
                     setattr(module, attribute, RowsOnDisk(self._shards, name, self._dtype))
                     continue
@@ -435,10 +259,10 @@ class StreamedBackbone(Backbone):
                 module._parameters[attribute] = loaded[id(parameter)]
         return [*loaded.values(), *(buffer for buffer in self.model.buffers() if not buffer.is_meta)]
 
-    def _places(self, block: nn.Module) -> list[_Place]:
+    def _places(self, block: nn.Module) -> list[Place]:
         """Every tensor of a block, one behind the other in a buffer."""
         prefix = next(path for path, module in self.model.named_modules() if module is block)
-        places: list[_Place] = []
+        places: list[Place] = []
         offset = 0
         for key, tensor in block.state_dict(keep_vars=True).items():
             path, _, attribute = key.rpartition(".")
@@ -447,21 +271,24 @@ class StreamedBackbone(Backbone):
             offset = -(-place.end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         return places
 
-    def _place(self, name: str, owner: nn.Module, attribute: str, tensor: Tensor, offset: int) -> _Place:
+    def _place(self, name: str, owner: nn.Module, attribute: str, tensor: Tensor, offset: int) -> Place:
         if self._low_bit and name in self._low_bit.shapes:
             matrix = CodedMatrix(self._low_bit.kind, tuple(tensor.shape), group=self._low_bit.group, dtype=self._dtype)
             attach(owner, attribute, matrix)
-            self._check_codes(name, matrix)
-            return _Place(name + CODES, torch.Size([matrix.n_bytes]), torch.uint8, offset, partial(_put_codes, matrix))
-        put = _put_buffer if attribute in owner._buffers else _put_parameter
-        return _Place(name, tensor.shape, tensor.dtype, offset, partial(put, owner, attribute))
+            self._check_codes(name, matrix, self._low_bit.kind)
+            return Place(
+                name + CODES, torch.Size([matrix.n_bytes]), torch.uint8, offset, partial(setattr, matrix, "codes")
+            )
+        is_buffer = attribute in owner._buffers
+        put = partial(owner._buffers.__setitem__, attribute) if is_buffer else partial(put_parameter, owner, attribute)
+        return Place(name, tensor.shape, tensor.dtype, offset, put)
 
-    def _check_codes(self, name: str, matrix: CodedMatrix) -> None:
+    def _check_codes(self, name: str, matrix: CodedMatrix, kind: str) -> None:
         entry = self._shards.entries.get(name + CODES)
         if entry is None or entry.n_bytes != matrix.n_bytes:
             raise BadInput(
                 f"{self._shards.folder}: '{name}{CODES}' has {entry.n_bytes if entry else 0} bytes, "
-                f"{self._low_bit.kind} codes of {tuple(matrix.shape)} have {matrix.n_bytes}.",
+                f"{kind} codes of {tuple(matrix.shape)} have {matrix.n_bytes}.",
                 "Write the folder again with quantize_backbone.",
             )
 
@@ -477,8 +304,7 @@ def stream_backbone(
     """Open a backbone whose blocks are read when they are needed.
 
     Args:
-        name: ``"pocket"``, or a folder with safetensors.
-        revision: for the record.
+        name: ``"pocket"``, or a folder with safetensors; ``revision`` is for the record.
         dtype: in which it works, whatever the files hold.
         memory_bytes: what the whole process may take; a model whose blocks do not fit is refused before anything is
             read.  None asks nothing.

@@ -173,16 +173,11 @@ def test_the_window_by_hand():
     assert NEED.process_bytes(3) == 580 * MIB
     assert NEED.largest_window(560 * MIB) == 1
     assert NEED.largest_window(639 * MIB) == 8
-    assert NEED.check_window(8, 639 * MIB) is None
 
 
 def test_a_window_that_cannot_fit_is_refused_with_what_is_missing():
     with pytest.raises(NotEnoughMemory, match="needs 560 MiB and 559 MiB are allowed; 1 MiB are missing"):
         NEED.largest_window(559 * MIB)
-    with pytest.raises(NotEnoughMemory, match=r"window of 9 batches needs 640 MiB .* 1 MiB are missing. 8 fit."):
-        NEED.check_window(9, 639 * MIB)
-    with pytest.raises(BadInput, match="window of 0"):
-        NEED.check_window(0, 10**12)
 
 
 def test_a_model_larger_than_the_allowed_memory_is_refused_when_it_is_opened(tmp_path):

@@ -19,7 +19,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from mobillm_kit.errors import BadInput, UnknownName
 from mobillm_kit.families import family_of
-from mobillm_kit.resources import data_folder
+from mobillm_kit.pretrained import resolve
 
 _FOLDER = Path(__file__).resolve().parent
 
@@ -40,12 +40,8 @@ def architecture(name: str | Path) -> PreTrainedConfig:
     """
     path = Path(name).expanduser()
     bare = str(name).lower().rpartition("/")[2]
-    if str(name) == "pocket":
-        return _from_file(data_folder("pocket") / "config.json")
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise BadInput(f"{name}: the folder holds no config.json.", "Name the folder that save_pretrained wrote.")
-        return _from_file(path / "config.json")
+    if str(name) == "pocket" or path.is_dir():
+        return _from_file(Path(resolve(name)) / "config.json")
     if path.is_file():
         return _from_file(path)
     if bare in BUILT_IN:

@@ -60,6 +60,7 @@ class Codec:
 
     @property
     def has_scales(self) -> bool:
+        """All but fp32, fp16 and bf16."""
         return self.name not in FLOATS
 
     def scale_bytes(self, shape: Sequence[int]) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 def to_bytes(tensor: Tensor) -> memoryview:
     """The values of ``tensor``, row by row, without a copy where it lies contiguous on the CPU."""
     flat = tensor.detach().cpu().contiguous().view(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def from_bytes(payload: bytes | memoryview) -> Tensor:
