@@ -193,6 +193,7 @@ class Worker:
         self._refusal = Progress()
 
     def _listen(self) -> None:
+        assert self._process.stdout is not None  # it is a pipe
         for line in self._process.stdout:
             self._said.put(msgspec.json.decode(line, type=Progress))
 
@@ -231,7 +232,8 @@ class Worker:
                 self._process.wait()
         self._listening.join(PATIENCE_S)
         for stream in (self._process.stdin, self._process.stdout, self._complaints):
-            stream.close()
+            if stream is not None:
+                stream.close()
 
     def _last_words(self) -> str:
         self._complaints.seek(0)

@@ -35,11 +35,7 @@ class Preset:
 
 _POCKET = {
     "full": Preset(steps=300, lr=3e-4, schedule="cosine", warmup=0.07, eval_every=25),
-    "full-checkpointing": Preset(steps=300, lr=3e-4, schedule="cosine", warmup=0.07, eval_every=25),
     "lora": Preset(steps=300, lr=3e-3, schedule="cosine", warmup=0.07, eval_every=25),
-    "lora-checkpointing": Preset(steps=300, lr=3e-3, schedule="cosine", warmup=0.07, eval_every=25),
-    "lora-fa": Preset(steps=300, lr=3e-3, schedule="cosine", warmup=0.07, eval_every=25),
-    "bitfit": Preset(steps=300, lr=3e-3, schedule="cosine", warmup=0.07, eval_every=25),
     "lst": Preset(steps=300, lr=2e-3, schedule="cosine", warmup=0.07, eval_every=25, options={"reduction": 2}),
     "mezo": Preset(steps=1000, lr=1e-4, schedule="constant", eval_every=100),
     "mezo-lora": Preset(steps=1000, lr=1e-3, schedule="constant", eval_every=100),
@@ -63,11 +59,7 @@ _POCKET = {
 # The probe gets them; the ladder needs no more than 500, and the full width is given as many.
 _ENCODER = {
     "full": Preset(steps=400, lr=5e-5, warmup=0.1, eval_every=200),
-    "full-checkpointing": Preset(steps=400, lr=5e-5, warmup=0.1, eval_every=200),
     "lora": Preset(steps=400, lr=1e-3, warmup=0.1, eval_every=200),
-    "lora-checkpointing": Preset(steps=400, lr=1e-3, warmup=0.1, eval_every=200),
-    "lora-fa": Preset(steps=400, lr=1e-3, warmup=0.1, eval_every=200),
-    "bitfit": Preset(steps=400, lr=1e-3, warmup=0.1, eval_every=200),
     "lst": Preset(steps=1200, lr=1e-3, warmup=0.1, eval_every=400, options={"reduction": 4}),
     "mezo": Preset(steps=600, lr=1e-5, schedule="constant", eval_every=200),
     "mezo-lora": Preset(steps=600, lr=1e-3, schedule="constant", eval_every=200),
@@ -86,11 +78,7 @@ _ENCODER = {
 
 _DECODER = {
     "full": Preset(steps=400, lr=1e-4, warmup=0.1, eval_every=100),
-    "full-checkpointing": Preset(steps=400, lr=1e-4, warmup=0.1, eval_every=100),
     "lora": Preset(steps=400, lr=1e-3, warmup=0.1, eval_every=100),
-    "lora-checkpointing": Preset(steps=400, lr=1e-3, warmup=0.1, eval_every=100),
-    "lora-fa": Preset(steps=400, lr=1e-3, warmup=0.1, eval_every=100),
-    "bitfit": Preset(steps=400, lr=1e-3, warmup=0.1, eval_every=100),
     "lst": Preset(steps=1200, lr=2e-3, warmup=0.1, eval_every=200),
     "mezo": Preset(steps=1000, lr=1e-6, schedule="constant", eval_every=100),
     "mezo-lora": Preset(steps=1000, lr=5e-5, schedule="constant", eval_every=100),
@@ -100,7 +88,13 @@ _DECODER = {
     "mobillm-ladder": Preset(steps=1200, lr=2e-3, warmup=0.1, eval_every=200),
 }
 
-PRESETS: dict[str, dict[str, Preset]] = {"pocket": _POCKET, "encoder": _ENCODER, "decoder": _DECODER}
+_ALIKE = {"full-checkpointing": "full", "lora-checkpointing": "lora", "lora-fa": "lora", "bitfit": "lora"}
+"""Methods that are trained as another one is."""
+
+PRESETS: dict[str, dict[str, Preset]] = {
+    name: {**rows, **{method: rows[other] for method, other in _ALIKE.items()}}
+    for name, rows in {"pocket": _POCKET, "encoder": _ENCODER, "decoder": _DECODER}.items()
+}
 
 
 def preset(backbone_class: str, method: str) -> Preset:

@@ -55,6 +55,7 @@ class CountedMemory(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def total_bytes(self) -> int:
+        """All categories together."""
         return (
             self.weights_bytes
             + self.gradients_bytes
@@ -98,6 +99,8 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BackboneInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Which backbone it was; the fingerprint is of its weights."""
+
     name: str
     revision: str
     fingerprint: str
@@ -109,6 +112,8 @@ class BackboneInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Which task it was, and how many texts each split had."""
+
     name: str
     metric: str
     train: int
@@ -118,6 +123,8 @@ class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the numbers come from."""
+
     versions: dict[str, str]
     hardware: dict[str, Scalar]
     command: str

@@ -22,6 +22,7 @@ from mobillm_kit.encode import Encoded
 from mobillm_kit.errors import BadInput
 from mobillm_kit.fit import evaluate, fit
 from mobillm_kit.methods import controls, method_row
+from mobillm_kit.methods.mobillm import MobiLLM
 from mobillm_kit.methods.protocol import Method, Pipelined
 from mobillm_kit.methods.zeroth_order import ZerothOrder
 from mobillm_kit.metrics import score
@@ -127,7 +128,7 @@ def _keep(method: Method, record: RunRecord, folder: Path) -> None:
         method.log.save(folder / "replay.safetensors")
     if record.status == "interrupted":
         return
-    if method_row(record.method).module == "mobillm":
+    if isinstance(method, MobiLLM):
         method.adapter.save_pretrained(folder / "side", model_card_kwargs={"record": record})
     shutil.rmtree(folder / "server", ignore_errors=True)  # a spawned server's checkpoints have served
 

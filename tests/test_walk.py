@@ -12,7 +12,7 @@ from types import FrameType
 import pytest
 
 import mobillm_kit
-from mobillm_kit.run import build_method, prepare, training_batches
+from mobillm_kit.prepare import build_method, prepare, training_batches
 from mobillm_kit.service import Service, ServiceSettings, service_limits
 from mobillm_kit.sockets import ServerSocket
 from tests.builders import tiny_spec
