@@ -26,9 +26,11 @@ import msgspec
 from mobillm_kit.cache import ActivationCache
 from mobillm_kit.common import FLOAT_BYTES, MIB
 from mobillm_kit.keys import AllowList, JoinString, KeyPair, OneTimeCodes, load_or_make_keys
-from mobillm_kit.sessions import FAREWELL_S, Session
+from mobillm_kit.sessions import Session
 from mobillm_kit.sockets import Peer, ServerSocket
+from mobillm_kit.timings import TIMINGS
 from mobillm_kit.trainer import Trainer, load_head
+from mobillm_kit.training_thread import TrainingThread
 from mobillm_kit.wire import (
     Bye,
     Error,
@@ -40,16 +42,6 @@ from mobillm_kit.wire import (
     from_frames,
     to_frames,
 )
-
-TICK_S = 0.2
-FULL_S = 0.01
-"""Wait before a message is tried again for which a device's queue had no room."""
-
-GONE_S = 10.0
-"""What a device takes no longer, and says nothing for so long, is left out: if it comes back, it is told all again."""
-
-SILENT_S = 60.0
-"""Devices ping every second: one that said nothing for so long makes room for another where there is none."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +77,11 @@ class Service:
         self._socket = socket
         self._settings = settings
         self._admit = admit
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, TrainingThread] = {}
         self._owners: dict[str, str] = {}
         self._peers: dict[str, Peer] = {}
         self._by_route: dict[bytes, str] = {}
-        self._ended: dict[str, Session] = {}
+        self._ended: dict[str, TrainingThread] = {}
         self._unsent: dict[str, deque[Sequence[bytes | memoryview]]] = {}
         self._limits = service_limits(settings)
         self._stop = threading.Event()
@@ -98,7 +90,7 @@ class Service:
         """Serve until :meth:`stop`; then every session ends the step it is in."""
         try:
             while not self._stop.is_set():
-                found = self._socket.receive(FULL_S if self._unsent else TICK_S)
+                found = self._socket.receive(TIMINGS.full_s if self._unsent else TIMINGS.server_tick_s)
                 if found is not None:
                     self._handle(*found)
                 self._flush()
@@ -113,7 +105,7 @@ class Service:
     def _end_all(self) -> None:
         for session in self._sessions.values():
             session.close()
-        deadline = time.monotonic() + FAREWELL_S
+        deadline = time.monotonic() + TIMINGS.end_s
         for session in self._sessions.values():
             session.wait_closed(max(0.0, deadline - time.monotonic()))
 
@@ -150,9 +142,9 @@ class Service:
             self._sessions[hello.session], self._owners[hello.session] = session, peer.key
         again = self._by_route.get(peer.route) == hello.session
         self._bind(hello.session, peer)
-        session.greet(hello, again=again)
+        session.receive(hello, [], again=again)
 
-    def _new_session(self, hello: Hello, payloads: list[memoryview]) -> Session:
+    def _new_session(self, hello: Hello, payloads: list[memoryview]) -> TrainingThread:
         check_plan(hello.plan)
         if hello.session in self._sessions:
             self._drop(hello.session)
@@ -182,14 +174,9 @@ class Service:
                 )
             return Trainer(plan, head, folder, cache)
 
-        return Session(
-            plan,
-            trainer,
-            credit=self._credit(hello),
-            budget_bytes=settings.budget_bytes // settings.max_sessions,
-            wake=self._socket.wake,
-            threads=settings.threads,
-        )
+        budget_bytes = settings.budget_bytes // settings.max_sessions
+        session = Session(plan, credit=self._credit(hello), budget_bytes=budget_bytes)
+        return TrainingThread(session, trainer, wake=self._socket.wake, threads=settings.threads)
 
     def _credit(self, hello: Hello) -> int:
         """As many batches as fit into the session's share of memory.
@@ -231,7 +218,7 @@ class Service:
             return
         name = min(self._sessions, key=lambda name: (not self._sessions[name].failed, self._sessions[name].last_heard))
         session = self._sessions[name]
-        if session.failed or time.monotonic() - session.last_heard > SILENT_S:
+        if session.failed or time.monotonic() - session.last_heard > TIMINGS.silent_s:
             self._drop(name)
 
     def _drop(self, name: str) -> None:
@@ -244,7 +231,7 @@ class Service:
         if peer is not None:
             self._by_route.pop(peer.route, None)
 
-    def _session_of(self, peer: Peer) -> Session:
+    def _session_of(self, peer: Peer) -> TrainingThread:
         name = self._by_route.get(peer.route)
         if name is None or name not in self._sessions:
             raise WireError("hello-first", "No session was begun on this connection.", "Say hello first.")
@@ -260,7 +247,7 @@ class Service:
             waiting = self._unsent.pop(name, None) or deque(to_frames(*reply) for reply in session.replies())
             while waiting and self._socket.send(self._peers[name], waiting[0]):
                 waiting.popleft()
-            if waiting and time.monotonic() - session.last_heard < GONE_S:
+            if waiting and time.monotonic() - session.last_heard < TIMINGS.gone_s:
                 self._unsent[name] = waiting
 
     def _send(self, peer: Peer, message: Message, payloads: list[bytes]) -> None:

@@ -45,11 +45,12 @@ from mobillm_kit.portable import checked_result, describe_head
 from mobillm_kit.quant import Codec
 from mobillm_kit.quant.flat import from_bytes, to_bytes
 from mobillm_kit.record import Stage
-from mobillm_kit.remote import PATIENCE_S, RemoteServer
+from mobillm_kit.remote import RemoteServer
 from mobillm_kit.serve import Reach
 from mobillm_kit.server import Server
 from mobillm_kit.side import SideStart
 from mobillm_kit.timeline import Timeline
+from mobillm_kit.timings import TIMINGS
 from mobillm_kit.wire import Batch as BatchMessage
 from mobillm_kit.wire import Hello, Limits, Plan, SideSpec
 
@@ -87,7 +88,7 @@ class Wire:
         cache: bool = False,
         checkpoint_every: int = 25,
         weight_decay: float = 0.0,
-        patience_s: float = PATIENCE_S,
+        patience_s: float = TIMINGS.patience_s,
     ) -> None:
         self.timeline = Timeline()
         self._device = device
@@ -381,7 +382,7 @@ def wire(
     checkpoint_every: int = 25,
     link: str = "",
     keys: str = "",
-    patience_s: float = PATIENCE_S,
+    patience_s: float = TIMINGS.patience_s,
 ) -> Wire:
     """The way to a server.
 
