@@ -59,6 +59,7 @@ class Way:
     """What it costs, in a few words."""
 
     def fits(self, ram_bytes: int) -> bool:
+        """Whether it needs no more than there is."""
         return self.device_bytes <= ram_bytes
 
 

@@ -42,6 +42,7 @@ class Upload:
 
     @property
     def n_bytes(self) -> int:
+        """Of all that is sent."""
         tensors = (*self.activations, self.mask, self.positions, self.labels)
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -64,10 +65,12 @@ class Parcel:
 
     @property
     def n_bytes(self) -> int:
+        """Of all payloads."""
         return sum(payload.numel() for payload in self.payloads)
 
     @property
     def coder(self) -> Codec:
+        """The codec that reads the payloads."""
         return codec(self.codec, self.group)
 
 

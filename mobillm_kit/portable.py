@@ -47,6 +47,7 @@ class RootMeanSquareNorm(nn.Module):
         self.plus_one = plus_one
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """(…, d) to (…, d)."""
         wide = hidden.float()
         normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         if self.plus_one:

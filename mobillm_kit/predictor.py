@@ -35,6 +35,8 @@ from mobillm_kit.tasks import Example, Task
 
 @dataclass(frozen=True)
 class Prediction:
+    """The label of one text, and how sure it is."""
+
     label: str
     probability: float
     """Of that label, softmax over the task's labels."""

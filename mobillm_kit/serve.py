@@ -80,10 +80,12 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
+        """Of the process."""
         return self._process.pid
 
     @property
     def running(self) -> bool:
+        """Whether the process lives."""
         return self._process.poll() is None
 
     def kill(self) -> None:

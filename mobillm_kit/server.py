@@ -93,9 +93,11 @@ class Server:
         return self._start_logits(upload)
 
     def state(self) -> dict[str, Tensor]:
+        """What a checkpoint of the training holds."""
         return training_state(self.parameters, self._optimizer)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what :meth:`state` gave."""
         load_training_state(self.parameters, self._optimizer, state)
 
     def count_memory(self, upload: Upload) -> CountedMemory:

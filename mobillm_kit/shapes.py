@@ -79,6 +79,7 @@ class Alive:
 
     @property
     def total(self) -> int:
+        """Bytes alive at this point."""
         return sum(getattr(self, category) for category in CATEGORIES)
 
 

@@ -44,6 +44,8 @@ OWN_STATE_FIRST = 0.2
 
 
 class SideNetwork(Protocol):
+    """What every side network offers."""
+
     layers: tuple[int, ...]
     """The tapped layers, in the order in which their activations are expected."""
     token_wise: bool
@@ -82,6 +84,7 @@ class FullWidthSide(nn.Module):
         self.up = nn.ModuleList(_zero_linear(rank, width) for _ in self.layers)  # zero: the side starts as nothing
 
     def forward(self, taps: Sequence[Tensor], mask: Tensor) -> Tensor:
+        """Taps and mask (B, T) to what is added to the last state, (B, T, d)."""
         delta = torch.zeros_like(taps[0])
         state = taps[0]  # h_0: the first tap stands in, so that x_1 = A_1
         for tap, gate, down, up in zip(taps, self.gates.sigmoid(), self.down, self.up, strict=True):
@@ -136,6 +139,7 @@ class LadderSide(nn.Module):
         self.up = _zero_linear(narrow, width)  # zero: the side starts as nothing
 
     def forward(self, taps: Sequence[Tensor], mask: Tensor) -> Tensor:
+        """Taps and mask (B, T) to what is added to the last state, (B, T, d)."""
         allowed = self.blocks[0].allowed(mask)
         state: Tensor | None = None
         gates = (self.gates / 0.1).sigmoid()
@@ -160,6 +164,7 @@ class LadderBlock(nn.Module):
         self.narrow = _linear(2 * width, width, generator)
 
     def forward(self, x: Tensor, allowed: Tensor) -> Tensor:
+        """(B, T, r) to (B, T, r)."""
         x = x + self._attention(self.attention_norm(x), allowed)
         return x + self.narrow(F.gelu(self.wide(self.mlp_norm(x))))
 
@@ -228,6 +233,7 @@ class PrunedLadderSide(nn.Module):
         self.up = _zero_linear(narrow, width)  # zero: the side starts as nothing
 
     def forward(self, taps: Sequence[Tensor], mask: Tensor) -> Tensor:
+        """Taps and mask (B, T) to what is added to the last state, (B, T, d)."""
         allowed = allowed_pairs(mask, causal=False)
         state: Tensor | None = None
         gates = (self.gates / 0.1).sigmoid()
@@ -250,6 +256,7 @@ class PostNormBlock(nn.Module):
         self.mlp_norm = nn.LayerNorm(width, eps=norm_eps)
 
     def forward(self, x: Tensor, allowed: Tensor) -> Tensor:
+        """(B, T, r) to (B, T, r)."""
         x = self.attention_norm(x + self._attention(x, allowed))
         return self.mlp_norm(x + self.narrow(F.gelu(self.wide(x))))
 

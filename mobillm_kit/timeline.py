@@ -73,5 +73,6 @@ class Timeline:
             return self._average_s.get(stage)
 
     def spans(self) -> tuple[Span, ...]:
+        """What was done when, in order of beginning."""
         with self._lock:
             return tuple(sorted(self._spans, key=lambda span: (span.start_s, span.step)))

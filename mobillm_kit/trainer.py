@@ -248,10 +248,12 @@ def _number(checkpoint: Path) -> int:
 
 
 def plan_digest(plan: Plan) -> str:
+    """Tells two plans apart."""
     return hashlib.blake2b(msgspec.json.encode(plan, order="deterministic"), digest_size=16).hexdigest()
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Tells two sets of weights apart."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
         digest.update(name.encode())

@@ -156,6 +156,8 @@ class Plan(_Part, frozen=True):
 
 
 class Hello(_Message, frozen=True):
+    """A device opens or resumes a session; the head is in its frame."""
+
     session: SessionId
     name: Name
     """For people; two devices may have the same."""
@@ -167,6 +169,8 @@ class Hello(_Message, frozen=True):
 
 
 class Batch(_Message, frozen=True):
+    """One step's samples, with the activations that the server does not hold."""
+
     sequence: Count
     lr: Annotated[float, Meta(ge=0.0, le=1e3)]
     samples: Annotated[list[Count], Meta(min_length=1, max_length=MOST_SAMPLES)]
@@ -182,27 +186,37 @@ class Batch(_Message, frozen=True):
 
 
 class Gradient(_Message, frozen=True):
+    """Logits' gradient, where the labels stay on the device."""
+
     sequence: Count
     frames: Frames = []
 
 
 class Checkpoint(_Message, frozen=True):
+    """Make everything up to ``sequence`` durable."""
+
     sequence: Count
 
 
 class Fetch(_Message, frozen=True):
+    """Send the trained side network."""
+
     sequence: Count
 
 
 class Ping(_Message, frozen=True):
+    """Are you there?"""
+
     nonce: Count
 
 
 class Bye(_Message, frozen=True):
-    pass
+    """The device ends the session."""
 
 
 class Welcome(_Message, frozen=True):
+    """The session is open; says where it goes on, and within what."""
+
     version: Count
     resume: Count
     """The sequence number that comes next."""
@@ -213,6 +227,8 @@ class Welcome(_Message, frozen=True):
 
 
 class Ack(_Message, frozen=True):
+    """One batch is trained."""
+
     sequence: Count
     loss: Loss
     cached: bool
@@ -222,14 +238,20 @@ class Ack(_Message, frozen=True):
 
 
 class Durable(_Message, frozen=True):
+    """Everything up to ``sequence`` survives a crash."""
+
     sequence: Count
 
 
 class Need(_Message, frozen=True):
+    """Send the activations of this batch again."""
+
     sequence: Count
 
 
 class Logits(_Message, frozen=True):
+    """One batch's logits, for a device that keeps its labels."""
+
     sequence: Count
     rows: Annotated[int, Meta(ge=1, le=MOST_SAMPLES)]
     columns: Labels
@@ -237,15 +259,21 @@ class Logits(_Message, frozen=True):
 
 
 class Result(_Message, frozen=True):
+    """The trained side network's tensors."""
+
     sequence: Count
     frames: Frames = []
 
 
 class Pong(_Message, frozen=True):
+    """The answer to a ping."""
+
     nonce: Count
 
 
 class Error(_Message, frozen=True):
+    """The server says no."""
+
     code: ErrorCode
     sentence: Sentence
     remedy: Sentence
