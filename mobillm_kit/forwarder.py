@@ -1,11 +1,11 @@
 """Bytes from one TCP connection to another, held back for as long as somebody says.
 
-    client ═► waiting (bounded) ─► flying (each burst with the moment it is due) ═► target        "up"
-    client ◄═ flying ◄─ waiting ◄═ target                                                        "down"
+    client ═► read ─► flying (each burst with the moment it is due) ═► target        "up"
+    client ◄═ flying ◄─ read ◄═ target                                              "down"
 
-One thread serves every connection.  What is full is not read, so the sender's own TCP slows it down: memory is bounded.
-An end of stream and a reset are passed on after the bytes that came before them.  When bursts may leave is the
-subclass's (`ShapedLink`: a link; the tests' fault proxy: disturbances).
+One event loop serves every connection, two tasks each way.  What is full is not read, so the sender's own TCP slows it
+down: memory is bounded.  An end of stream and a reset are passed on after the bytes that came before them.  When bursts
+may leave is the subclass's (`ShapedLink`: a link; the tests' fault proxy: disturbances).
 
 Knows: TCP.  Knows nothing of: rates, messages, models.
 
@@ -14,9 +14,8 @@ Taught in: notebooks/08_device_and_server.ipynb
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import errno
-import selectors
 import socket
 import struct
 import sys
@@ -24,7 +23,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from typing import Self, TypeVar
 
 from mobillm_kit.errors import BadInput, KitError
@@ -54,9 +53,8 @@ class Pipe:
         """Of the connection, from 0."""
         self.source = source
         self.sink = sink
-        self.waiting: deque[tuple[float, memoryview]] = deque()
-        """(moment of arrival, bytes), read but not on their way yet."""
         self.waiting_bytes = 0
+        """Read, but not on their way yet."""
         self.flying: deque[tuple[float, memoryview]] = deque()
         """(moment when due, bytes), in the order they were sent."""
         self.flying_bytes = 0
@@ -64,49 +62,65 @@ class Pipe:
         """When the source said its last byte."""
         self.reset = False
         """The source ended by a reset, and so does the sink when all before it has been delivered."""
-        self.blocked = True
-        """The sink takes nothing at the moment (or is not connected yet)."""
-        self.done = False
-        """The end has been passed on."""
-
-    def take(self, n_bytes: int) -> memoryview:
-        """At most ``n_bytes`` from the head of what waits."""
-        arrived_s, head = self.waiting.popleft()
-        if len(head) > n_bytes:
-            self.waiting.appendleft((arrived_s, head[n_bytes:]))
-            head = head[:n_bytes]
-        self.waiting_bytes -= len(head)
-        return head
+        self.cut = False
+        """The sink is gone: nothing is delivered any more."""
+        self.blocked = False
+        """The sink takes nothing at the moment."""
+        self.changed = asyncio.Event()
+        """Something is due at another moment than it was, or there is room again."""
 
     def fly(self, due_s: float, burst: memoryview) -> None:
         """Put a burst on its way; it does not overtake the one before it."""
         self.flying.append((max(due_s, self.flying[-1][0]) if self.flying else due_s, burst))
         self.flying_bytes += len(burst)
+        self.changed.set()
+
+    def take(self, n_bytes: int) -> None:
+        """So many bytes of the first burst have been delivered."""
+        due_s, burst = self.flying.popleft()
+        if n_bytes < len(burst):
+            self.flying.appendleft((due_s, burst[n_bytes:]))
+        self.flying_bytes -= n_bytes
+        self.changed.set()
+
+    def hasten(self, latest_s: float) -> None:
+        """Nothing that is on its way is due later than that."""
+        self.flying = deque((min(due_s, latest_s), burst) for due_s, burst in self.flying)
+        self.changed.set()
 
     def drop(self) -> None:
         """Forget everything that is on its way."""
-        self.waiting.clear()
         self.flying.clear()
-        self.waiting_bytes = self.flying_bytes = 0
+        self.flying_bytes = 0
+        self.changed.set()
+
+    async def wait(self, until_s: float = NEVER) -> None:
+        """Until something changed, at most until a moment."""
+        alarm = None
+        if until_s < NEVER:
+            alarm = asyncio.get_running_loop().call_later(max(until_s - now(), 0.0), self.changed.set)
+        await self.changed.wait()
+        self.changed.clear()
+        if alarm:
+            alarm.cancel()
 
 
 class Connection:
     """A client, a target, and a pipe each way."""
 
+    task: asyncio.Task[None]
+
     def __init__(self, number: int, client: socket.socket, server: socket.socket) -> None:
-        self.number = number
         self.client = client
         self.server = server
         self.started = False
         """Somebody has begun to connect the server's socket."""
-        self.connecting = True
-        self.accepted_s = now()
         self.up = Pipe("up", number, client, server)
         self.down = Pipe("down", number, server, client)
-        self.down.blocked = False
 
     @property
     def pipes(self) -> tuple[Pipe, Pipe]:
+        """Up and down."""
         return self.up, self.down
 
 
@@ -130,31 +144,19 @@ class Forwarder:
         """Connections so far."""
         self._target = resolved(target)
         self._connections: list[Connection] = []
-        self._jobs: deque[Callable[[], None]] = deque()
-        self._closing = False
         self._listener = listening_socket(port)
-        self._address: Address = self._listener.getsockname()[:2]
-        self._wake_end, self._loop_end = socket.socketpair()
-        self._selector = selectors.DefaultSelector()
-        for end in (self._wake_end, self._loop_end):
-            end.setblocking(False)
-        self._watch(self._loop_end, selectors.EVENT_READ, None)
-        self._watch(self._listener, selectors.EVENT_READ, None)
-        self._thread = threading.Thread(target=self._run, name=f"{type(self).__name__}:{self._address[1]}", daemon=True)
+        self.address: Address = self._listener.getsockname()[:2]
+        """Where to connect to instead of the target."""
+        self.endpoint = f"tcp://{self.address[0]}:{self.address[1]}"
+        """The address as ZeroMQ writes it."""
+        self._loop = asyncio.SelectorEventLoop()  # the same on every system
+        self._loop.add_reader(self._listener, self._accept)
+        self._thread = threading.Thread(target=self._run, name=f"{type(self).__name__}:{self.address[1]}", daemon=True)
         self._thread.start()
 
     @property
-    def address(self) -> Address:
-        """Where to connect to instead of the target."""
-        return self._address
-
-    @property
-    def endpoint(self) -> str:
-        """The address as ZeroMQ writes it."""
-        return f"tcp://{self._address[0]}:{self._address[1]}"
-
-    @property
     def target(self) -> Address:
+        """Where the next connection goes."""
         return self._target
 
     @target.setter
@@ -163,10 +165,12 @@ class Forwarder:
 
     @property
     def closed(self) -> bool:
+        """Nothing is forwarded any more, and the port is free."""
         return not self._thread.is_alive()
 
     @property
     def open_connections(self) -> int:
+        """Connections of this moment."""
         return len(self._connections)
 
     def close(self) -> None:
@@ -175,8 +179,8 @@ class Forwarder:
         Raises:
             KitError: the thread still runs after that.
         """
-        self._closing = True
-        self._wake()
+        with contextlib.suppress(RuntimeError):  # closed already
+            self._loop.call_soon_threadsafe(self._loop.stop)
         if self._thread is threading.current_thread():
             return
         self._thread.join(CLOSE_LIMIT_S)
@@ -191,28 +195,35 @@ class Forwarder:
 
     # --------------------------------------------------------------------------------- what a subclass decides
 
-    def _schedule(self) -> float:
-        """Move what may travel from waiting to flying; return the moment to be asked again."""
-        for connection in self._connections:
-            for pipe in connection.pipes:
-                while pipe.waiting:
-                    pipe.fly(now(), pipe.take(READ_BYTES))
-        return NEVER
+    async def _connect(self, connection: Connection) -> None:
+        """Reach the target."""
+        connection.started = True
+        await self._loop.sock_connect(connection.server, self._target)
 
     def _room(self, pipe: Pipe) -> int:
         """Bytes that may be read from the source now."""
-        return BUFFER_BYTES - pipe.waiting_bytes - pipe.flying_bytes
+        return BUFFER_BYTES - pipe.flying_bytes
 
-    def _piece(self, pipe: Pipe, burst: memoryview) -> memoryview:
-        """The part of a burst that is due which may be sent now; empty: nothing."""
-        return burst
+    async def _admit(self, pipe: Pipe, data: memoryview) -> None:
+        """Put what was just read on its way."""
+        pipe.fly(now(), data)
 
-    def _sent(self, pipe: Pipe, n_bytes: int) -> None:
-        """So many bytes have been passed on."""
+    def _due_s(self, pipe: Pipe) -> float:
+        """The moment at which the first burst, or else the end of the stream, is to be passed on."""
+        if pipe.flying:
+            return pipe.flying[0][0]
+        return NEVER if pipe.ended_s is None or pipe.waiting_bytes else self._end_due_s(pipe)
 
     def _end_due_s(self, pipe: Pipe) -> float:
         """The moment to pass an end of stream on."""
         return pipe.ended_s or 0.0
+
+    def _piece(self, pipe: Pipe) -> memoryview:
+        """What of the first burst is sent in one go."""
+        return pipe.flying[0][1]
+
+    def _sent(self, pipe: Pipe, n_bytes: int) -> None:
+        """So many bytes have been passed on."""
 
     # --------------------------------------------------------------------------------- the loop
 
@@ -228,179 +239,99 @@ class Forwarder:
             except Exception as error:
                 answer.set_exception(error)
 
-        self._jobs.append(run)
-        self._wake()
-        deadline_s = now() + CLOSE_LIMIT_S
-        while not wait([answer], timeout=0.05).done:
-            if self.closed:
-                raise KitError(f"The forwarder at {self.endpoint} is closed.", "Make a new one.")
-            if now() > deadline_s:
-                raise KitError(f"The forwarder at {self.endpoint} did not answer within {CLOSE_LIMIT_S:g} s.")
-        return answer.result()
-
-    def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # full: it is awake already; closed: nobody is left to wake
-            self._wake_end.send(b"\0")
+        try:
+            self._loop.call_soon_threadsafe(run)
+            return answer.result(CLOSE_LIMIT_S)
+        except RuntimeError:
+            raise KitError(f"The forwarder at {self.endpoint} is closed.", "Make a new one.") from None
+        except TimeoutError:
+            raise KitError(f"The forwarder at {self.endpoint} did not answer within {CLOSE_LIMIT_S:g} s.") from None
 
     def _run(self) -> None:
         try:
-            while not self._closing:
-                self._round()
+            self._loop.run_forever()
         finally:
             for connection in list(self._connections):
                 self._end(connection)
-            self._selector.close()
-            for each in (self._listener, self._wake_end, self._loop_end):
-                each.close()
-
-    def _round(self) -> None:
-        while self._jobs:
-            self._jobs.popleft()()
-        next_s = self._schedule()
-        for connection in list(self._connections):
-            next_s = min(next_s, self._deliver(connection))
-        for connection in self._connections:
-            self._watch_connection(connection)
-        wait_s = None if next_s == NEVER else max(next_s - now(), 0.0)
-        for key, events in self._selector.select(wait_s):
-            if key.fileobj is self._loop_end:
-                with contextlib.suppress(BlockingIOError):
-                    self._loop_end.recv(4096)
-            elif key.fileobj is self._listener:
-                self._accept()
-            elif key.data in self._connections:  # else an earlier event of this round ended it
-                self._serve(key.data, key.fileobj, events)
-
-    def _watch(self, sock: socket.socket, events: int, connection: Connection | None) -> None:
-        known = self._selector.get_map().get(sock) if sock.fileno() >= 0 else None
-        if known is None:
-            if events and sock.fileno() >= 0:
-                self._selector.register(sock, events, connection)
-        elif not events:
-            self._selector.unregister(sock)
-        elif known.events != events:
-            self._selector.modify(sock, events, connection)
-
-    def _watch_connection(self, connection: Connection) -> None:
-        for sock, incoming, outgoing in (
-            (connection.client, connection.up, connection.down),
-            (connection.server, connection.down, connection.up),
-        ):
-            reading = incoming.ended_s is None and self._room(incoming) > 0
-            writing = outgoing.blocked and not outgoing.done
-            if connection.connecting and sock is connection.server:
-                reading, writing = False, connection.started
-            self._watch(sock, reading * selectors.EVENT_READ | writing * selectors.EVENT_WRITE, connection)
+            self._loop.remove_reader(self._listener)
+            left = asyncio.all_tasks(self._loop)
+            self._loop.run_until_complete(asyncio.wait(left)) if left else None
+            self._listener.close()
+            self._loop.close()
 
     def _accept(self) -> None:
-        try:
+        with contextlib.suppress(OSError):  # it went away between the event and the call, or no descriptor is left
             client, _ = self._listener.accept()
-        except OSError:
-            return  # it went away between the event and the call
-        try:
-            server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        except OSError:  # no descriptor left: refuse this one, keep serving the others
-            client.close()
-            return
-        for each in (client, server):
-            each.setblocking(False)
-            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
-        connection = Connection(self.accepted, client, server)
-        self.accepted += 1
-        self._connections.append(connection)
-        self._connect(connection)
+            try:
+                server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            except OSError:  # refuse this one, keep serving the others
+                client.close()
+                return
+            for each in (client, server):
+                each.setblocking(False)
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+            connection = Connection(self.accepted, client, server)
+            self.accepted += 1
+            self._connections.append(connection)
+            connection.task = self._loop.create_task(self._serve(connection))
 
-    def _connect(self, connection: Connection) -> None:
-        connection.started = True
-        code = connection.server.connect_ex(self._target)
-        if code not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK, getattr(errno, "WSAEWOULDBLOCK", 0)):
+    async def _serve(self, connection: Connection) -> None:
+        try:
+            await self._connect(connection)
+            async with asyncio.TaskGroup() as tasks:
+                for pipe, other in (connection.pipes, connection.pipes[::-1]):
+                    tasks.create_task(self._read(pipe, other))
+                    tasks.create_task(self._pass_on(pipe))
+        except* OSError:  # nobody listens there, or a peer is gone: both sides see a reset
             self._abort(connection)
+        self._end(connection)
 
-    def _serve(self, connection: Connection, sock: socket.socket, events: int) -> None:
-        incoming, outgoing = connection.pipes if sock is connection.client else reversed(connection.pipes)
-        if events & selectors.EVENT_WRITE:
-            if connection.connecting and sock is connection.server:
-                if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                    self._abort(connection)  # nobody listens there: the client sees a reset, as from a dead server
-                    return
-                connection.connecting = False
-            outgoing.blocked = False
-        if events & selectors.EVENT_READ:
-            self._read(connection, incoming, outgoing)
-
-    def _read(self, connection: Connection, incoming: Pipe, outgoing: Pipe) -> None:
+    async def _read(self, pipe: Pipe, other: Pipe) -> None:
         try:
-            data = incoming.source.recv(min(BUFFER_BYTES, max(self._room(incoming), 1)))
-        except (BlockingIOError, InterruptedError):
-            return
+            while True:
+                while (room := self._room(pipe)) <= 0:
+                    await pipe.wait()
+                data = await self._loop.sock_recv(pipe.source, min(room, BUFFER_BYTES))
+                if not data:
+                    break
+                await self._admit(pipe, memoryview(data))
         except OSError:
             # The peer is gone.  What it sent before is delivered, as the network would; what was meant for it is not.
-            incoming.reset = True
-            outgoing.drop()
-            outgoing.ended_s = outgoing.ended_s or now()
-            outgoing.done = True
-            data = b""
-        if data:
-            incoming.waiting.append((now(), memoryview(data)))
-            incoming.waiting_bytes += len(data)
-        else:
-            incoming.ended_s = now()
+            pipe.reset = other.cut = True
+            other.drop()
+        pipe.ended_s = now()
+        pipe.changed.set()
 
-    def _deliver(self, connection: Connection) -> float:
-        """Send what is due; return the moment at which the next burst is."""
-        next_s = NEVER
-        for pipe in connection.pipes:
-            try:
-                next_s = min(next_s, self._send_due(pipe))
-            except OSError:
-                self._abort(connection)
-                return NEVER
-            if connection not in self._connections:  # ended by what the sent bytes set off
-                return NEVER
-            if pipe.reset and pipe.done:
-                self._abort(connection)
-                return NEVER
-        if all(pipe.done for pipe in connection.pipes):
-            self._end(connection)
-        return next_s
-
-    def _send_due(self, pipe: Pipe) -> float:
-        while pipe.flying and not pipe.blocked:
-            due_s, burst = pipe.flying[0]
+    async def _pass_on(self, pipe: Pipe) -> None:
+        while not (pipe.cut and pipe.reset):
+            due_s = NEVER if pipe.cut else self._due_s(pipe)
             if due_s > now():
-                return due_s
-            piece = self._piece(pipe, burst)
-            if not piece:
-                return NEVER
-            try:
-                n_bytes = pipe.sink.send(piece)
-            except (BlockingIOError, InterruptedError):
-                pipe.blocked = True
-                return NEVER
-            self._forget_sent(pipe, n_bytes)
-        if pipe.ended_s is None or pipe.waiting or pipe.flying or pipe.done or pipe.blocked:
-            return NEVER
-        end_s = self._end_due_s(pipe)
-        if end_s > now():
-            return end_s
-        if not pipe.reset:
-            pipe.sink.shutdown(socket.SHUT_WR)
-        pipe.done = True
-        return NEVER
+                await pipe.wait(due_s)
+            elif pipe.flying:
+                await self._send(pipe)
+            else:
+                break
+        if pipe.reset:
+            raise ConnectionResetError
+        pipe.sink.shutdown(socket.SHUT_WR)
 
-    def _forget_sent(self, pipe: Pipe, n_bytes: int) -> None:
-        due_s, burst = pipe.flying.popleft()
-        if n_bytes < len(burst):
-            pipe.flying.appendleft((due_s, burst[n_bytes:]))
-        pipe.flying_bytes -= n_bytes
+    async def _send(self, pipe: Pipe) -> None:
+        piece = self._piece(pipe)
+        pipe.take(len(piece))
+        pipe.blocked = True
+        await self._loop.sock_sendall(pipe.sink, piece)
+        pipe.blocked = False
+        pipe.changed.set()
         if pipe.direction == "up":
-            self.bytes_up += n_bytes
+            self.bytes_up += len(piece)
         else:
-            self.bytes_down += n_bytes
-        self._sent(pipe, n_bytes)
+            self.bytes_down += len(piece)
+        self._sent(pipe, len(piece))
+
+    def _pipes(self, direction: str) -> list[Pipe]:
+        return [pipe for connection in self._connections for pipe in connection.pipes if pipe.direction == direction]
 
     def _abort(self, connection: Connection) -> None:
         """End a connection by a reset on both sides."""
@@ -413,8 +344,10 @@ class Forwarder:
         if connection not in self._connections:
             return
         self._connections.remove(connection)
+        connection.task.cancel()
         for sock in (connection.client, connection.server):
-            self._watch(sock, 0, None)
+            self._loop.remove_reader(sock)
+            self._loop.remove_writer(sock)
             sock.close()
 
 
@@ -463,4 +396,4 @@ def resolved(target: Address) -> Address:
         raise BadInput(f"{target!r} is no address.", "Give host and port, such as ('127.0.0.1', 5555).") from None
     if not isinstance(port, int) or not 0 < port <= 65535:
         raise BadInput(f"{target!r} has no usable port.", "Give a port from 1 to 65535.")
-    return found[0][4][:2]
+    return str(found[0][4][0]), port

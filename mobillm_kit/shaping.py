@@ -24,21 +24,19 @@ Taught in: notebooks/08_device_and_server.ipynb
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import json
-import queue
 import subprocess
 import sys
 import threading
-from collections import deque
 from collections.abc import Sequence
-from typing import Self
+from typing import Self, TextIO, cast
 
 from mobillm_kit.errors import BadInput, KitError
 from mobillm_kit.forwarder import (
     BUFFER_BYTES,
     CLOSE_LIMIT_S,
-    NEVER,
     READ_BYTES,
     Address,
     Connection,
@@ -74,6 +72,9 @@ class _Line:
         self.link = link
         self.began_s = now()
         self.free_s = self.began_s
+        self.turn = asyncio.Lock()
+        """First come, first served: one connection does not shut another out."""
+        self.replaced = asyncio.Event()
 
     def rate(self) -> float:
         """Bytes per second now; a trace counts from the moment it was set."""
@@ -85,8 +86,11 @@ class _Line:
         self.free_s = self.began_s + self.link.finish_s(n_bytes, start_s - self.began_s)
         return self.free_s
 
-    def stop_for(self, seconds: float) -> None:
-        self.free_s += seconds
+    async def nearly_free(self) -> None:
+        """Until no more than the run ahead is booked, or the line is another."""
+        while not self.replaced.is_set() and self.free_s >= now() + RUN_AHEAD_S:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.replaced.wait(), self.free_s - WAKE_AHEAD_S - now())
 
 
 class ShapedLink(Forwarder):
@@ -134,52 +138,52 @@ class ShapedLink(Forwarder):
         for direction, line in self._lines.items():
             if line is not None:
                 self._lines[direction] = _Line(link)
+                line.replaced.set()
                 for pipe in self._pipes(direction):
-                    pipe.flying = deque((min(due_s, latest_s), burst) for due_s, burst in pipe.flying)
+                    pipe.hasten(latest_s)
         self._link = link
 
-    def _pipes(self, direction: str) -> list[Pipe]:
-        return [pipe for connection in self._connections for pipe in connection.pipes if pipe.direction == direction]
+    async def _admit(self, pipe: Pipe, data: memoryview) -> None:
+        arrived_s = now()
+        while len(data):
+            pipe.waiting_bytes = len(data)
+            # a receiver that takes nothing stops the line, or what is on its way would pile up
+            while pipe.blocked or pipe.flying_bytes >= LARGEST_FLIGHT_BYTES:
+                await pipe.wait()
+            line = self._lines[pipe.direction]
+            if line is None:
+                pipe.fly(0.0, data)
+                break
+            async with line.turn:
+                await line.nearly_free()
+                if not line.replaced.is_set():
+                    burst = data[: _burst_bytes(line.rate())]
+                    data = data[len(burst) :]
+                    self._book(line, pipe, arrived_s, burst)
+        pipe.waiting_bytes = 0
 
-    def _schedule(self) -> float:
-        return min(self._schedule_line(direction, line) for direction, line in self._lines.items())
-
-    def _schedule_line(self, direction: str, line: _Line | None) -> float:
-        pipes = [pipe for pipe in self._pipes(direction) if _may_fly(pipe)]
-        while pipes and (line is None or line.free_s < now() + RUN_AHEAD_S):
-            for pipe in pipes:  # in turns, so that one connection does not shut another out
-                self._book(line, pipe)
-            pipes = [pipe for pipe in pipes if _may_fly(pipe)]
-        return line.free_s - WAKE_AHEAD_S if pipes and line is not None else NEVER
-
-    def _book(self, line: _Line | None, pipe: Pipe) -> None:
-        if line is None:
-            pipe.fly(0.0, pipe.take(READ_BYTES))
-            return
-        arrived_s = pipe.waiting[0][0]
-        burst = pipe.take(_burst_bytes(line.rate()))
+    def _book(self, line: _Line, pipe: Pipe, arrived_s: float, burst: memoryview) -> None:
         left_s = line.book(arrived_s, len(burst))
         if pipe not in self._delays:
             self._delays[pipe] = Delays(self._seed, pipe.direction, pipe.number)
         jitter_s, stop_s = self._delays[pipe].burst(line.link, len(burst))
-        line.stop_for(stop_s)
+        line.free_s += stop_s
         pipe.fly(left_s + stop_s + line.link.latency_ms / 1e3 + jitter_s, burst)
 
     def _room(self, pipe: Pipe) -> int:
         line = self._lines[pipe.direction]
         if line is None:
-            return BUFFER_BYTES - pipe.waiting_bytes - pipe.flying_bytes
-        queue_bytes = min(max(int(line.rate() * QUEUE_S), SMALLEST_QUEUE_BYTES), LARGEST_QUEUE_BYTES)
-        return queue_bytes - pipe.waiting_bytes
+            return super()._room(pipe)
+        return min(max(int(line.rate() * QUEUE_S), SMALLEST_QUEUE_BYTES), LARGEST_QUEUE_BYTES)
 
-    def _piece(self, pipe: Pipe, burst: memoryview) -> memoryview:
+    def _piece(self, pipe: Pipe) -> memoryview:
         # Each call to the system gives the interpreter's lock away, which a busy thread returns 5 ms later: what is due
         # goes in one call.
         moment_s = now()
-        due = []
+        due: list[memoryview] = []
         while pipe.flying and pipe.flying[0][0] <= moment_s and sum(map(len, due)) < BUFFER_BYTES:
             due.append(pipe.flying.popleft()[1])
-        whole = burst if len(due) < 2 else memoryview(b"".join(due))
+        whole = due[0] if len(due) == 1 else memoryview(b"".join(due))
         pipe.flying.appendleft((moment_s, whole))
         return whole
 
@@ -188,14 +192,9 @@ class ShapedLink(Forwarder):
         return (pipe.ended_s or 0.0) + (line.link.latency_ms / 1e3 if line else 0.0)
 
     def _end(self, connection: Connection) -> None:
-        super()._end(connection)
         for pipe in connection.pipes:
             self._delays.pop(pipe, None)
-
-
-def _may_fly(pipe: Pipe) -> bool:
-    # a receiver that takes nothing stops the line, or what is on its way would pile up
-    return bool(pipe.waiting) and not pipe.blocked and pipe.flying_bytes < LARGEST_FLIGHT_BYTES
+        super()._end(connection)
 
 
 def _burst_bytes(rate: float) -> int:
@@ -213,7 +212,7 @@ class LinkProcess:
 
     Raises:
         BadInput: a target, link or port that is none.
-        KitError: no answer within ten seconds.
+        KitError: no answer within ten seconds; the process is ended then.
     """
 
     def __init__(
@@ -231,26 +230,18 @@ class LinkProcess:
             encoding="utf-8",
             start_new_session=True,  # who interrupts a notebook's cell interrupts its process group, and no link
         )
-        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+        ends = self._process.stdin, self._process.stdout, self._process.stderr
+        self._stdin, self._stdout, self._stderr = (cast("TextIO", end) for end in ends)
         self._asking = threading.Lock()
-        self._reader = threading.Thread(target=self._read, name="LinkProcess", daemon=True)
-        self._reader.start()
         try:
             said = self._ask(self._link.json())
         except BaseException:
             self.close()
             raise
-        self._address: Address = (str(said["host"]), int(said["port"]))
-
-    @property
-    def address(self) -> Address:
+        self.address: Address = (str(said["host"]), int(said["port"]))
         """Where to connect to instead of the target."""
-        return self._address
-
-    @property
-    def endpoint(self) -> str:
+        self.endpoint = str(said["endpoint"])
         """The address as ZeroMQ writes it."""
-        return f"tcp://{self._address[0]}:{self._address[1]}"
 
     @property
     def link(self) -> AnyLink:
@@ -269,6 +260,7 @@ class LinkProcess:
 
     @property
     def closed(self) -> bool:
+        """The process has ended, and with it the link."""
         return self._process.poll() is not None
 
     def set(self, link: AnyLink | str) -> None:
@@ -280,15 +272,14 @@ class LinkProcess:
     def close(self) -> None:
         """End the process, at the latest after two seconds by force."""
         with contextlib.suppress(OSError):
-            self._process.stdin.close()
+            self._stdin.close()
         try:
             self._process.wait(CLOSE_LIMIT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait(CLOSE_LIMIT_S)
-        self._reader.join(CLOSE_LIMIT_S)
-        self._process.stdout.close()
-        self._process.stderr.close()
+        self._stdout.close()
+        self._stderr.close()
 
     def __enter__(self) -> Self:
         return self
@@ -296,33 +287,29 @@ class LinkProcess:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _read(self) -> None:
-        for line in self._process.stdout:
-            self._answers.put(line)
-        self._answers.put("")
-
     def _ask(self, command: str) -> dict[str, str | int]:
         with self._asking:
+            overdue = threading.Timer(ANSWER_LIMIT_S, self._process.kill)  # its end is an answer, too
+            overdue.start()
             try:
-                self._process.stdin.write(command + "\n")
-                self._process.stdin.flush()
-                answer = self._answers.get(timeout=ANSWER_LIMIT_S)
+                self._stdin.write(command + "\n")
+                self._stdin.flush()
+                answer = self._stdout.readline()
             except (OSError, ValueError):
                 answer = ""
-            except queue.Empty:
-                raise KitError(
-                    f"The link's process gave no answer in {ANSWER_LIMIT_S:g} s.", "Start it anew."
-                ) from None
+            finally:
+                overdue.cancel()
+                overdue.join()
         if not answer:
             raise self._why_it_ended()
         return json.loads(answer)
 
     def _why_it_ended(self) -> KitError:
-        if self._process.stdin.closed:
+        if self._stdin.closed:
             return KitError("This link is closed.", "Make a new one.")
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(CLOSE_LIMIT_S)
-        said = self._process.stderr.read().strip() if self.closed else ""
+        said = self._stderr.read().strip() if self.closed else ""
         if self._process.returncode == REFUSED:
             return BadInput(said)
         return KitError(f"The link's process has ended: {said or 'it was killed'}.", "Start it anew.")

@@ -11,8 +11,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
-import selectors
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -82,7 +82,7 @@ class FaultProxy(Forwarder):
         self._seed = seed
         self._refusing = False
         self._timeout_s = NEVER
-        self._timeout_since_s = 0.0
+        self._alarms: list[asyncio.TimerHandle] = []
         self._passed_bytes: dict[Pipe, int] = {}
         self._lost: set[Connection] = set()
         self._toxics = self._fresh()
@@ -122,7 +122,9 @@ class FaultProxy(Forwarder):
         """What is sent vanishes, and each connection is closed after ``ms``."""
 
         def begin() -> None:
-            self._timeout_s, self._timeout_since_s = ms / 1e3, now()
+            self._timeout_s = ms / 1e3
+            for connection in self._connections:
+                self._limit_time(connection)
 
         self._change("both", swallowing=True)
         self._in_loop(begin)
@@ -167,6 +169,11 @@ class FaultProxy(Forwarder):
             for name in DIRECTIONS[direction]:
                 for key, value in toxics.items():
                     setattr(self._toxics[name], key, value)
+            for connection in self._connections:
+                for pipe in connection.pipes:
+                    if self._toxics[pipe.direction].swallowing and pipe.flying:
+                        self._swallow(pipe)
+                    pipe.changed.set()
 
         self._in_loop(change)
 
@@ -174,76 +181,78 @@ class FaultProxy(Forwarder):
         if self._refusing:
             return
         self._refusing = True
-        self._watch(self._listener, 0, None)
+        self._loop.remove_reader(self._listener)
         self._listener.close()
-        self._listener = bound_socket(self._address[1])  # bound but not listening: the port stays ours, and refuses
+        self._listener = bound_socket(self.address[1])  # bound but not listening: the port stays ours, and refuses
         for connection in list(self._connections):
             self._abort(connection)
 
     def _heal(self) -> None:
         self._toxics = self._fresh()
         self._timeout_s = NEVER
+        while self._alarms:
+            self._alarms.pop().cancel()
         if self._refusing:
             self._refusing = False
             self._listener.listen(64)
-            self._watch(self._listener, selectors.EVENT_READ, None)
+            self._loop.add_reader(self._listener, self._accept)
         for connection in list(self._connections):
             if connection in self._lost or not connection.started:
                 self._abort(connection)  # its stream has a hole
             for pipe in connection.pipes:
-                pipe.flying = type(pipe.flying)((0.0, burst) for _, burst in pipe.flying)
+                pipe.hasten(0.0)
 
-    def _connect(self, connection: Connection) -> None:
+    def _limit_time(self, connection: Connection) -> None:
+        if self._timeout_s < NEVER:
+            self._alarms.append(self._loop.call_later(self._timeout_s, self._end, connection))
+
+    async def _connect(self, connection: Connection) -> None:
+        self._limit_time(connection)
         if not all(toxics.swallowing for toxics in self._toxics.values()):
-            super()._connect(connection)
+            await super()._connect(connection)
+            return
+        while await self._loop.sock_recv(connection.client, READ_BYTES):
+            pass
+        await asyncio.Event().wait()  # until it is healed
 
-    def _schedule(self) -> float:
-        next_s = NEVER
-        for connection in list(self._connections):
-            deadline_s = max(self._timeout_since_s, connection.accepted_s) + self._timeout_s
-            if deadline_s <= now():
-                self._end(connection)
-                continue
-            next_s = min(next_s, deadline_s)
-            for pipe in connection.pipes:
-                self._schedule_pipe(connection, pipe, self._toxics[pipe.direction])
-        return next_s
+    def _swallow(self, pipe: Pipe) -> None:
+        self._lost.update(connection for connection in self._connections if pipe in connection.pipes)
+        pipe.drop()
 
-    def _schedule_pipe(self, connection: Connection, pipe: Pipe, toxics: Toxics) -> None:
-        if toxics.swallowing and (pipe.waiting or pipe.flying):
-            self._lost.add(connection)
-            pipe.drop()
-        while pipe.waiting and not toxics.held:
-            self._let_fly(pipe, toxics)
-
-    def _let_fly(self, pipe: Pipe, toxics: Toxics) -> None:
-        n_bytes = READ_BYTES
-        due_s = now()
-        if toxics.slice_bytes:
-            n_bytes = toxics.draws.randint(1, toxics.slice_bytes)
-            due_s = max(due_s, toxics.free_s) + toxics.slice_delay_s
-        if toxics.bytes_per_s:
-            n_bytes = min(n_bytes, max(int(toxics.bytes_per_s / 100), 1))
-        burst = pipe.take(n_bytes)
-        if toxics.bytes_per_s:
-            due_s = max(due_s, toxics.free_s) + len(burst) / toxics.bytes_per_s
-        toxics.free_s = due_s
-        pipe.fly(due_s + toxics.latency_s + toxics.draws.random() * toxics.jitter_s, burst)
-
-    def _piece(self, pipe: Pipe, burst: memoryview) -> memoryview:
+    async def _admit(self, pipe: Pipe, data: memoryview) -> None:
         toxics = self._toxics[pipe.direction]
-        if toxics.held or toxics.swallowing:
-            return burst[:0]
-        ahead = [corruption.remaining_bytes for corruption in toxics.corruptions]
-        ahead += [trigger.remaining_bytes for trigger in toxics.triggers]
-        if toxics.limit_bytes and toxics.cuts_left:
-            ahead.append(toxics.limit_bytes - self._passed_bytes.get(pipe, 0))
+        while len(data) and not toxics.swallowing:
+            n_bytes = READ_BYTES
+            due_s = now()
+            if toxics.slice_bytes:
+                n_bytes = toxics.draws.randint(1, toxics.slice_bytes)
+                due_s = max(due_s, toxics.free_s) + toxics.slice_delay_s
+            if toxics.bytes_per_s:
+                n_bytes = min(n_bytes, max(int(toxics.bytes_per_s / 100), 1))
+            burst, data = data[:n_bytes], data[n_bytes:]
+            if toxics.bytes_per_s:
+                due_s = max(due_s, toxics.free_s) + len(burst) / toxics.bytes_per_s
+            toxics.free_s = due_s
+            pipe.fly(due_s + toxics.latency_s + toxics.draws.random() * toxics.jitter_s, burst)
+        if len(data):
+            self._swallow(pipe)
+
+    def _due_s(self, pipe: Pipe) -> float:
+        toxics = self._toxics[pipe.direction]
+        return NEVER if toxics.swallowing or toxics.held else super()._due_s(pipe)
+
+    def _piece(self, pipe: Pipe) -> memoryview:
+        toxics = self._toxics[pipe.direction]
+        burst = super()._piece(pipe)
         masks = [corruption.mask for corruption in toxics.corruptions if corruption.remaining_bytes == 0]
         if masks:
             byte = burst[0]
             for mask in masks:
                 byte ^= mask
             return memoryview(bytes([byte]))
+        ahead = [each.remaining_bytes for each in (*toxics.corruptions, *toxics.triggers)]
+        if toxics.limit_bytes and toxics.cuts_left:
+            ahead.append(toxics.limit_bytes - self._passed_bytes.get(pipe, 0))
         return burst[: min(ahead, default=len(burst))]
 
     def _sent(self, pipe: Pipe, n_bytes: int) -> None:
@@ -267,12 +276,10 @@ class FaultProxy(Forwarder):
             trigger.fired.set()
 
     def _end_due_s(self, pipe: Pipe) -> float:
-        toxics = self._toxics[pipe.direction]
-        return NEVER if toxics.swallowing or toxics.held else super()._end_due_s(pipe) + toxics.slow_close_s
+        return super()._end_due_s(pipe) + self._toxics[pipe.direction].slow_close_s
 
     def _end(self, connection: Connection) -> None:
         super()._end(connection)
         self._lost.discard(connection)
         for pipe in connection.pipes:
             self._passed_bytes.pop(pipe, None)
-            pipe.drop()
