@@ -1,6 +1,4 @@
-"""Who may talk to whom: CURVE keys, the allow-list, one-time codes and the join string.
-
-    join string = mobillm://host:port?key=<server's public key>&code=<one-time code>
+"""Who may talk to whom: CURVE keys, the allow-list and one-time codes.
 
 A device proves who it is with its own CURVE key pair; the server lets in the public keys on its allow-list.  A
 one-time code, read aloud in class, puts a new device on the list once.
@@ -15,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import secrets
 import tempfile
 import threading
@@ -24,28 +21,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from string import ascii_letters, digits
 from types import MappingProxyType
 from typing import Annotated, Generic, TypeVar
-from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 from filelock import FileLock, Timeout
 
 from mobillm_kit.errors import BadInput, FolderBusy, SaveFailed
+from mobillm_kit.join import CODE_ALPHABET, CODE_GROUP, CODE_GROUPS, check_key, plain_code
 from mobillm_kit.saving import write_bytes
 
-Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
-"""The 85 characters of a key text (ZeroMQ RFC 32)."""
-KEY_LENGTH = 40
-"""Characters of a key text: 32 bytes, four bytes to five characters."""
-CODE_ALPHABET = "23456789ABCDEFGHJKMNPQRSTUVWXYZ"
-"""No 0 O 1 I L: a code is read aloud."""
-CODE_GROUPS = 3
-CODE_GROUP = 4
 LABEL_LENGTH = 64
-HOST_CHARACTERS = frozenset(ascii_letters + digits + ".-_:%")
-"""Of a name, an IPv4 or an IPv6 address with its zone."""
 LOCK_LIMIT_S = 5.0
 """Longest wait for another process that changes the same file."""
 
@@ -65,22 +51,6 @@ class KeyPair:
     def __post_init__(self) -> None:
         check_key(self.public, "public key")
         check_key(self.secret, "secret key")
-
-
-def check_key(text: str, what: str) -> str:
-    """Returns: the key text itself.
-
-    Raises:
-        BadInput: it is not 40 characters of the z85 alphabet.
-    """
-    if len(text) != KEY_LENGTH:
-        raise BadInput(f"The {what} has {len(text)} characters.", f"A key has {KEY_LENGTH}: copy it whole.")
-    strangers = sorted(set(text) - set(Z85))
-    if strangers:
-        raise BadInput(f"The {what} holds {strangers[0]!r}, which no key can hold.", "Copy the key again.")
-    if any(_z85_value(text[i : i + 5]) >> 32 for i in range(0, KEY_LENGTH, 5)):
-        raise BadInput(f"The {what} stands for no 32 bytes.", "Copy the key again.")
-    return text
 
 
 def new_keys() -> KeyPair:
@@ -201,7 +171,7 @@ class OneTimeCodes:
         Returns:
             True once for a code that is known and in time; False ever after, and for every other text.
         """
-        shown = _plain(text)
+        shown = plain_code(text)
         with _held(self._path):
             fresh = self._fresh()
             # every code is compared, in constant time: the answer's time says nothing about how near a guess was
@@ -218,115 +188,6 @@ class OneTimeCodes:
 
     def _write(self, codes: list[_Code]) -> None:
         _write_secret(self._path, msgspec.json.format(msgspec.json.encode(codes)))
-
-
-@dataclass(frozen=True)
-class JoinString:
-    """All that a device needs to know about a server, in one line of text."""
-
-    address: str
-    """``tcp://host:port``."""
-    server_key: str = ""
-    """The server's public CURVE key; empty only where the server runs plain on this machine's loopback."""
-    code: str = ""
-    """A one-time code; empty where the device's key is on the allow-list already."""
-
-    def __post_init__(self) -> None:
-        host, _ = _destination(self.address, "tcp")
-        if self.server_key:
-            check_key(self.server_key, "server key in the join string")
-        elif not is_loopback(host):
-            raise BadInput(
-                f"The join string for {host} holds no server key.",
-                "Without a key only this machine's own loopback address (127.0.0.1) can be joined.",
-            )
-        if self.code:
-            check_code(self.code)
-
-    def __str__(self) -> str:
-        # a z85 key may hold & ? # % + and /, each of which means something in a URL
-        parts = {"key": self.server_key, "code": self.code}
-        query = "&".join(f"{name}={quote(value, safe='')}" for name, value in parts.items() if value)
-        return "mobillm" + self.address.removeprefix("tcp") + (f"?{query}" if query else "")
-
-    @staticmethod
-    def parse(text: str) -> JoinString:
-        """Read a join string.
-
-        Raises:
-            BadInput: naming the part that is wrong: scheme, host, port, key, code, or a part nobody knows.
-        """
-        text = text.strip().strip("\"'`")
-        host, port = _destination(text.partition("?")[0], "mobillm")
-        values: dict[str, str] = {}
-        query = text.partition("?")[2]
-        for part in query.split("&") if query else []:
-            name, equals, value = part.partition("=")
-            if name not in ("key", "code") or not equals:
-                raise BadInput(f"The join string holds {part!r}.", "After the ? stand key=... and code=... only.")
-            if name in values:
-                raise BadInput(f"The join string holds two parts {name}=.", "Copy it again, whole.")
-            values[name] = unquote(value, errors="replace")
-        bracketed = f"[{host}]" if ":" in host else host
-        return JoinString(f"tcp://{bracketed}:{port}", values.get("key", ""), values.get("code", ""))
-
-
-def check_code(text: str) -> str:
-    """Returns: the code as it was made, whatever case and dashes it was typed with.
-
-    Raises:
-        BadInput: it has another length, or a character that no code has.
-    """
-    plain = _plain(text)
-    strangers = sorted(set(plain) - set(CODE_ALPHABET))
-    if strangers or len(plain) != CODE_GROUPS * CODE_GROUP:
-        problem = f"holds {strangers[0]!r}" if strangers else f"has {len(plain)} characters"
-        raise BadInput(
-            f"The one-time code {problem}.",
-            f"A code is {CODE_GROUPS} groups of {CODE_GROUP} letters and digits, without 0, O, 1, I and L.",
-        )
-    return "-".join(plain[i : i + CODE_GROUP] for i in range(0, len(plain), CODE_GROUP))
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the host name or address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def split_address(text: str, scheme: str = "tcp") -> tuple[str, int]:
-    """Host (an IPv6 one without its brackets) and port of ``scheme://host:port``.
-
-    Raises:
-        BadInput: it is nothing of the kind.
-    """
-    wanted = f"It has the form {scheme}://host:port, the port from 1 to 65535."
-    try:
-        parts = urlsplit(text)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise BadInput(f"The address {text!r} is not understood ({error}).", wanted) from None
-    if parts.scheme != scheme:
-        raise BadInput(f"The address {text!r} does not begin with {scheme}://.", wanted)
-    if parts.path or parts.query or parts.fragment or parts.username is not None:
-        raise BadInput(f"The address {text!r} holds more than a host and a port.", wanted)
-    if not host or (host != "*" and set(host) - HOST_CHARACTERS):
-        raise BadInput(f"The address {text!r} names no host.", wanted)
-    if port is None:
-        raise BadInput(f"The address {text!r} has no port.", wanted)
-    return host, port
-
-
-def _destination(text: str, scheme: str) -> tuple[str, int]:
-    """Host and port that one can connect to."""
-    host, port = split_address(text, scheme)
-    if host in ("0.0.0.0", "::", "*"):
-        raise BadInput(f"{host} is every address of a server and no place to go to.", "Name the server's own address.")
-    if not port:
-        raise BadInput(f"The address {text!r} has port 0.", "Name the port that the server took.")
-    return host, port
 
 
 class _Watched(Generic[T]):
@@ -446,12 +307,7 @@ def _decoded(path: Path, kind: type[T]) -> T:
 
 
 def _digest(salt: str, code: str) -> str:
-    return hashlib.blake2b(_plain(code).encode(), salt=bytes.fromhex(salt), digest_size=32).hexdigest()
-
-
-def _plain(code: str) -> str:
-    """A code as people type it: any case, with or without dashes and blanks."""
-    return "".join(character for character in code.upper() if character not in "- \t\n\r")
+    return hashlib.blake2b(plain_code(code).encode(), salt=bytes.fromhex(salt), digest_size=32).hexdigest()
 
 
 def _printable(label: str) -> str:
@@ -459,10 +315,3 @@ def _printable(label: str) -> str:
     if len(label) > LABEL_LENGTH or not label.isprintable():
         raise BadInput(f"The label {label[:80]!r} cannot be used.", f"Up to {LABEL_LENGTH} printable characters.")
     return label
-
-
-def _z85_value(five: str) -> int:
-    value = 0
-    for character in five:
-        value = value * 85 + Z85.index(character)
-    return value

@@ -24,7 +24,8 @@ from pathlib import Path
 import msgspec
 
 from mobillm_kit.errors import BadInput, ServerGone
-from mobillm_kit.keys import JoinString, load_or_make_keys
+from mobillm_kit.join import JoinString
+from mobillm_kit.keys import load_or_make_keys
 from mobillm_kit.measure import fresh_environment
 from mobillm_kit.remote import Connection
 from mobillm_kit.service import ServiceStart

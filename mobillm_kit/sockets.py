@@ -35,7 +35,8 @@ import zmq.utils.garbage  # registers its end of program here, so that ours, reg
 from zmq.auth import Authenticator
 
 from mobillm_kit.errors import AddressInUse, BadInput, HandshakeFailed, SocketClosed
-from mobillm_kit.keys import KeyPair, check_key, is_loopback, split_address
+from mobillm_kit.join import check_key, is_loopback, split_address
+from mobillm_kit.keys import KeyPair
 
 if TYPE_CHECKING:
     from collections.abc import Buffer

@@ -19,7 +19,8 @@ from safetensors.torch import save
 
 from mobillm_kit.errors import ServerRefused
 from mobillm_kit.fit import fit
-from mobillm_kit.keys import JoinString, load_or_make_keys
+from mobillm_kit.join import JoinString
+from mobillm_kit.keys import load_or_make_keys
 from mobillm_kit.methods.mobillm import MobiLLM
 from mobillm_kit.portable import checked_result
 from mobillm_kit.prepare import Prepared, build_method, prepare, training_batches

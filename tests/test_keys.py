@@ -16,19 +16,8 @@ from hypothesis import strategies as st
 
 from mobillm_kit import keys as keys_module
 from mobillm_kit.errors import BadInput, FolderBusy, SaveFailed
-from mobillm_kit.keys import (
-    CODE_ALPHABET,
-    Z85,
-    AllowList,
-    JoinString,
-    KeyPair,
-    OneTimeCodes,
-    check_code,
-    check_key,
-    is_loopback,
-    load_or_make_keys,
-    new_keys,
-)
+from mobillm_kit.join import CODE_ALPHABET, Z85, JoinString, check_code, check_key, is_loopback
+from mobillm_kit.keys import AllowList, KeyPair, OneTimeCodes, load_or_make_keys, new_keys
 
 posix = pytest.mark.skipif(os.name != "posix", reason="file modes are a POSIX thing")
 

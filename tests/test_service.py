@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from mobillm_kit.errors import BadInput, HandshakeFailed, ServerRefused
-from mobillm_kit.keys import JoinString
+from mobillm_kit.join import JoinString
 from mobillm_kit.serve import ServerProcess, reach, serve
 from tests.uplink import trained
 
