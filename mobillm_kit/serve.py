@@ -23,6 +23,7 @@ from pathlib import Path
 
 import msgspec
 
+from mobillm_kit.device_socket import DeviceSocket
 from mobillm_kit.errors import BadInput, ServerGone
 from mobillm_kit.join import JoinString
 from mobillm_kit.keys import load_or_make_keys
@@ -30,13 +31,8 @@ from mobillm_kit.measure import fresh_environment
 from mobillm_kit.remote import Connection
 from mobillm_kit.service import ServiceStart
 from mobillm_kit.shaping import LinkProcess
-from mobillm_kit.sockets import DeviceSocket
+from mobillm_kit.timings import TIMINGS
 from mobillm_kit.wire import Limits
-
-START_S = 90.0
-"""A server that has not said where it listens by then has failed.  A cold disk alone may take half of it."""
-
-STOP_S = 1.5
 
 MESSAGE_BYTES = 2**30
 DEVICE_KEYS = Path("~/.config/mobillm_kit/device")
@@ -92,7 +88,7 @@ class ServerProcess:
     def kill(self) -> None:
         """End the process as a power cut would: no farewell, nothing saved."""
         self._process.kill()
-        self._process.wait(STOP_S)
+        self._process.wait(TIMINGS.stop_s)
 
     def restart(self, *, same_port: bool = True) -> None:
         """Start the process again on the same folder, after it has ended."""
@@ -106,10 +102,10 @@ class ServerProcess:
             with suppress(OSError):
                 self._process.stdin.close()
         try:
-            self._process.wait(STOP_S)
+            self._process.wait(TIMINGS.stop_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait(STOP_S)
+            self._process.wait(TIMINGS.stop_s)
         if self._process.stdout is not None:
             self._process.stdout.close()
 
@@ -127,7 +123,7 @@ class ServerProcess:
 
     def _announcement(self) -> ServiceStart:
         try:
-            line = _first_line(self._process, START_S)
+            line = _first_line(self._process, TIMINGS.start_s)
         except BaseException:  # an interrupted cell: nobody else has heard of this process yet
             self.kill()
             self.close()
@@ -140,7 +136,7 @@ class ServerProcess:
             raise ServerGone(
                 "The server process ended before it listened."
                 if ended
-                else f"The server process has not said within {START_S:.0f} seconds where it listens.",
+                else f"The server process has not said within {TIMINGS.start_s:.0f} seconds where it listens.",
                 "Its own words are above, on its error output.",
             ) from error
 

@@ -27,8 +27,8 @@ from mobillm_kit.cache import ActivationCache
 from mobillm_kit.common import FLOAT_BYTES, MIB
 from mobillm_kit.join import JoinString
 from mobillm_kit.keys import AllowList, KeyPair, OneTimeCodes, load_or_make_keys
+from mobillm_kit.server_socket import Peer, ServerSocket
 from mobillm_kit.sessions import Session
-from mobillm_kit.sockets import Peer, ServerSocket
 from mobillm_kit.timings import TIMINGS
 from mobillm_kit.trainer import Trainer, load_head
 from mobillm_kit.training_thread import TrainingThread

@@ -47,6 +47,25 @@ class Timings:
     leave_s: float = 0.7
     """What the talking thread gets to leave by itself; twice that and the socket's own end stay below 2 s."""
 
+    # ---- both ends' sockets
+    heartbeat_s: float = 2.0
+    """ZeroMQ's own ping; its I/O thread sends it, so that a busy trainer thread delays nothing."""
+    heartbeat_silence_s: float = 10.0
+    """A peer whose ZeroMQ says nothing for so long is gone, unless one frame could take longer: while it trickles in,
+    no heartbeat can."""
+    handshake_limit_s: float = 5.0
+    """A peer that does not finish the handshake is cut off."""
+    slice_s: float = 0.1
+    """Waits that no bell can end look up so often."""
+    given_up_s: float = 0.5
+    """After a loss libzmq says at once that it will connect again, or never does."""
+    look_s: float = 0.5
+    """What a port gets to say what it speaks, after three broken handshakes."""
+    flush_s: float = 0.5
+    """Most that messages already handed over get to leave when a socket closes."""
+    socket_leave_s: float = 0.4
+    """What a thread gets to leave a socket that closes, and ZeroMQ to end after the flush."""
+
     # ---- the server
     server_tick_s: float = 0.2
     """Longest wait for a message; idle sessions are noticed so late at most."""

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from mobillm_kit.device_socket import DeviceSocket
 from mobillm_kit.errors import ServerRefused
 from mobillm_kit.fit import fit
 from mobillm_kit.join import JoinString
@@ -25,7 +26,6 @@ from mobillm_kit.methods.mobillm import MobiLLM
 from mobillm_kit.portable import checked_result
 from mobillm_kit.prepare import Prepared, build_method, prepare, training_batches
 from mobillm_kit.serve import ServerProcess, serve
-from mobillm_kit.sockets import DeviceSocket
 from mobillm_kit.wire import (
     ERROR_CODES,
     Ack,

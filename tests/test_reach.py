@@ -7,7 +7,7 @@ import pytest
 
 from mobillm_kit.errors import BadInput
 from mobillm_kit.serve import reach
-from mobillm_kit.sockets import ServerSocket
+from mobillm_kit.server_socket import ServerSocket
 from mobillm_kit.wire import Limits
 
 

@@ -18,9 +18,11 @@ import pytest
 import zmq
 
 from mobillm_kit import sockets as sockets_module
+from mobillm_kit.device_socket import DeviceSocket
 from mobillm_kit.errors import AddressInUse, BadInput, HandshakeFailed, SocketClosed
 from mobillm_kit.keys import AllowList, new_keys
-from mobillm_kit.sockets import DeviceSocket, Peer, ServerSocket
+from mobillm_kit.server_socket import Peer, ServerSocket
+from mobillm_kit.timings import Timings
 from mobillm_kit.wire import Limits
 
 MIB = 2**20
@@ -535,7 +537,8 @@ def test_two_devices_that_claim_one_identity_do_not_disturb_a_third(server):
 
 FORGED = """
 import socket, sys, time
-from mobillm_kit.sockets import DeviceSocket, ServerSocket
+from mobillm_kit.device_socket import DeviceSocket
+from mobillm_kit.server_socket import ServerSocket
 from mobillm_kit.wire import Limits
 from tests.test_sockets import LIMITS, _Raw, _port, _round_trip
 
@@ -591,9 +594,8 @@ def _until(device, condition):
 
 
 def test_a_server_that_falls_silent_is_noticed(monkeypatch):
-    monkeypatch.setattr(sockets_module, "HEARTBEAT_S", 0.1)
-    monkeypatch.setattr(sockets_module, "SILENCE_S", 0.5)
-    monkeypatch.setattr(sockets_module, "SLOWEST_LINK_BYTES_PER_S", 100 * MIB)
+    hasty = Timings(heartbeat_s=0.1, heartbeat_silence_s=0.5, slowest_link_bytes_per_s=100 * MIB)
+    monkeypatch.setattr(sockets_module, "TIMINGS", hasty)
     with _Relay() as relay, ServerSocket(LOOPBACK, limits=LIMITS) as server:
         relay.target = _port(server)
         with DeviceSocket(relay.address, limits=LIMITS) as device:
@@ -825,7 +827,8 @@ def test_a_socket_that_is_forgotten_frees_its_port():
 
 FORGOTTEN = """
 from mobillm_kit.keys import new_keys
-from mobillm_kit.sockets import DeviceSocket, ServerSocket
+from mobillm_kit.device_socket import DeviceSocket
+from mobillm_kit.server_socket import ServerSocket
 from tests.test_sockets import LIMITS
 
 keys = new_keys()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from mobillm_kit.sockets import DeviceSocket
+from mobillm_kit.device_socket import DeviceSocket
 from mobillm_kit.wire import Ack, Batch, Bye, Durable, Error, Fetch, Hello, Pong, Result, Welcome, from_frames
 from tests.faults.scenes import LIMITS, MIDDLE, STEPS, Script, attempt, identical, table
 
