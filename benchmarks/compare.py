@@ -215,7 +215,7 @@ def tables() -> None:
         if not records:
             continue
         print(f"\n## {name}\n")
-        print(markdown(rows([record for record in records if not is_random(record)], LABELS)))
+        print(markdown(rows([record for record in records if not is_random(record)])))
         for control, mean in figures(record for record in records if is_random(record)).items():
             print(f"\n{control}: {100 * mean:.1f} % on test, mean over seeds")
 

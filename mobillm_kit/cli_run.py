@@ -118,7 +118,7 @@ class Compare(Running, frozen=True, kw_only=True):
                 command=_command(),
                 listener=lambda job, progress: bars.of(job.label)(progress),
             )
-        say(markdown(rows(records, LABELS)))
+        say(markdown(rows(records)))
         say(f"\nFigures and table: {folder / 'index.html'}")
         return 0
 

@@ -104,7 +104,7 @@ def compare(
             _share_memory(places, specs)
         _run_jobs(_training_jobs(todo), jobs, threads, command, listener)
         records = [load_record(place / RECORD) for place in places]
-        write_report(folder, records, LABELS)
+        write_report(folder, records)
     return records
 
 

@@ -11,8 +11,10 @@ Taught in: notebooks/09_comparison.ipynb
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,34 +24,30 @@ from mobillm_kit.saving import write_bytes
 from mobillm_kit.tables import MEMORY, RESULTS, Row, cells, csv, grouped, markdown, rows
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from mobillm_kit.chart import Chart
 
 TEMPLATE = "report.html.j2"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure and what goes with it on the page."""
+    """A chart and what goes with it on the page."""
 
     name: str
     """File name without suffix."""
     reading: str
     """How to read it, one or two sentences."""
-    alt: str
-    figure: Figure
+    chart: Chart
 
 
-def write_report(
-    folder: Path, records: Iterable[RunRecord], labels: Mapping[str, str] | None = None, title: str = ""
-) -> Path:
+def write_report(folder: Path, records: Iterable[RunRecord], title: str = "") -> Path:
     """Write ``table.md``, ``table.csv``, ``figures/*.png``, ``figures/*.svg`` and ``index.html`` into ``folder``.
 
-    The same records give the same bytes. A figure whose data is in no record is left out.
+    The same records give the same bytes. A chart whose data is in no record is left out.
 
     Args:
         folder: made where it does not exist.
         records: any methods and seeds of one task and one backbone.
-        labels: display names by method, in the order wanted.
         title: of the page; by default the backbone and the task.
 
     Returns:
@@ -57,92 +55,57 @@ def write_report(
 
     Raises:
         BadInput: no records, or of several tasks or backbones.
-        MissingExtra: the libraries that draw figures and fill the page are not installed.
+        MissingExtra: the libraries that draw charts and fill the page are not installed.
         SaveFailed: the disk is full or the folder cannot be written.
     """
-    from mobillm_kit.plots import save
+    from mobillm_kit.chart import save
 
     records = list(records)
-    table = rows(records, labels)
-    shown = pictures(records, labels)
-    text = page(records, labels, title, shown)
+    table = rows(records)
+    shown = pictures(records)
+    text = page(records, title, shown)
     write_bytes(folder / "table.md", markdown(table).encode())
     write_bytes(folder / "table.csv", csv(table).encode())
     for picture in shown:
-        save(picture.figure, folder / "figures" / picture.name)
+        save(picture.chart, folder / "figures" / picture.name)
     write_bytes(folder / "index.html", text.encode())
     return folder / "index.html"
 
 
-def pictures(records: Sequence[RunRecord], labels: Mapping[str, str] | None = None) -> list[Picture]:
-    """Every figure that the records have data for, in the order of the page.
+def pictures(records: Sequence[RunRecord]) -> list[Picture]:
+    """Every chart that the records have data for, in the order of the page.
 
     Raises:
         BadInput: no records, or of several tasks or backbones.
-        MissingExtra: matplotlib or seaborn is not installed.
+        MissingExtra: a library that draws charts is not installed.
     """
-    from mobillm_kit import plots
+    from mobillm_kit import plots_memory, plots_runs
 
-    rows(records, labels)  # refuses what cannot be compared, before figures without data are skipped
-    found = [
-        _picture(
-            "device_memory",
-            "A bar is the ledger: bytes of tensors, the same on every machine. The diamond is what the operating "
-            "system measured: the interpreter's and the allocator's own needs come on top.",
-            lambda: plots.device_memory(records, labels),
-            lambda: plots.device_memory_alt(records, labels),
-        )
+    rows(records)  # refuses what cannot be compared, before charts without data are skipped
+    wanted: list[tuple[str, str, Callable[[], Chart]]] = [
+        ("device_memory", _READINGS["memory"], lambda: plots_memory.device_memory(records)),
+        ("pareto_counted", _READINGS["pareto"], lambda: plots_runs.pareto(records, "counted")),
+        ("pareto_measured", _READINGS["pareto"], lambda: plots_runs.pareto(records, "measured")),
+        ("convergence_step", _READINGS["step"], lambda: plots_runs.convergence(records, "step")),
+        ("convergence_forwards", _READINGS["forwards"], lambda: plots_runs.convergence(records, "forwards")),
+        ("convergence_seconds", _READINGS["seconds"], lambda: plots_runs.convergence(records, "seconds")),
+        ("convergence_bytes", _READINGS["bytes"], lambda: plots_runs.convergence(records, "bytes")),
     ]
-    for memory in ("counted", "measured"):
-        found.append(
-            _picture(
-                f"pareto_{memory}",
-                "Along the line nothing is both better and smaller. Dotted: the controls; a method below them has "
-                "learned nothing that is worth its memory.",
-                lambda memory=memory: plots.pareto(records, memory, labels),
-                lambda memory=memory: plots.pareto_alt(records, memory, labels),
-            )
-        )
-    for x, reading in _CLOCK_READINGS.items():
-        found.append(
-            _picture(
-                f"convergence_{x}",
-                reading,
-                lambda x=x: plots.convergence(records, x, labels),
-                lambda x=x: plots.convergence_alt(records, x, labels),
-            )
-        )
-    found += [_gantt(record, label) for _, label, runs in grouped(records, labels) for record in runs[:1]]
-    return [picture for picture in found if picture is not None]
+    for _, label, (run, *_) in grouped(records):
+        if run.timeline:
+            draw = partial(plots_runs.gantt, run.timeline)
+            wanted.append((f"timeline_{re.sub(r'[^A-Za-z0-9_-]', '-', run.method)}", f"{label}: {_READINGS['timeline']}", draw))
+    return [picture for picture in starmap(_picture, wanted) if picture is not None]
 
 
-def _gantt(record: RunRecord, label: str) -> Picture | None:
-    from mobillm_kit import plots_link
-
-    if not record.timeline:
-        return None
-    return _picture(
-        f"timeline_{record.method}",
-        f"{label}: while the server trains on one batch, the next one is under way and the device forwards the one "
-        "after it.",
-        lambda: plots_link.gantt(record.timeline),
-        lambda: plots_link.gantt_alt(record.timeline),
-    )
-
-
-def page(
-    records: Sequence[RunRecord],
-    labels: Mapping[str, str] | None = None,
-    title: str = "",
-    shown: Sequence[Picture] | None = None,
-) -> str:
+def page(records: Sequence[RunRecord], title: str = "", shown: Sequence[Picture] | None = None) -> str:
     """The page as HTML; arguments and errors as for :func:`write_report`.
 
     Args:
-        shown: figures that are drawn already.
+        shown: charts that are drawn already.
     """
-    shown = pictures(records, labels) if shown is None else shown
-    table = rows(records, labels)
+    shown = pictures(records) if shown is None else shown
+    table = rows(records)
     first = records[0]
     return _template().render(
         title=title or f"{Path(first.backbone.name).name} on {first.task.name}",
@@ -152,7 +115,7 @@ def page(
         results=_cells(table, RESULTS),
         memory=_cells([row for row in table if not row.control], MEMORY),
         pictures=[(picture, _inline(picture)) for picture in shown],
-        settings=_settings(records, labels),
+        settings=_settings(records),
         how=_distinct(memory.how for record in records for memory in record.measured),
         provenance=_provenance(records),
         sends=any(record.bytes_sent for record in records),
@@ -162,63 +125,69 @@ def page(
 
 def findings(table: Sequence[Row]) -> list[str]:
     """What the table says, in a few sentences; only those that its rows allow."""
-    trained = [row for row in table if not row.control and row.test_accuracy]
-    counted = [row for row in trained if row.device_total_mib]
-    controls = [row for row in table if row.control and row.test_accuracy]
-    without = [row for row in counted if row.device_saved_mib == 0]
+    scored = [row for row in table if row.test_accuracy]
+    controls = [row for row in scored if row.control]
+    counted = {row.method: row.device_total_mib for row in scored if not row.control and row.device_total_mib}
     sentences = []
     if controls:
         best = max(controls, key=_accuracy)
         sentences.append(
             f"Without training a language model, the best control reaches {_percent(best)} ({best.label})."
         )
-    if counted:
-        best = max(counted, key=_accuracy)
+    if not counted:
+        return sentences
+    best = max((row for row in scored if row.method in counted), key=_accuracy)
+    sentences.append(
+        f"The highest accuracy is {_percent(best)} ({best.label}), "
+        f"with {counted[best.method]:,.1f} MiB counted on the device."
+    )
+    without = [row for row in scored if row.method in counted and row.device_saved_mib == 0]
+    if without and best not in without:
+        small = max(without, key=_accuracy)
         sentences.append(
-            f"The highest accuracy is {_percent(best)} ({best.label}), "
-            f"with {best.device_total_mib:,.1f} MiB counted on the device."
+            f"Of the methods that keep no activations on the device for a backward pass, {small.label} reaches "
+            f"most: {_percent(small)}, with {counted[small.method]:,.1f} MiB on the device, "
+            f"{100 * counted[small.method] / counted[best.method]:.0f} % of that."
         )
-        if without and best not in without:
-            small = max(without, key=_accuracy)
-            share = small.device_total_mib / best.device_total_mib
+        if small.server_total_mib is not None:
             sentences.append(
-                f"Of the methods that keep no activations on the device for a backward pass, {small.label} reaches "
-                f"most: {_percent(small)}, with {small.device_total_mib:,.1f} MiB on the device, "
-                f"{100 * share:.0f} % of that."
+                f"For that its device sends {small.sent_mb:,.1f} MB to a server, which needs "
+                f"{small.server_total_mib:,.1f} MiB."
             )
-            if small.server_total_mib is not None:
-                sentences.append(
-                    f"For that its device sends {small.sent_mb:,.1f} MB to a server, which needs "
-                    f"{small.server_total_mib:,.1f} MiB."
-                )
     return sentences
 
 
-_CLOCK_READINGS = {
+_READINGS = {
+    "memory": "A bar is the ledger: bytes of tensors, the same on every machine. The diamond is what the operating "
+    "system measured: the interpreter's and the allocator's own needs come on top.",
+    "pareto": "Along the line nothing is both better and smaller. Dotted: the controls; a method below them has "
+    "learned nothing that is worth its memory.",
     "step": "Steps are not equally dear: one step of a forward-only method costs no backward pass.",
     "forwards": "The device's work: a sample that is forwarded with several perturbations counts once for each.",
     "seconds": "Seconds of this machine, evaluation left out.",
     "bytes": "Only methods that send something have a line.",
+    "timeline": "while the server trains on one batch, the next one is under way and the device forwards the one "
+    "after it.",
 }
 
 
-def _picture(name: str, reading: str, draw: Callable[[], Figure], alt: Callable[[], str]) -> Picture | None:
+def _picture(name: str, reading: str, draw: Callable[[], Chart]) -> Picture | None:
     try:
-        return Picture(name, reading, alt(), draw())
+        return Picture(name, reading, draw())
     except BadInput:
         return None
 
 
 def _inline(picture: Picture) -> str:
-    """The figure's SVG for the middle of a page: names that are its own, and the page's colours."""
-    from mobillm_kit import plots
+    """The chart's SVG for the middle of a page: names that are its own, and the page's colours."""
+    from mobillm_kit import chart
 
-    text = plots.svg(picture.figure)
+    text = picture.chart.svg()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{picture.name}-", text)
     for name in ("paper", "ink", "muted", "grid"):
-        text = text.replace(getattr(plots, name.upper()), f"var(--{name})")
+        text = text.replace(getattr(chart, name.upper()), f"var(--{name})")
     # the description stands beside it, for readers without pictures
     return text.replace("<svg ", f'<svg role="img" aria-labelledby="{picture.name}-alt" ', 1)
 
@@ -228,12 +197,10 @@ def _cells(table: Sequence[Row], columns: Sequence[Any]) -> dict[str, Any]:
     return {"heads": heads, "rows": list(zip(table, body, strict=True))}
 
 
-def _settings(
-    records: Sequence[RunRecord], labels: Mapping[str, str] | None
-) -> list[tuple[str, list[tuple[str, str]]]]:
+def _settings(records: Sequence[RunRecord]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Label and settings of each method; a setting that differs between seeds shows all its values."""
     found = []
-    for _, label, runs in grouped(records, labels):
+    for _, label, runs in grouped(records):
         keys = _distinct(key for run in runs for key in run.settings)
         pairs = [(key, ", ".join(_distinct(_shown(run.settings.get(key)) for run in runs))) for key in keys]
         if pairs:

@@ -7,7 +7,7 @@ methods; what they do not need is left empty instead of being called zero.
 
 Units: 1 MB = 10^6 bytes on the network, 1 MiB = 2^20 bytes of memory.
 
-Knows: run records.  Knows nothing of: how they were made, how figures look.
+Knows: run records, the names of methods.  Knows nothing of: how they were made, how figures look.
 
 Taught in: notebooks/09_comparison.ipynb
 """
@@ -17,26 +17,16 @@ from __future__ import annotations
 import csv as csv_module
 import io
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from types import MappingProxyType
 
 from mobillm_kit.common import MIB
 from mobillm_kit.errors import BadInput
+from mobillm_kit.methods import CONTROLS, LABELS
 from mobillm_kit.record import CountedMemory, RunRecord
 
 MB = 10**6
 EMPTY = "–"
-
-CONTROLS: Mapping[str, str] = MappingProxyType(
-    {
-        "zero-shot": "Zero-shot prompt",
-        "threshold": "One threshold on zero-shot",
-        "bag-of-words": "Bag of words",
-        "majority": "Most frequent class",
-    }
-)
-"""Methods to hold the others against, with their names in tables and figures, in this order."""
 
 
 @dataclass(frozen=True)
@@ -88,43 +78,31 @@ class Row:
     seconds: Spread | None
 
 
-def rows(records: Iterable[RunRecord], labels: Mapping[str, str] | None = None) -> list[Row]:
-    """One row per method.
+def rows(records: Iterable[RunRecord]) -> list[Row]:
+    """One row per method, named and ordered as the table of methods has it; methods that it does not have follow.
 
     Args:
         records: any methods, any seeds, of one task and one backbone.
-        labels: display names by method; their order is the table's. Others follow in order of appearance, under
-            their own names; the controls come last.
 
     Raises:
         BadInput: no records, or of several tasks or backbones.
     """
-    return [_row(name, label, runs) for name, label, runs in grouped(records, labels)]
+    return [_row(name, label, runs) for name, label, runs in grouped(records)]
 
 
-def grouped(
-    records: Iterable[RunRecord], labels: Mapping[str, str] | None = None
-) -> list[tuple[str, str, list[RunRecord]]]:
-    """Records by method, in the order of tables and figures: name, label, runs by seed.
+def grouped(records: Iterable[RunRecord]) -> list[tuple[str, str, list[RunRecord]]]:
+    """Records by method, in the order of tables and figures, the controls last: name, label, runs by seed.
 
     Args and errors as for :func:`rows`.
     """
     records = list(records)
     _check_comparable(records)
-    names = {**CONTROLS, **(labels or {})}
-    present = list(dict.fromkeys(record.method for record in records))
-    order = [
-        *(name for name in labels or () if name in present and name not in CONTROLS),
-        *(name for name in present if name not in (labels or ()) and name not in CONTROLS),
-        *(name for name in CONTROLS if name in present),
-    ]
+    present = dict.fromkeys(record.method for record in records)
+    known, unknown = [name for name in LABELS if name in present], [name for name in present if name not in LABELS]
+    trained, controls = ([name for name in known if (name in CONTROLS) is control] for control in (False, True))
     by_seed = sorted(records, key=lambda record: record.seed)
-    return [(name, names.get(name, name), [r for r in by_seed if r.method == name]) for name in order]
-
-
-def is_control(record: RunRecord) -> bool:
-    """Whether the record is one to hold the others against."""
-    return record.method in CONTROLS
+    order = [*trained, *unknown, *controls]
+    return [(name, LABELS.get(name, name), [r for r in by_seed if r.method == name]) for name in order]
 
 
 def finished(runs: Iterable[RunRecord]) -> list[RunRecord]:

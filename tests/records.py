@@ -22,23 +22,6 @@ from mobillm_kit.record import (
 MIB = 2**20
 WEIGHTS = 18 * MIB
 
-LABELS = {
-    "full": "Full fine-tuning",
-    "full-checkpointing": "Full, checkpointed",
-    "lora": "LoRA",
-    "lora-fa": "LoRA-FA",
-    "mezo": "MeZO",
-    "mezo-lora": "MeZO-LoRA",
-    "prge": "P-RGE",
-    "linear-probe": "Linear probe",
-    "mobillm": "MobiLLM",
-    "mobillm-ladder": "MobiLLM ladder",
-    "zero-shot": "Zero-shot",
-    "threshold": "Threshold",
-    "bag-of-words": "Bag of words",
-    "majority": "Majority",
-}
-
 
 @dataclass(frozen=True)
 class Sketch:
@@ -63,9 +46,9 @@ SKETCHES = {
     "lora-fa": Sketch(0.972, 400, 28.0, 32_768, 1, 0.125, 0.25, 40.0),
     "mezo": Sketch(0.842, 3000, 55.0, 4_600_000, 2),
     "mezo-lora": Sketch(0.835, 3000, 48.0, 65_536, 2, messages_mib=0.0),
-    "prge": Sketch(0.861, 1500, 45.0, 32_768, 8),
-    "linear-probe": Sketch(0.802, 400, 9.0, 514, 1, 0.002, 0.004, 0.03),
-    "mobillm": Sketch(0.871, 400, 14.0, 205_000, 1, messages_mib=4.2, server=(1.6, 0.8, 1.6, 9.5, 4.2)),
+    "p-rge": Sketch(0.861, 1500, 45.0, 32_768, 8),
+    "probe": Sketch(0.802, 400, 9.0, 514, 1, 0.002, 0.004, 0.03),
+    "mobillm-full-width": Sketch(0.871, 400, 14.0, 205_000, 1, messages_mib=4.2, server=(1.6, 0.8, 1.6, 9.5, 4.2)),
     "mobillm-ladder": Sketch(0.976, 400, 19.0, 310_000, 1, messages_mib=4.2, server=(2.1, 1.2, 2.4, 14.8, 4.2)),
 }
 
@@ -100,7 +83,7 @@ def spans(steps: int = 6) -> list[Span]:
     return found
 
 
-def a_record(method: str = "mobillm", seed: int = 0, **changes: object) -> RunRecord:
+def a_record(method: str = "mobillm-full-width", seed: int = 0, **changes: object) -> RunRecord:
     """One run; ``changes`` replace fields of the record."""
     sketch = SKETCHES[method]
     noise = np.random.default_rng([seed, len(method)])

@@ -19,19 +19,19 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from mobillm_kit import plots
+from mobillm_kit import chart, plots_memory, plots_runs
+from mobillm_kit.chart import Chart, spread_out
 from mobillm_kit.errors import BadInput, SaveFailed
-from mobillm_kit.methods import LABELS as METHOD_LABELS
-from mobillm_kit.plots import Point, pareto_front, spread_out
-from mobillm_kit.tables import CONTROLS
-from tests.records import LABELS, MIB, SKETCHES, a_comparison, a_control, a_record
+from mobillm_kit.methods import CONTROLS, LABELS
+from mobillm_kit.plots_runs import Point, pareto_front
+from tests.records import MIB, SKETCHES, a_comparison, a_control, a_record
 
 ROOT = Path(__file__).resolve().parent.parent
 CLOCKS = ("step", "forwards", "seconds", "bytes")
 DRAWN = {
-    "device_memory": lambda records: plots.device_memory(records, LABELS),
-    **{f"convergence_{x}": (lambda records, x=x: plots.convergence(records, x, LABELS)) for x in CLOCKS},
-    **{f"pareto_{m}": (lambda records, m=m: plots.pareto(records, m, LABELS)) for m in ("counted", "measured")},
+    "device_memory": lambda records: plots_memory.device_memory(records),
+    **{f"convergence_{x}": (lambda records, x=x: plots_runs.convergence(records, x)) for x in CLOCKS},
+    **{f"pareto_{m}": (lambda records, m=m: plots_runs.pareto(records, m)) for m in ("counted", "measured")},
 }
 ONE_OF_EACH = ("device_memory", "convergence_seconds", "pareto_counted")
 WITH_ACCURACY = [name for name in DRAWN if name != "device_memory"]
@@ -40,7 +40,7 @@ records = a_comparison()
 
 
 @cache
-def drawn(name: str) -> Figure:
+def drawn(name: str) -> Chart:
     """The figure of the whole comparison; drawn once, since nobody here changes it."""
     return DRAWN[name](records)
 
@@ -72,20 +72,20 @@ def contrast(a: str, b: str) -> float:
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_the_same_records_give_the_same_bytes(name, tmp_path):
-    first = [p.read_bytes() for p in plots.save(drawn(name), tmp_path / "a")]
-    again = [p.read_bytes() for p in plots.save(DRAWN[name](list(records)), tmp_path / "b")]
+    first = [p.read_bytes() for p in chart.save(drawn(name), tmp_path / "a")]
+    again = [p.read_bytes() for p in chart.save(DRAWN[name](list(records)), tmp_path / "b")]
     assert first == again
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_users_own_style_neither_changes_a_figure_nor_is_changed(name):
-    ours = plots.svg(drawn(name))
+    ours = drawn(name).svg()
     mine = {"font.size": 30, "lines.linewidth": 9, "axes.grid": True, "text.color": "red", "figure.dpi": 40}
     with mpl.rc_context(mine):
         before = dict(mpl.rcParams)
         figure = DRAWN[name](records)
         assert dict(mpl.rcParams) == before
-    assert plots.svg(figure) == ours
+    assert figure.svg() == ours
 
 
 def test_no_figure_is_left_with_pyplot():
@@ -117,13 +117,13 @@ def test_axes_have_units_and_a_title_in_words(name):
 @pytest.mark.parametrize("name", DRAWN)
 def test_every_method_that_belongs_in_a_figure_is_named_in_it(name):
     shown = texts(drawn(name))
-    methods = ("mobillm", "mobillm-ladder") if name == "convergence_bytes" else SKETCHES
+    methods = ("mobillm-full-width", "mobillm-ladder") if name == "convergence_bytes" else SKETCHES
     for method in methods:
         assert any(text.startswith(LABELS[method]) for text in shown)
 
 
 def test_bars_are_as_long_as_the_ledger_says():
-    figure = plots.device_memory([a_record("full"), a_record("lora")], LABELS)
+    figure = plots_memory.device_memory([a_record("full"), a_record("lora")])
     for place, method in enumerate(("full", "lora")):
         bars = [bar for bar in figure.axes[0].patches if bar.get_y() < place < bar.get_y() + bar.get_height()]
         counted = a_record(method).counted[0]
@@ -132,10 +132,10 @@ def test_bars_are_as_long_as_the_ledger_says():
 
 
 def test_the_server_stands_apart_and_hatched():
-    figure = plots.device_memory([a_record("full"), a_record("mobillm")], LABELS)
+    figure = plots_memory.device_memory([a_record("full"), a_record("mobillm-full-width")])
     axes = figure.axes[0]
     names = [tick.get_text() for tick in axes.get_yticklabels()]
-    assert names == ["Full fine-tuning", "MobiLLM, device", "MobiLLM, server"]
+    assert names == ["Full fine-tuning", "MobiLLM, full width, device", "MobiLLM, full width, server"]
     middles = axes.get_yticks()
     assert middles[2] - middles[1] > middles[1] - middles[0]
     hatched = {bar.get_y() > middles[1] + 0.4 for bar in axes.patches if bar.get_hatch()}
@@ -144,7 +144,7 @@ def test_the_server_stands_apart_and_hatched():
 
 def test_the_diamond_stands_where_the_weights_and_the_measured_growth_end():
     record = a_record("lora")
-    axes = plots.device_memory([record], LABELS).axes[0]
+    axes = plots_memory.device_memory([record]).axes[0]
     diamond = next(line for line in axes.lines if line.get_marker() == "D")
     expected = (record.counted[0].weights_bytes + record.measured[0].training_bytes) / MIB
     assert diamond.get_xdata()[0] == pytest.approx(expected)
@@ -152,7 +152,7 @@ def test_the_diamond_stands_where_the_weights_and_the_measured_growth_end():
 
 def test_a_curve_is_the_mean_of_the_seeds_and_its_band_their_range():
     runs = [a_record("lora", seed) for seed in range(3)]
-    axes = plots.convergence(runs, "step", LABELS).axes[0]
+    axes = plots_runs.convergence(runs, "step").axes[0]
     values = np.array([[100 * point.dev_accuracy for point in run.curve] for run in runs])
     np.testing.assert_allclose(axes.lines[0].get_ydata(), values.mean(0))
     np.testing.assert_allclose(axes.lines[0].get_xdata(), [point.step for point in runs[0].curve])
@@ -163,7 +163,7 @@ def test_a_curve_is_the_mean_of_the_seeds_and_its_band_their_range():
 
 def test_seeds_with_different_clocks_are_averaged_step_by_step():
     runs = [a_record("lora", seed) for seed in range(3)]
-    axes = plots.convergence(runs, "seconds", LABELS).axes[0]
+    axes = plots_runs.convergence(runs, "seconds").axes[0]
     seconds = np.array([[point.seconds for point in run.curve] for run in runs])
     np.testing.assert_allclose(axes.lines[0].get_xdata(), seconds.mean(0))
 
@@ -171,32 +171,32 @@ def test_seeds_with_different_clocks_are_averaged_step_by_step():
 def test_a_seed_that_stopped_early_does_not_bend_the_mean():
     whole, short = a_record("lora", 0), a_record("lora", 1)
     short = msgspec.structs.replace(short, curve=short.curve[:5])
-    axes = plots.convergence([whole, short], "step", LABELS).axes[0]
+    axes = plots_runs.convergence([whole, short], "step").axes[0]
     assert len(axes.lines[0].get_xdata()) == 5
 
 
 def test_traffic_is_in_megabytes():
-    axes = plots.convergence([a_record("mobillm")], "bytes", LABELS).axes[0]
-    assert max(axes.lines[0].get_xdata()) == pytest.approx(a_record("mobillm").bytes_sent / 1e6)
+    axes = plots_runs.convergence([a_record("mobillm-full-width")], "bytes").axes[0]
+    assert max(axes.lines[0].get_xdata()) == pytest.approx(a_record("mobillm-full-width").bytes_sent / 1e6)
 
 
 def test_points_stand_at_mean_accuracy_and_memory():
     runs = [a_record("lora", seed) for seed in range(3)]
-    axes = plots.pareto([*runs, a_control("zero-shot")], "counted", LABELS).axes[0]
+    axes = plots_runs.pareto([*runs, a_control("zero-shot")], "counted").axes[0]
     x, y = axes.collections[0].get_offsets()[0]
     assert x == pytest.approx(runs[0].counted[0].total_bytes / MIB)
     assert y == pytest.approx(100 * np.mean([run.scores["test_accuracy"] for run in runs]))
 
 
 def test_the_axis_says_which_memory_it_is():
-    assert "counted" in plots.pareto(records, "counted", LABELS).axes[0].get_xlabel()
-    assert "measured" in plots.pareto(records, "measured", LABELS).axes[0].get_xlabel()
+    assert "counted" in plots_runs.pareto(records, "counted").axes[0].get_xlabel()
+    assert "measured" in plots_runs.pareto(records, "measured").axes[0].get_xlabel()
 
 
 def test_interrupted_runs_are_in_no_figure():
     half = a_record("full", status="interrupted")
     for name, draw in DRAWN.items():
-        shown = texts(draw([half, a_record("mobillm"), a_control("zero-shot")]))
+        shown = texts(draw([half, a_record("mobillm-full-width"), a_control("zero-shot")]))
         assert not any("Full" in text for text in shown), name
 
 
@@ -210,7 +210,7 @@ def test_labels_of_points_overlap_neither_each_other_nor_leave_the_page(seed):
         counted = tuple(msgspec.structs.replace(c, saved_activations_bytes=shift) for c in record.counted)
         scores = {"test_accuracy": float(noise.uniform(0.8, 0.99))}
         crowd.append(msgspec.structs.replace(record, counted=counted, scores=scores))
-    figure = plots.pareto(crowd, "counted", LABELS)
+    figure = plots_runs.pareto(crowd, "counted")
     found = list(boxes(figure, [LABELS[method] for method in SKETCHES]).values())
     assert len(found) == len(SKETCHES)
     assert not any(overlaps(a, b) for i, a in enumerate(found) for b in found[:i])
@@ -262,15 +262,15 @@ def test_the_front_is_what_nothing_else_beats(pairs):
 
 
 def test_no_two_methods_look_alike():
-    looks = [plots.method_look(place) for place in range(30)]
+    looks = [chart.method_look(place) for place in range(30)]
     assert len(set(looks)) == 30
-    ours = sum(name not in CONTROLS for name in METHOD_LABELS)
+    ours = sum(name not in CONTROLS for name in LABELS)
     assert len({color for color, *_ in looks[:ours]}) == ours
 
 
 def test_a_method_keeps_its_look_when_others_are_left_out():
-    alone = plots.convergence([a_record("mobillm")], "step", LABELS).axes[0].lines[0]
-    both = plots.convergence([a_record("full"), a_record("mobillm")], "step", LABELS).axes[0].lines
+    alone = plots_runs.convergence([a_record("mobillm-full-width")], "step").axes[0].lines[0]
+    both = plots_runs.convergence([a_record("full"), a_record("mobillm-full-width")], "step").axes[0].lines
     assert to_hex(both[1].get_color()) == to_hex(alone.get_color())
     assert both[1].get_marker() == alone.get_marker()
     assert to_hex(both[0].get_color()) != to_hex(both[1].get_color())
@@ -278,24 +278,24 @@ def test_a_method_keeps_its_look_when_others_are_left_out():
 
 @pytest.mark.parametrize("ground", ["#ffffff", "#161a1f"])
 def test_every_colour_of_the_data_stands_on_light_and_on_dark(ground):
-    for color in [*plots.COLORS, *(color for _, color in plots.CATEGORIES.values())]:
+    for color in [*chart.COLORS, *(color for _, color in plots_memory.PARTS.values())]:
         assert contrast(color, ground) >= 2.5, color
 
 
 def test_letters_are_easy_to_read():
-    assert contrast(plots.INK, plots.PAPER) >= 7
-    assert contrast(plots.MUTED, plots.PAPER) >= 4.5
+    assert contrast(chart.INK, chart.PAPER) >= 7
+    assert contrast(chart.MUTED, chart.PAPER) >= 4.5
 
 
 def test_files_carry_no_date_and_no_program(tmp_path):
-    png, vector = plots.save(drawn("pareto_counted"), tmp_path / "figure.png")
+    png, vector = chart.save(drawn("pareto_counted"), tmp_path / "figure.png")
     assert [path.name for path in (png, vector)] == ["figure.png", "figure.svg"]
     assert not re.search(rb"Matplotlib|20\d\d-\d\d-\d\d", png.read_bytes()[:300])
     assert not re.search(r"<dc:date>|<dc:creator>", vector.read_text())
 
 
 def test_png_has_150_dots_per_inch(tmp_path):
-    png, _ = plots.save(drawn("pareto_counted"), tmp_path / "figure")
+    png, _ = chart.save(drawn("pareto_counted"), tmp_path / "figure")
     raw = png.read_bytes()
     at = raw.index(b"pHYs") + 4
     assert struct.unpack(">I", raw[at : at + 4])[0] == round(150 / 0.0254)
@@ -304,7 +304,7 @@ def test_png_has_150_dots_per_inch(tmp_path):
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SaveFailed, match=r"figure\.png"):
-        plots.save(drawn("pareto_counted"), tmp_path / "file" / "figure")
+        chart.save(drawn("pareto_counted"), tmp_path / "file" / "figure")
 
 
 def test_a_notebook_shows_what_a_cell_returns():
@@ -314,38 +314,42 @@ def test_a_notebook_shows_what_a_cell_returns():
 
 
 def test_alt_texts_say_the_numbers():
-    runs = [a_record("full"), a_record("mobillm"), a_control("zero-shot")]
-    assert plots.device_memory_alt(runs, LABELS) == (
+    runs = [a_record("full"), a_record("mobillm-full-width"), a_control("zero-shot")]
+    assert plots_memory.device_memory(runs).alt == (
         "Stacked bars of the memory counted on the device for 2 methods: "
-        "from 22.2 MiB (MobiLLM, device) to 132 MiB (Full fine-tuning)."
+        "from 22.2 MiB (MobiLLM, full width, device) to 132 MiB (Full fine-tuning)."
     )
     end = 100 * a_record("full").curve[-1].dev_accuracy
-    assert f"{end:.1f} % (Full fine-tuning)" in plots.convergence_alt(runs, "step", LABELS)
-    accuracy = 100 * a_record("mobillm").scores["test_accuracy"]
-    assert f"MobiLLM (22 MiB, {accuracy:.1f} %)" in plots.pareto_alt(runs, "counted", LABELS)
+    assert f"{end:.1f} % (Full fine-tuning)" in plots_runs.convergence(runs, "step").alt
+    accuracy = 100 * a_record("mobillm-full-width").scores["test_accuracy"]
+    assert f"MobiLLM, full width (22 MiB, {accuracy:.1f} %)" in plots_runs.pareto(runs, "counted").alt
 
 
 def test_one_method_of_one_seed_is_enough():
     for draw in DRAWN.values():
-        assert "mean of" not in " ".join(texts(draw([a_record("mobillm")])))
+        assert "mean of" not in " ".join(texts(draw([a_record("mobillm-full-width")])))
+
+
+def named(method: str):
+    return msgspec.structs.replace(a_record("full"), method=method)
 
 
 def test_a_name_with_signs_of_formulas_is_written_as_it_is():
-    shown = texts(plots.pareto([a_record("full")], labels={"full": "a $1 b_2$ <i>"}))
+    shown = texts(plots_runs.pareto([named("a $1 b_2$ <i>")]))
     assert "a $1 b_2$ <i>" in shown
-    assert plots.svg(plots.pareto([a_record("full")], labels={"full": "$\\frac$"}))
+    assert plots_runs.pareto([named("$\\frac$")]).svg()
 
 
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda: plots.convergence(records, "epochs"), "'epochs' is not one of step, forwards, seconds, bytes"),
-        (lambda: plots.pareto(records, "guessed"), "'guessed' is neither 'counted' nor 'measured'"),
-        (lambda: plots.device_memory([]), "no records"),
-        (lambda: plots.device_memory([a_control("majority")]), "No finished record has counted memory"),
-        (lambda: plots.convergence([a_control("majority")]), "No finished record has a curve"),
-        (lambda: plots.convergence([a_record("full")], "bytes"), "No finished record has sent a byte"),
-        (lambda: plots.pareto([a_record("full", scores={})]), "test accuracy and counted memory"),
+        (lambda: plots_runs.convergence(records, "epochs"), "'epochs' is not one of step, forwards, seconds, bytes"),
+        (lambda: plots_runs.pareto(records, "guessed"), "'guessed' is neither 'counted' nor 'measured'"),
+        (lambda: plots_memory.device_memory([]), "no records"),
+        (lambda: plots_memory.device_memory([a_control("majority")]), "No finished record has counted memory"),
+        (lambda: plots_runs.convergence([a_control("majority")]), "No finished record has a curve"),
+        (lambda: plots_runs.convergence([a_record("full")], "bytes"), "No finished record has sent a byte"),
+        (lambda: plots_runs.pareto([a_record("full", scores={})]), "test accuracy and counted memory"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_with_a_sentence(draw, message):
@@ -354,7 +358,7 @@ def test_what_cannot_be_drawn_is_refused_with_a_sentence(draw, message):
 
 
 def test_a_missing_library_is_named_with_its_remedy():
-    code = "import sys; sys.modules['seaborn'] = None\nimport mobillm_kit.plots"
+    code = "import sys; sys.modules['seaborn'] = None\nimport mobillm_kit.plots_runs"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 1
     assert "MissingExtra: Figures need seaborn" in done.stderr

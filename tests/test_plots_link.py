@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from mobillm_kit.chart import save
 from mobillm_kit.errors import BadInput
-from mobillm_kit.plots import save
-from mobillm_kit.plots_link import ROWS, STAGES, busy, busy_text, cut, gantt, gantt_alt
+from mobillm_kit.plots_runs import PARTIES, STAGES, busy, cut, gantt
 from mobillm_kit.record import Span
 from tests.records import spans
 
@@ -40,13 +40,13 @@ def test_the_picture_shows_what_link_and_server_did_meanwhile_of_earlier_steps()
 def test_in_the_steady_state_the_slowest_row_has_no_gap():
     shares = busy(spans(), 2.0, 4.0)
     assert shares == {"device": pytest.approx(1.0), "link": pytest.approx(0.5), "server": pytest.approx(0.75)}
-    assert busy_text(spans(), 2.0, 4.0) == "device busy 100%, link busy 50%, server busy 75%"
 
 
 def test_the_sentence_says_what_the_picture_shows():
-    assert gantt_alt(spans(), first=2, steps=2).endswith(f"2 to 3: {busy_text(spans(), 2.0, 4.0)}.")
+    words = "2 to 3: device busy 100%, link busy 50%, server busy 75%."
+    assert gantt(spans(), first=2, steps=2).alt.endswith(words)
     with pytest.raises(BadInput, match="no spans of steps 9 to 10"):
-        gantt_alt(spans(), first=9, steps=2)
+        gantt(spans(), first=9, steps=2)
 
 
 def test_time_that_two_sends_share_counts_once():
@@ -61,7 +61,7 @@ def test_cut_keeps_what_lies_inside():
 
 
 def test_each_row_has_a_stage_and_each_stage_a_colour_of_its_own():
-    assert {row for row, _ in STAGES.values()} == set(ROWS)
+    assert {row for row, _ in STAGES.values()} == set(PARTIES)
     assert len({color for _, color in STAGES.values()}) == len(STAGES)
 
 

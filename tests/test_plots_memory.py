@@ -7,7 +7,7 @@ from transformers import AutoConfig
 
 from mobillm_kit.common import MIB
 from mobillm_kit.errors import BadInput
-from mobillm_kit.plots_memory import PARTS, memory_growth, memory_growth_alt, step_memory, step_memory_alt
+from mobillm_kit.plots_memory import PARTS, memory_growth, step_memory
 from mobillm_kit.shapes import CATEGORIES, predict
 from tests.families import TINY
 
@@ -27,7 +27,7 @@ def test_every_category_has_a_name_and_a_colour_of_its_own():
 def test_the_bars_end_where_the_peak_is(needs):
     axes = step_memory(needs, "tiny").axes[0]
     wanted = [needs["full"][0], needs["lora"][0], *needs["mobillm-ladder"]]
-    for place, need in enumerate(sorted(wanted, key=lambda need: need.party == "server")):
+    for place, need in zip(axes.get_yticks(), sorted(wanted, key=lambda need: need.party == "server"), strict=True):
         pieces = [bar for bar in axes.patches if abs(bar.get_y() + bar.get_height() / 2 - place) < 0.1]
         assert sum(bar.get_width() for bar in pieces) == pytest.approx(need.peak_bytes / MIB)
 
@@ -45,14 +45,15 @@ def test_a_memory_is_a_line(needs):
 
 def test_the_lines_go_through_the_peaks(needs):
     curves = {name: [(1, parties[0]), (2, parties[0])] for name, parties in needs.items()}
-    lines = memory_growth(curves, "texts").axes[0].lines
+    chart = memory_growth(curves, "texts")
+    lines = chart.axes[0].lines
     assert [line.get_ydata()[0] for line in lines] == [curve[0][1].peak_bytes / MIB for curve in curves.values()]
     assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == 3
-    assert "full from " in memory_growth_alt(curves, "texts")
+    assert "full from " in chart.alt
 
 
 def test_the_words_name_every_bar(needs):
-    words = step_memory_alt(needs)
+    words = step_memory(needs).alt
     assert all(part in words for part in ("full ", "lora ", "mobillm-ladder, device ", "mobillm-ladder, server "))
 
 
@@ -62,7 +63,7 @@ def test_nothing_to_draw_is_refused():
 
 
 def test_the_panel_answers_its_sliders():
-    from mobillm_kit.panels_memory import MemoryPanel
+    from mobillm_kit.panels import MemoryPanel
 
     panel = MemoryPanel(models=("pocket",), methods=("lora",))
     before, picture = panel.text.value, panel.picture.value
@@ -74,7 +75,7 @@ def test_the_panel_answers_its_sliders():
 
 
 def test_the_rank_multiplies_what_is_trained_and_moves_the_bars():
-    from mobillm_kit.panels_memory import RankPanel
+    from mobillm_kit.panels import RankPanel
 
     panel = RankPanel(models=("pocket",))
     assert (

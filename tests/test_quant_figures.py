@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mobillm_kit import plots_codec
+from mobillm_kit import plots_activations
 from mobillm_kit.errors import BadInput
-from mobillm_kit.panels_codec import CodecPanel
+from mobillm_kit.panels import CodecPanel
 from mobillm_kit.quant import codec
 
 
@@ -19,13 +19,13 @@ def x() -> torch.Tensor:
 
 
 def test_the_channel_that_stands_out_is_marked(x):
-    figure = plots_codec.channels(x)
+    figure = plots_activations.channels(x)
     assert "40" in [text.get_text() for text in figure.axes[0].texts]
-    assert "channel 40" in plots_codec.channels_alt(x)
+    assert "channel 40" in figure.alt
 
 
 def test_finer_scales_lie_lower_and_further_right(x):
-    axes = plots_codec.error_against_size(x, ("int4", "fp16")).axes[0]
+    axes = plots_activations.error_against_size(x, ("int4", "fp16")).axes[0]
     line = axes.lines[0]
     assert list(line.get_xdata()) == sorted(line.get_xdata())
     assert list(line.get_ydata()) == sorted(line.get_ydata(), reverse=True)
@@ -34,24 +34,24 @@ def test_finer_scales_lie_lower_and_further_right(x):
 
 def test_one_token_shows_the_decoded_values(x):
     coder = codec("int4", 0)
-    axes = plots_codec.one_token(x[0], coder).axes[0]
+    axes = plots_activations.one_token(x[0], coder).axes[0]
     assert torch.equal(torch.tensor(axes.lines[0].get_ydata()), coder.decode(coder.encode(x[:1]), (1, 128))[0])
     zeros = (axes.lines[0].get_ydata() == 0).sum()
-    assert plots_codec.one_token_alt(x[0], coder).startswith(f"{zeros} of 128")
+    assert plots_activations.lost(x[0], coder).startswith(f"{zeros} of 128")
 
 
 def test_the_token_with_an_outlier_is_found_by_rank():
     y = torch.ones(5, 8)
     y[:, 2] = torch.tensor([9.0, 2.0, 50.0, 4.0, 3.0])
-    assert torch.equal(plots_codec.token_with_outlier(y, 0.5), y[3])
-    assert torch.equal(plots_codec.token_with_outlier(y, 1.0), y[2])
+    assert torch.equal(plots_activations.token_with_outlier(y, 0.5), y[3])
+    assert torch.equal(plots_activations.token_with_outlier(y, 1.0), y[2])
 
 
 def test_accuracies_stand_at_the_size_of_their_codec():
-    axes = plots_codec.accuracy({"int8": 0.9, "sign": 0.5}, 128, {"zero-shot": 0.6}).axes[0]
+    axes = plots_activations.accuracy({"int8": 0.9, "sign": 0.5}, 128, {"zero-shot": 0.6}).axes[0]
     assert axes.lines[0].get_xdata().tolist() == [8.5, 1.5]
     with pytest.raises(BadInput, match="No accuracies"):
-        plots_codec.accuracy({}, 128, {})
+        plots_activations.accuracy({}, 128, {})
 
 
 def test_sliders_change_picture_and_text(x):

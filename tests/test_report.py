@@ -12,13 +12,14 @@ import msgspec
 import pytest
 
 from mobillm_kit.errors import BadInput, MissingExtra
+from mobillm_kit.methods import CONTROLS, LABELS
 from mobillm_kit.report import Picture, findings, page, pictures, write_report
-from mobillm_kit.tables import CONTROLS, csv, markdown, rows
-from tests.records import LABELS, MIB, SKETCHES, a_comparison, a_control, a_record, spans
+from mobillm_kit.tables import csv, markdown, rows
+from tests.records import MIB, SKETCHES, a_comparison, a_control, a_record, spans
 
 VOID = {"meta", "br", "img", "input", "hr", "link"}
 SVG_SHORT = {"path", "use", "rect", "circle", "line", "stop"}
-FEW = [a_record("full"), a_record("mobillm"), a_control("zero-shot")]
+FEW = [a_record("full"), a_record("mobillm-full-width"), a_control("zero-shot")]
 
 
 class Reader(HTMLParser):
@@ -62,12 +63,12 @@ class Reader(HTMLParser):
 
 @cache
 def whole_page() -> str:
-    return page(a_comparison(), LABELS, shown=all_pictures())
+    return page(a_comparison(), shown=all_pictures())
 
 
 @cache
 def all_pictures() -> list[Picture]:
-    return pictures(a_comparison(), LABELS)
+    return pictures(a_comparison())
 
 
 @cache
@@ -76,17 +77,17 @@ def reader() -> Reader:
 
 
 def test_a_folder_holds_tables_figures_and_the_page(tmp_path):
-    path = write_report(tmp_path / "runs" / "pocket", FEW, LABELS)
+    path = write_report(tmp_path / "runs" / "pocket", FEW)
     assert path == tmp_path / "runs" / "pocket" / "index.html"
     found = {str(p.relative_to(path.parent)) for p in path.parent.rglob("*") if p.is_file()}
-    figures = {f"figures/{picture.name}.{kind}" for picture in pictures(FEW, LABELS) for kind in ("png", "svg")}
+    figures = {f"figures/{picture.name}.{kind}" for picture in pictures(FEW) for kind in ("png", "svg")}
     assert found == {"index.html", "table.md", "table.csv"} | figures
-    assert (path.parent / "table.md").read_text() == markdown(rows(FEW, LABELS))
-    assert (path.parent / "table.csv").read_text() == csv(rows(FEW, LABELS))
+    assert (path.parent / "table.md").read_text() == markdown(rows(FEW))
+    assert (path.parent / "table.csv").read_text() == csv(rows(FEW))
 
 
 def test_the_same_records_give_the_same_page():
-    assert page(FEW[1:], LABELS) == page(list(FEW[1:]), dict(LABELS))
+    assert page(FEW[1:]) == page(list(FEW[1:]))
 
 
 def test_tags_match_and_names_are_unique():
@@ -133,13 +134,13 @@ def test_every_figure_is_described_for_those_who_do_not_see_it():
     shown = all_pictures()
     assert len(shown) == 9
     for picture in shown:
-        assert picture.alt in reader().text
+        assert picture.chart.alt in reader().text
     assert whole_page().count('role="img"') == 9
 
 
 def test_every_method_and_every_control_is_in_the_tables():
     cells = re.findall(r'<th scope="row">(.*?)</th>', whole_page())
-    assert cells.count("MobiLLM ladder") == 2
+    assert cells.count("MobiLLM, ladder") == 2
     for name in (*SKETCHES, *CONTROLS):
         assert LABELS[name] in cells
 
@@ -152,26 +153,25 @@ def test_settings_versions_and_command_are_there():
 
 def test_a_setting_that_differs_between_seeds_shows_all_its_values():
     runs = [a_record("lora", seed, settings={"learning_rate": rate}) for seed, rate in enumerate((0.1, 0.2))]
-    assert "0.1, 0.2" in Reader(page(runs, LABELS, shown=[])).text
+    assert "0.1, 0.2" in Reader(page(runs, shown=[])).text
 
 
 def test_what_travels_is_said_where_something_travels():
     sentence = "raw text is not sent. Activations are, and activations can be inverted"
     assert sentence in reader().text
-    assert sentence not in Reader(page([a_record("full")], LABELS, shown=[])).text
+    assert sentence not in Reader(page([a_record("full")], shown=[])).text
     assert "private" not in reader().text.lower()
 
 
 def test_names_cannot_smuggle_anything_into_the_page():
     evil = "<script>alert(1)</script>\"'&--><b>"
     record = a_record(
-        "mobillm",
         settings={evil: evil},
         backbone=msgspec.structs.replace(a_record().backbone, name=evil),
         task=msgspec.structs.replace(a_record().task, notes=(evil,)),
         provenance=msgspec.structs.replace(a_record().provenance, command=evil, versions={evil: evil}),
     )
-    text = page([record], {"mobillm": evil}, title=evil)
+    text = page([msgspec.structs.replace(record, method=evil)], title=evil)
     assert "<script" not in text
     assert "<b>" not in text
     assert Reader(text).text.count("<script>alert(1)</script>") >= 6
@@ -180,17 +180,17 @@ def test_names_cannot_smuggle_anything_into_the_page():
 def test_findings_by_hand():
     runs = [
         a_record("full", scores={"test_accuracy": 0.98}),
-        a_record("mobillm", scores={"test_accuracy": 0.95}),
+        a_record("mobillm-full-width", scores={"test_accuracy": 0.95}),
         a_record("mezo", scores={"test_accuracy": 0.84}),
         a_control("threshold"),
         a_control("majority"),
     ]
     full, device, server = runs[0].counted[0], *runs[1].counted
     share = 100 * device.total_bytes / full.total_bytes
-    assert findings(rows(runs, LABELS)) == [
-        "Without training a language model, the best control reaches 73.1 % (Threshold).",
+    assert findings(rows(runs)) == [
+        "Without training a language model, the best control reaches 73.1 % (One threshold).",
         "The highest accuracy is 98.0 % (Full fine-tuning), with 131.8 MiB counted on the device.",
-        "Of the methods that keep no activations on the device for a backward pass, MobiLLM reaches most: 95.0 %, "
+        "Of the methods that keep no activations on the device for a backward pass, MobiLLM, full width reaches most: 95.0 %, "
         f"with {device.total_bytes / MIB:.1f} MiB on the device, {share:.0f} % of that.",
         f"For that its device sends 1,680.0 MB to a server, which needs {server.total_bytes / MIB:.1f} MiB.",
     ]
@@ -202,7 +202,7 @@ def test_what_the_rows_do_not_allow_is_not_found():
 
 
 def test_figures_without_data_are_left_out():
-    names = [picture.name for picture in pictures([a_record("full", measured=())], LABELS)]
+    names = [picture.name for picture in pictures([a_record("full", measured=())])]
     assert names == [
         "device_memory",
         "pareto_counted",
@@ -210,25 +210,27 @@ def test_figures_without_data_are_left_out():
         "convergence_forwards",
         "convergence_seconds",
     ]
-    assert pictures([a_control("majority")], LABELS) == []
-    assert LABELS["majority"] in page([a_control("majority")], LABELS)
+    assert pictures([a_control("majority")]) == []
+    assert LABELS["majority"] in page([a_control("majority")])
 
 
 def test_a_run_across_two_processes_shows_who_worked_when():
-    (shown,) = (picture for picture in pictures([a_record("mobillm")], LABELS) if picture.name.startswith("timeline"))
-    assert "device busy 100%, link busy 50%, server busy 75%" in shown.alt
-    too_short = a_record("mobillm", timeline=tuple(spans(5)))
-    assert not any(picture.name.startswith("timeline") for picture in pictures([too_short], LABELS))
+    (shown,) = (
+        picture for picture in pictures([a_record("mobillm-full-width")]) if picture.name.startswith("timeline")
+    )
+    assert "device busy 100%, link busy 50%, server busy 75%" in shown.chart.alt
+    too_short = a_record("mobillm-full-width", timeline=tuple(spans(5)))
+    assert not any(picture.name.startswith("timeline") for picture in pictures([too_short]))
 
 
 def test_an_interrupted_run_is_admitted():
     half = a_record("lora", status="interrupted", scores={})
-    text = Reader(page([*FEW, half], LABELS, shown=[])).text
+    text = Reader(page([*FEW, half], shown=[])).text
     assert "1 interrupted run is named and not averaged" in text
 
 
 def test_a_title_can_be_given():
-    assert "<h1>Four methods</h1>" in page(FEW, LABELS, "Four methods", shown=[])
+    assert "<h1>Four methods</h1>" in page(FEW, "Four methods", shown=[])
 
 
 def test_a_local_backbone_is_titled_by_its_name_alone():
@@ -236,7 +238,7 @@ def test_a_local_backbone_is_titled_by_its_name_alone():
         msgspec.structs.replace(run, backbone=msgspec.structs.replace(run.backbone, name="../shared/models/minilm"))
         for run in FEW
     ]
-    assert "<h1>minilm on reviews</h1>" in page(runs, LABELS, shown=[])
+    assert "<h1>minilm on reviews</h1>" in page(runs, shown=[])
 
 
 def test_records_of_two_tasks_are_refused_and_nothing_is_written(tmp_path):
@@ -249,7 +251,7 @@ def test_records_of_two_tasks_are_refused_and_nothing_is_written(tmp_path):
 def test_a_missing_library_is_named_with_its_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(MissingExtra, match=r"jinja2.*mobillm-kit\[lab\]"):
-        page(FEW, LABELS, shown=[])
+        page(FEW, shown=[])
 
 
 def test_the_template_lies_in_the_package():

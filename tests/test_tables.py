@@ -10,15 +10,20 @@ import msgspec
 import pytest
 
 from mobillm_kit.errors import BadInput
-from mobillm_kit.record import MeasuredMemory
-from mobillm_kit.tables import CONTROLS, EMPTY, MEMORY, RESULTS, Row, cells, csv, markdown, rows
-from tests.records import LABELS, MIB, SKETCHES, a_comparison, a_control, a_record
+from mobillm_kit.methods import CONTROLS, LABELS
+from mobillm_kit.record import MeasuredMemory, RunRecord
+from mobillm_kit.tables import EMPTY, MEMORY, RESULTS, Row, cells, csv, markdown, rows
+from tests.records import MIB, SKETCHES, a_comparison, a_control, a_record
 
-SKETCHES_SHOWN = ("linear-probe", "mezo")
+SKETCHES_SHOWN = (LABELS["probe"], LABELS["mezo"])
 
 
 def with_accuracy(*accuracies: float, method: str = "lora") -> list:
     return [a_record(method, seed, scores={"test_accuracy": a}) for seed, a in enumerate(accuracies)]
+
+
+def named(method: str) -> RunRecord:
+    return msgspec.structs.replace(a_record("full"), method=method)
 
 
 def row_of(method: str, table: list[Row]) -> Row:
@@ -36,16 +41,16 @@ def test_one_seed_has_no_spread():
     assert rows(with_accuracy(0.875))[0].test_accuracy.text(scale=100) == "87.5"
 
 
-def test_the_order_is_the_labels_then_the_others_then_the_controls():
-    records = [a_control("majority"), a_control("zero-shot"), *with_accuracy(0.5, method="mezo")]
-    records += [a_record("mobillm"), a_record("full")]
-    table = rows(records, {"full": "Full", "mobillm": "MobiLLM"})
-    assert [row.method for row in table] == ["full", "mobillm", "mezo", "zero-shot", "majority"]
+def test_the_order_is_the_table_of_methods_then_the_others_then_the_controls():
+    records = [a_control("majority"), a_control("zero-shot"), named("mine")]
+    records += [a_record("mobillm-full-width"), a_record("full")]
+    table = rows(records)
+    assert [row.method for row in table] == ["full", "mobillm-full-width", "mine", "zero-shot", "majority"]
 
 
-def test_names_come_from_the_labels_and_else_are_the_methods_own():
-    table = rows([a_record("full"), a_record("prge"), a_control("zero-shot")], {"full": "Full fine-tuning"})
-    assert [row.label for row in table] == ["Full fine-tuning", "prge", CONTROLS["zero-shot"]]
+def test_names_come_from_the_table_of_methods_and_else_are_the_methods_own():
+    table = rows([a_record("full"), named("mine"), a_control("zero-shot")])
+    assert [row.label for row in table] == ["Full fine-tuning", "mine", LABELS["zero-shot"]]
 
 
 def test_controls_need_no_memory_no_bytes_and_no_time():
@@ -57,7 +62,7 @@ def test_controls_need_no_memory_no_bytes_and_no_time():
 
 
 def test_every_control_stands_in_the_markdown_with_dashes():
-    text = markdown(rows(a_comparison(), LABELS))
+    text = markdown(rows(a_comparison()))
     for name in CONTROLS:
         lines = [line for line in text.splitlines() if line.startswith(f"| {LABELS[name]} |")]
         assert len(lines) == 2
@@ -65,7 +70,7 @@ def test_every_control_stands_in_the_markdown_with_dashes():
 
 
 def test_the_categories_add_up_to_the_total():
-    for row in rows(a_comparison(), LABELS):
+    for row in rows(a_comparison()):
         if not row.control:
             parts = [row.device_weights_mib, row.device_gradients_mib, row.device_optimizer_mib]
             parts += [row.device_saved_mib, row.device_messages_mib]
@@ -73,23 +78,23 @@ def test_the_categories_add_up_to_the_total():
 
 
 def test_units_by_hand():
-    record = a_record("mobillm", bytes_sent=2_500_000)
+    record = a_record("mobillm-full-width", bytes_sent=2_500_000)
     row = rows([record])[0]
     assert row.sent_mb == 2.5
     assert row.device_weights_mib == record.counted[0].weights_bytes / MIB == 18
 
 
 def test_device_and_server_stand_apart():
-    row = row_of("mobillm", rows(a_comparison(), LABELS))
-    record = a_record("mobillm")
+    row = row_of("mobillm-full-width", rows(a_comparison()))
+    record = a_record("mobillm-full-width")
     assert row.device_total_mib == record.counted[0].total_bytes / MIB
     assert row.server_total_mib == record.counted[1].total_bytes / MIB
     assert row.device_measured_mib.mean != row.server_measured_mib.mean
-    assert row_of("lora", rows(a_comparison(), LABELS)).server_total_mib is None
+    assert row_of("lora", rows(a_comparison())).server_total_mib is None
 
 
 def test_a_process_that_held_both_parties_is_credited_to_neither():
-    record = a_record("mobillm")
+    record = a_record("mobillm-full-width")
     both = msgspec.structs.replace(record.measured[0], party="both")
     assert isinstance(both, MeasuredMemory)
     row = rows([msgspec.structs.replace(record, measured=(both,))])[0]
@@ -105,17 +110,17 @@ def test_interrupted_runs_are_named_and_not_averaged():
     row = rows(runs)[0]
     assert (row.seeds, row.interrupted) == (2, 1)
     assert row.test_accuracy.mean == pytest.approx(0.85)
-    assert "lora (1 interrupted)" in markdown([row])
+    assert "LoRA (1 interrupted)" in markdown([row])
 
 
 def test_a_method_that_was_only_interrupted_still_has_a_row():
     row = rows([a_record("lora", status="interrupted", scores={})])[0]
     assert row.test_accuracy is None
-    assert "| lora (1 interrupted) | – | – | 0 |" in markdown([row, *rows([a_record("full")])])
+    assert "| LoRA (1 interrupted) | – | – | 0 |" in markdown([row, *rows([a_record("full")])])
 
 
 def test_a_little_is_not_called_nothing():
-    tables = markdown(rows([a_record("linear-probe"), a_record("mezo")]))
+    tables = markdown(rows([a_record("probe"), a_record("mezo")]))
     probe, mezo = (next(x for x in tables.splitlines()[5:] if x.startswith(f"| {m}")) for m in SKETCHES_SHOWN)
     assert probe.split(" | ")[2:4] == ["< 0.1", "< 0.1"]
     assert mezo.split(" | ")[2:4] == ["0.0", "0.0"]
@@ -129,16 +134,16 @@ def test_a_metric_other_than_accuracy_gets_a_column_of_its_own():
 
 
 def test_markdown_is_two_rectangular_tables():
-    blocks = markdown(rows(a_comparison(), LABELS)).strip().split("\n\n")
+    blocks = markdown(rows(a_comparison())).strip().split("\n\n")
     assert len(blocks) == 2
     for block in blocks:
         lines = block.splitlines()
-        assert len(lines) == 2 + len(LABELS)
+        assert len(lines) == 2 + len(SKETCHES) + len(CONTROLS)
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
 
 
 def test_a_bar_in_a_name_does_not_break_the_table():
-    text = markdown(rows([a_record("full")], {"full": "a|b"}))
+    text = markdown(rows([named("a|b")]))
     assert r"a\|b" in text
 
 
@@ -150,7 +155,7 @@ def test_columns_that_nobody_fills_are_left_out():
 
 
 def test_csv_reads_back_in_full_precision():
-    table = rows(a_comparison(), LABELS)
+    table = rows(a_comparison())
     read = list(csv_module.DictReader(io.StringIO(csv(table))))
     assert [line["method"] for line in read] == [row.method for row in table]
     for line, row in zip(read, table, strict=True):
