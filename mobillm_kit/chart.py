@@ -215,12 +215,12 @@ def mean_and_band(axes: Axes, points: Sequence[tuple[float, float]], look: Look)
     )  # fmt: skip
 
 
-def plain_numbers(axes: Axes, ticks: Sequence[float] | None = None) -> None:
-    """Numbers along the horizontal axis without exponents, at ``ticks`` alone where they are given."""
+def plain_numbers(axis: Any, ticks: Sequence[float] | None = None) -> None:
+    """Numbers along one axis of the axes without exponents, at ``ticks`` alone where they are given."""
     if ticks is not None:
-        axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
-        axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axis.set_major_locator(FixedLocator(list(ticks)))
+        axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
 
 
 def label_points(axes: Axes, labels: Sequence[tuple[float, float, str]], avoid: Sequence[Bbox] = ()) -> None:

@@ -152,17 +152,18 @@ def _stacked(bars: Sequence[_Bar], title: str, subtitle: str, alt: str) -> Chart
     devices = sum(bar.party == "device" for bar in bars)
     places = [i + (0.5 if i >= devices > 0 else 0.0) for i in range(len(bars))]
     chart, axes = canvas(
-        9.0, 1.55 + 0.36 * (places[-1] + 1), title, subtitle, alt, left=0.24, right=0.86, legend_above=True
+        9.0, 1.55 + 0.36 * (places[-1] + 1), title, subtitle, alt, right=0.86, legend_above=True
     )  # fmt: skip
     ends = [_stack(axes, place, bar) for place, bar in zip(places, bars, strict=True)]
     lying_bars(axes, places, [bar.label for bar in bars], max(ends), "memory, MiB")
     axes.grid(axis="x")
     used = [look for part, look in PARTS.items() if any(getattr(bar.parts, part) for bar in bars)]
     keys: list[Patch | Line2D] = [Patch(color=color, label=name) for name, color in used]
-    numbers_beside(axes, places, [_mib(bar.parts.total) for bar in bars], 1.1, "counted")
-    if any(bar.measured_bytes is not None for bar in bars):
+    both = any(bar.measured_bytes is not None for bar in bars)
+    numbers_beside(axes, places, [_mib(bar.parts.total) for bar in bars], 1.09, "counted" if both else "")
+    if both:
         measured = ["" if bar.measured_bytes is None else _mib(bar.measured_bytes) for bar in bars]
-        numbers_beside(axes, places, measured, 1.23, "measured")
+        numbers_beside(axes, places, measured, 1.2, "measured")
         keys.append(Line2D([], [], marker="D", ls="", ms=7, mfc=INK, mec=PAPER, label="measured"))
     legend_above(axes, keys)
     return chart

@@ -28,6 +28,7 @@ from mobillm_kit.chart import (
     canvas,
     label_ends,
     label_points,
+    legend_above,
     mean_and_band,
     method_look,
     plain_numbers,
@@ -147,7 +148,7 @@ def _time_axis(axes: Axes, lines: Sequence[_Line]) -> None:
         axes.set_xscale("symlog", linthresh=min(values), linscale=0.35)
         exponents = range(math.ceil(math.log10(min(values))), math.floor(math.log10(max(values))) + 1)
         ticks = [0, *(10.0**exponent for exponent in exponents)]
-    plain_numbers(axes, ticks)
+    plain_numbers(axes.xaxis, ticks)
     axes.set_xlim(left=0)
 
 
@@ -246,12 +247,12 @@ def _memory_axis(axes: Axes, values: Sequence[float]) -> None:
     low, high = min(values), max(values)
     if low > 0 and high / low > 6:
         axes.set_xscale("log")
-        plain_numbers(axes, [m * 10.0**e for e in range(-1, 7) for m in (1, 2, 5)])
+        plain_numbers(axes.xaxis, [m * 10.0**e for e in range(-1, 7) for m in (1, 2, 5)])
         # room on both sides for labels
         axes.set_xlim(low / 1.9, high * 1.6)
     else:
         span = (high - low) or high or 1.0
-        plain_numbers(axes)
+        plain_numbers(axes.xaxis)
         axes.set_xlim(max(0.0, low - 0.2 * span), high + 0.25 * span)
 
 
@@ -333,7 +334,7 @@ def gantt(spans: Sequence[Span], first: int = 8, steps: int = 8) -> Chart:
     shares = ", ".join(f"{party} busy {share:.0%}" for party, share in busy(shown, begin, end).items())
     chart, axes = canvas(
         7.6, 2.9, "Device, link and server work at the same time", f"numbers are steps; {shares}",
-        f"Timeline of steps {first} to {first + steps - 1}: {shares}.",
+        f"Timeline of steps {first} to {first + steps - 1}: {shares}.", legend_above=True,
     )  # fmt: skip
     for span in shown:
         _span_bar(axes, span, begin, end)
@@ -344,7 +345,7 @@ def gantt(spans: Sequence[Span], first: int = 8, steps: int = 8) -> Chart:
     axes.tick_params(axis="y", length=0)
     present = {span.stage for span in shown}
     keys = [Patch(color=color, label=stage) for stage, (_, color) in STAGES.items() if stage in present]
-    axes.legend(handles=keys, ncols=len(keys), loc="upper center", bbox_to_anchor=(0.5, -0.24), handlelength=1.2)
+    legend_above(axes, keys)
     return chart
 
 

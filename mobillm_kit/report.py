@@ -93,8 +93,8 @@ def pictures(records: Sequence[RunRecord]) -> list[Picture]:
     ]
     for _, label, (run, *_) in grouped(records):
         if run.timeline:
-            draw = partial(plots_runs.gantt, run.timeline)
-            wanted.append((f"timeline_{re.sub(r'[^A-Za-z0-9_-]', '-', run.method)}", f"{label}: {_READINGS['timeline']}", draw))
+            name = "timeline_" + re.sub(r"[^\w-]", "-", run.method)  # names files and the page's parts
+            wanted.append((name, f"{label}: {_READINGS['timeline']}", partial(plots_runs.gantt, run.timeline)))
     return [picture for picture in starmap(_picture, wanted) if picture is not None]
 
 
