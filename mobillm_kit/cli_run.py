@@ -21,7 +21,7 @@ from rich.console import Console
 from tyro.conf import Positional, UseAppendAction
 
 from mobillm_kit.errors import BadInput
-from mobillm_kit.methods import LABELS, method_row
+from mobillm_kit.methods import method_row
 from mobillm_kit.spec import Count, RunSpec, Settings
 
 # torch is imported by the commands that need it, so that --help answers at once

@@ -27,7 +27,7 @@ import msgspec
 from mobillm_kit.errors import KitError, RecordError
 from mobillm_kit.folders import RECORD, is_done, lay_out, only_one
 from mobillm_kit.measure import fresh_environment
-from mobillm_kit.methods import LABELS, method_row
+from mobillm_kit.methods import method_row
 from mobillm_kit.progress import Progress
 from mobillm_kit.record import RunRecord, load_record
 from mobillm_kit.report import write_report
