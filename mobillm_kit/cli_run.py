@@ -33,12 +33,12 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     """What was typed; a call does it and returns the exit status."""
 
     def __call__(self) -> int:
-        """Do it.
+        """Do it; each command says how.
 
         Raises:
             KitError: what the user can put right.
         """
-        raise NotImplementedError
+        return 0
 
 
 class Running(Settings, Command, frozen=True, kw_only=True):
@@ -275,6 +275,7 @@ def method_options(assignments: Sequence[str], method: str) -> dict[str, Any]:
 
 
 def say(line: object) -> None:
+    """Print a line as it is, however wide."""
     screen.print(str(line), markup=False, highlight=False, soft_wrap=True)
 
 

@@ -150,6 +150,7 @@ class Server(Command, frozen=True, kw_only=True):
         from mobillm_kit.service import ServiceSettings, ServiceStart, serve_forever
 
         def announce(start: ServiceStart) -> None:
+            """Where it listens, for people or for programs."""
             if self.as_json:
                 print(msgspec.json.encode(start).decode(), flush=True)
                 return
