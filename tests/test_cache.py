@@ -19,13 +19,17 @@ def same(a: Parcel | None, b: Parcel) -> bool:
 
 
 def test_memory_first_then_disk_then_no_more(tmp_path):
-    cache = ActivationCache(tmp_path, memory_bytes=200, disk_bytes=1000)
-    kept = [cache.put(number, parcel(number)) for number in range(8)]
-    assert kept[:3] == [True, True, True]
-    assert not kept[-1]
-    assert len(list(tmp_path.glob("*.parcel"))) == kept.count(True) - 2
-    assert all(same(cache.get(number), parcel(number)) for number in range(kept.count(True)))
-    assert cache.get(7) is None
+    """Two fit into memory to the byte, three on disk to the byte, and the sixth nowhere."""
+    probe = ActivationCache(tmp_path / "probe", memory_bytes=0, disk_bytes=10_000)
+    probe.put(0, parcel(0))
+    file_bytes = (tmp_path / "probe" / "0.parcel").stat().st_size
+    cache = ActivationCache(tmp_path, memory_bytes=200, disk_bytes=3 * file_bytes)
+    assert [cache.put(number, parcel(number)) for number in range(7)] == [True] * 5 + [False] * 2
+    assert sorted(file.name for file in tmp_path.glob("*.parcel")) == ["2.parcel", "3.parcel", "4.parcel"]
+    assert all(same(cache.get(number), parcel(number)) for number in range(5))
+    assert cache.get(5) is None
+    again = ActivationCache(tmp_path, memory_bytes=0, disk_bytes=3 * file_bytes)
+    assert not again.put(5, parcel(5))  # what the last server left counts too
 
 
 def test_what_is_on_disk_outlives_the_server(tmp_path):
@@ -59,9 +63,8 @@ def test_a_truncated_file_counts_as_not_held(tmp_path):
 
 
 def test_without_a_folder_only_memory_is_used():
-    cache = ActivationCache(None, memory_bytes=150, disk_bytes=10_000)
-    assert cache.put(0, parcel(0))
-    assert not cache.put(1, parcel(1))
+    cache = ActivationCache(None, memory_bytes=299, disk_bytes=10_000)
+    assert [cache.put(number, parcel(number)) for number in range(4)] == [True, True, False, False]
 
 
 def test_numbers_are_told_as_ranges():
