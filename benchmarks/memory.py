@@ -187,6 +187,7 @@ def server(case: Case, folder: Path, sent: Path) -> dict[str, Any]:
 
     from benchmarks.pieces import Piece, assemble, outline
     from mobillm_kit.adapter import SideAdapter, SideTuned
+    from mobillm_kit.description import SideSpec
     from mobillm_kit.model import LabelWordHead
     from mobillm_kit.parcels import unpack
     from mobillm_kit.quant import codec
@@ -206,7 +207,7 @@ def server(case: Case, folder: Path, sent: Path) -> dict[str, Any]:
     rows = nn.Linear(weights["lm_head.weight"].shape[1], 2, bias=False)
     head = LabelWordHead(nn.LayerNorm(d), None, rows, (0, 1)).to(torch.bfloat16)
     head.load_state_dict(weights)
-    adapter = SideAdapter(side="full-width", width=d, layers=list(layers), n_labels=2)
+    adapter = SideAdapter(SideSpec.of(width=d, layers=list(layers)))
     trainer = Server(SideTuned(adapter, head.requires_grad_(False)))
     started = time.perf_counter()
     losses = [trainer.train(upload, LR), trainer.train(upload, LR)]

@@ -12,28 +12,22 @@ Taught in: notebooks/00_start_here.ipynb
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
+from mobillm_kit.description import USUAL, SideSpec
 from mobillm_kit.errors import BackboneMismatch, BadInput
-from mobillm_kit.model import LabelWordHead, PooledHead, Pooling
+from mobillm_kit.model import LabelWordHead, PooledHead
 from mobillm_kit.pruning import block_sizes, start_from
 from mobillm_kit.saving import write_with
-from mobillm_kit.side import (
-    FullWidthSide,
-    LadderSide,
-    PrunedLadderSide,
-    SideKind,
-    SideStart,
-    even_layers,
-    last_layers,
-)
+from mobillm_kit.side import PrunedLadderSide, build_side, even_layers, last_layers
 
 if TYPE_CHECKING:  # a server has no backbone and need not import what loads one
     from mobillm_kit.backbone import Backbone
@@ -48,79 +42,40 @@ class SideAdapter(
     library_name="mobillm_kit",
     license="apache-2.0",
     model_card_template=CARD,
+    coders={SideSpec: (msgspec.to_builtins, lambda given: msgspec.convert(given, SideSpec))},
 ):
     """A side network, the trained part of its head, and the name of the backbone that it belongs to.
 
     Args:
-        side: ``full-width`` or ``ladder``.
-        width: the backbone's d.
-        layers: tapped layers, ascending; the last one must be the backbone's last.
-        n_labels: C.
+        side: the side network's description.
         backbone: name, for the reader.
         backbone_revision: on the hub; empty for a folder.
         fingerprint: of the backbone's weights; another backbone is refused.
-        rank: bottleneck r of the full-width side.
-        reduction: k of the ladder, whose width is d/k.
-        heads: attention heads of the ladder.
-        causal: whether the ladder's attention looks back only (decoders).
-        start: ``backbone`` for a ladder of the backbone's own blocks, pruned; ``random`` for blocks of its own.
-        feed_forward, norm_eps: of such pruned blocks.
-        pooling: encoders' pooling, None for decoders, whose head is the frozen label words.
         task, prompt, labels, label_words, paired, max_length: of the task, so that the folder alone can label texts.
-        seed: of the initial weights.
+
+    Raises:
+        BadInput: a side network that cannot be.
     """
 
     def __init__(
         self,
+        side: SideSpec,
         *,
-        side: SideKind,
-        width: int,
-        layers: Sequence[int],
-        n_labels: int,
         backbone: str = "",
         backbone_revision: str = "",
         fingerprint: str = "",
-        rank: int = 16,
-        reduction: int = 4,
-        heads: int = 2,
-        causal: bool = True,
-        start: SideStart = "random",
-        feed_forward: int = 0,
-        norm_eps: float = 1e-12,
-        pooling: Pooling | None = None,
         task: str = "",
         prompt: str = "{text}",
         labels: Sequence[str] = (),
         label_words: Sequence[str] = (),
         paired: bool = False,
         max_length: int = 256,
-        seed: int = 0,
     ) -> None:
         super().__init__()
-        if start not in ("random", "backbone") or (start == "backbone" and side != "ladder"):
-            raise BadInput(f"start is '{start}' for side '{side}'.", "Choose 'random', or 'backbone' with a ladder.")
-        if side == "full-width":
-            self.side: FullWidthSide | LadderSide | PrunedLadderSide = FullWidthSide(
-                width, layers, rank=rank, seed=seed
-            )
-        elif start == "backbone":
-            self.side = PrunedLadderSide(
-                width,
-                layers,
-                reduction=reduction,
-                heads=heads,
-                feed_forward=feed_forward,
-                norm_eps=norm_eps,
-                seed=seed,
-            )
-        elif side == "ladder":
-            self.side = LadderSide(width, layers, reduction=reduction, heads=heads, causal=causal, seed=seed)
-        else:
-            raise BadInput(f"Unknown side network '{side}'.", "Choose 'full-width' or 'ladder'.")
-        self.head = None if pooling is None else PooledHead(width, n_labels, pooling=pooling, seed=seed)
-        self.width = width
-        self.n_labels = n_labels
-        self.causal = causal
+        self.spec = side
+        self.side = build_side(side)
+        pooling = side.pooling
+        self.head = pooling and PooledHead(side.width, side.n_labels, pooling=pooling, seed=side.seed)
         self.fingerprint = fingerprint
         self.backbone_name = backbone
         self.task = task
@@ -134,22 +89,33 @@ class SideAdapter(
         write_with(save_directory / WEIGHTS_FILE, lambda target: save_model(self, str(target)))
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **kwargs: Any) -> SideAdapter:
+    def _from_pretrained(
+        cls, *, model_id: str, config: dict[str, Any], map_location: str = "cpu", **kwargs: Any
+    ) -> SideAdapter:
         """Safetensors only, every weight present and none too many."""
         hub = {key: kwargs.pop(key) for key in HUB_ARGUMENTS if key in kwargs}
         file = Path(model_id) / WEIGHTS_FILE
         if not Path(model_id).is_dir():
             file = Path(hf_hub_download(repo_id=model_id, filename=WEIGHTS_FILE, **hub))
         try:
-            adapter = cls(**kwargs)
+            adapter = cls(**{**kwargs, "side": _described(config)})
             load_model(adapter, str(file), strict=True, device=map_location)
-        except (OSError, SafetensorError, RuntimeError, TypeError) as error:
+        except (OSError, SafetensorError, RuntimeError, TypeError, KeyError, msgspec.ValidationError) as error:
             reason = str(error).strip().splitlines()[0]
             raise BadInput(
                 f"{model_id}: not a side network that can be loaded ({reason}).",
                 "Name a folder that `mobillm train` or `save_pretrained` wrote.",
             ) from error
         return adapter.eval()
+
+
+def _described(config: Mapping[str, Any]) -> SideSpec:
+    """The description in a folder's config.json; folders of before it was one part hold its fields side by side."""
+    side = config["side"]
+    if isinstance(side, str):
+        names = SideSpec.__struct_fields__
+        side = msgspec.to_builtins(USUAL) | {name: config[name] for name in names if name in config} | {"kind": side}
+    return msgspec.convert(side, SideSpec)
 
 
 HUB_ARGUMENTS = ("revision", "cache_dir", "force_download", "local_files_only", "token", "strict")
@@ -186,45 +152,44 @@ class SideTuned(nn.Module):
 def new_adapter(
     backbone: Backbone,
     *,
-    side: SideKind,
     n_labels: int,
     layers: int | Sequence[int] | None = None,
-    pooling: Pooling = "mean",
-    start: SideStart = "random",
-    **options: Any,
+    about: Mapping[str, Any] | None = None,
+    **given: Any,
 ) -> SideAdapter:
     """A fresh side network for a backbone.
 
     Args:
         backbone: whose width, depth and fingerprint it gets.
-        side: ``full-width`` or ``ladder``.
         n_labels: C.
         layers: how many, or which; all by default.  A number is of evenly spaced layers, with ``start="backbone"``
             of the last ones.
-        pooling: for encoders.
-        start: ``backbone`` gives a ladder the backbone's own blocks to begin with, pruned (LST section 3.2).
-        options: the other arguments of :class:`SideAdapter`.
+        about: the task's words, as :class:`SideAdapter` takes them.
+        given: further fields of the description, over the usual ones.
 
     Raises:
         BadInput: ``start="backbone"`` on a family whose blocks are not of BERT's shape.
     """
-    counted = last_layers if start == "backbone" else even_layers
+    spec = SideSpec.of(**given)
+    counted = last_layers if spec.start == "backbone" else even_layers
     chosen = counted(backbone.n_layers, layers) if layers is None or isinstance(layers, int) else layers
     encoder = backbone.kind == "encoder"
-    if start == "backbone":
-        options |= block_sizes(backbone, options.get("reduction", 4))
-    adapter = SideAdapter(
-        side=side,
+    sizes = block_sizes(backbone, spec.reduction) if spec.start == "backbone" else {}
+    spec = msgspec.structs.replace(
+        spec,
         width=backbone.width,
         layers=[int(layer) for layer in chosen],
         n_labels=n_labels,
+        causal=not encoder,
+        pooling=(spec.pooling or "mean") if encoder else None,
+        **sizes,
+    )
+    adapter = SideAdapter(
+        spec,
         backbone=backbone.name,
         backbone_revision=backbone.revision,
         fingerprint=backbone.fingerprint,
-        causal=not encoder,
-        start=start,
-        pooling=pooling if encoder else None,
-        **options,
+        **(about or {}),
     )
     if isinstance(adapter.side, PrunedLadderSide):
         start_from(adapter.side, backbone)

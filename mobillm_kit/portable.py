@@ -24,9 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from mobillm_kit.description import HeadSpec
 from mobillm_kit.errors import BadInput, ServerRefused
 from mobillm_kit.model import LabelWordHead
-from mobillm_kit.wire import HeadSpec
 
 NORMS = ("layer", "rms", "rms-plus-one")
 

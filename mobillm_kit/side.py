@@ -28,16 +28,14 @@ Taught in: notebooks/00_start_here.ipynb
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mobillm_kit.description import SideSpec
 from mobillm_kit.errors import BadInput
-
-SideKind = Literal["full-width", "ladder"]
-SideStart = Literal["random", "backbone"]
 
 OWN_STATE_FIRST = 0.2
 """alpha of blocks that begin as the backbone's: sigmoid(0.2 / 0.1) = 0.88 of the side's own state, 0.12 of the tap."""
@@ -265,6 +263,26 @@ class PostNormBlock(nn.Module):
         q, k, v = (layer(x).view(b, t, self.heads, -1).transpose(1, 2) for layer in (self.query, self.key, self.value))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
         return self.out(mixed.transpose(1, 2).reshape(b, t, w))
+
+
+def build_side(spec: SideSpec) -> FullWidthSide | LadderSide | PrunedLadderSide:
+    """The side network of a description, with its first weights.
+
+    Raises:
+        BadInput: an unknown kind, a start that the kind does not have, or sizes that do not fit.
+    """
+    if spec.start not in ("random", "backbone") or (spec.start == "backbone" and spec.kind != "ladder"):
+        raise BadInput(
+            f"start is '{spec.start}' for side '{spec.kind}'.", "Choose 'random', or 'backbone' with a ladder."
+        )
+    if spec.kind == "full-width":
+        return FullWidthSide(spec.width, spec.layers, rank=spec.rank, seed=spec.seed)
+    if spec.kind != "ladder":
+        raise BadInput(f"Unknown side network '{spec.kind}'.", "Choose 'full-width' or 'ladder'.")
+    sizes = {"reduction": spec.reduction, "heads": spec.heads, "seed": spec.seed}
+    if spec.start == "random":
+        return LadderSide(spec.width, spec.layers, causal=spec.causal, **sizes)
+    return PrunedLadderSide(spec.width, spec.layers, feed_forward=spec.feed_forward, norm_eps=spec.norm_eps, **sizes)
 
 
 def allowed_pairs(mask: Tensor, *, causal: bool) -> Tensor:

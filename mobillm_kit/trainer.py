@@ -206,7 +206,9 @@ class Trainer:
         plan = self.plan
         try:
             head = None if plan.head is None else build_head(plan.head, self._head)
-            self._server = Server(SideTuned(adapter_of(plan), head), weight_decay=plan.weight_decay)
+            self._server = Server(
+                SideTuned(SideAdapter(plan.side, fingerprint=plan.fingerprint), head), weight_decay=plan.weight_decay
+            )
         except BadInput as error:
             raise WireError("bad-plan", error.problem, error.remedy) from error
         self.losses: list[float] = []
@@ -222,25 +224,6 @@ class Trainer:
 
     def _checkpoints(self) -> list[Path]:
         return sorted(self._folder.glob("checkpoint-*.safetensors"), reverse=True)
-
-
-def adapter_of(plan: Plan) -> SideAdapter:
-    """The side network that a plan describes, with its first weights."""
-    side = plan.side
-    return SideAdapter(
-        side=side.kind,
-        width=side.width,
-        layers=list(side.layers),
-        n_labels=side.n_labels,
-        fingerprint=plan.fingerprint,
-        rank=side.rank,
-        reduction=side.reduction,
-        heads=side.heads,
-        causal=side.causal,
-        pooling=side.pooling,
-        seed=side.seed,
-        **side.options,
-    )
 
 
 def _number(checkpoint: Path) -> int:

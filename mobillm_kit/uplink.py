@@ -23,7 +23,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors.torch import save
@@ -48,11 +48,10 @@ from mobillm_kit.record import Stage
 from mobillm_kit.remote import RemoteServer
 from mobillm_kit.serve import Reach
 from mobillm_kit.server import Server
-from mobillm_kit.side import SideStart
 from mobillm_kit.timeline import Timeline
 from mobillm_kit.timings import TIMINGS
 from mobillm_kit.wire import Batch as BatchMessage
-from mobillm_kit.wire import Hello, Limits, Plan, SideSpec
+from mobillm_kit.wire import Hello, Limits, Plan
 
 LabelMode = Literal["server", "residual", "device"]
 MESSAGE_LIMIT_BYTES = 1024 * MIB
@@ -65,7 +64,6 @@ class Wire:
         device: forward only.
         local: side network and head as they are at the start; takes the trained weights when they come back.
         reach: finds the server; not called before the first step.
-        side: from which the server makes the same side network, with the same first weights.
         coder: how activations become bytes; None lets a controller choose per step.
         group: values per scale of the controller's codecs.
         labels: where they go.
@@ -80,7 +78,6 @@ class Wire:
         device: Device,
         local: Server,
         reach: Callable[[], Reach],
-        side: SideSpec,
         *,
         coder: Codec | None,
         group: int = 64,
@@ -101,7 +98,6 @@ class Wire:
         self._cache = cache
         self._checkpoint_every = checkpoint_every
         self._weight_decay = weight_decay
-        self._side = side
         self._patience_s = patience_s
         self._session = secrets.token_hex(16)
         self._batches: Batches | None = None
@@ -327,7 +323,7 @@ class Wire:
         settings = self._batches.settings
         plan = Plan(
             fingerprint=self._local.model.adapter.fingerprint,
-            side=self._side,
+            side=self._local.model.adapter.spec,
             head=spec,
             labels=self._labels,
             weight_decay=self._weight_decay,
@@ -369,8 +365,6 @@ class Wire:
 def wire(
     device: Device,
     local: Server,
-    start: SideStart,
-    shape: Mapping[str, Any],
     server: str,
     codec: str,
     group: int,
@@ -388,8 +382,6 @@ def wire(
 
     Args:
         device, local, weight_decay: as for :class:`Wire`.
-        start: of the side network's first weights; ``random``.
-        shape: kind, pooling, rank, reduction, heads, seed of the side network.
         server: ``spawn``, an address or a join string.
         codec: a codec's name, ``none`` for float32, or ``adaptive``.
         group: values per scale.
@@ -404,26 +396,17 @@ def wire(
     Raises:
         BadInput: an unknown label mode or codec, or a start that needs a backbone.
     """
-    if start == "backbone":
+    if local.model.adapter.spec.start == "backbone":
         raise BadInput(
             "start='backbone': a server in another process has no backbone to start from.",
             "Choose start='random' there, or server='in-process'.",
         )
     if labels not in ("server", "residual", "device"):
         raise BadInput(f"labels is '{labels}'.", "Choose 'server', 'residual' or 'device'.")
-    adapter = local.model.adapter
     return Wire(
         device,
         local,
         lambda: serve.reach(server, link=link, keys=keys, folder=None if folder is None else folder / "server"),
-        SideSpec(
-            **shape,
-            layers=list(device.layers),
-            width=adapter.width,
-            n_labels=adapter.n_labels,
-            causal=adapter.causal,
-            options={},
-        ),
         coder=None if codec == "adaptive" else quant.codec("fp32" if codec == "none" else codec, group),
         group=group,
         labels=labels,

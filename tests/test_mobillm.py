@@ -30,7 +30,7 @@ def test_split_training_equals_one_autograd_graph_bit_for_bit(name, side):
     model = tiny_task_model(name)
     kind = model.backbone.kind
     split = mobillm.build(model, seed=3, side=side, rank=4, tokens="all")
-    adapter = new_adapter(model.backbone, side=side, n_labels=2, rank=4, seed=3)
+    adapter = new_adapter(model.backbone, kind=side, n_labels=2, rank=4, seed=3)
     whole = attach(adapter, model.backbone, model.head)
     trained = [p for p in whole.parameters() if p.requires_grad]
     optimizer = adamw(trained)

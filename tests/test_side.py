@@ -9,10 +9,11 @@ import torch
 from torch.nn import functional as F
 
 from mobillm_kit.adapter import SideAdapter, attach, new_adapter
+from mobillm_kit.description import SideSpec
 from mobillm_kit.errors import BackboneMismatch, BadInput
 from mobillm_kit.methods import mobillm
 from mobillm_kit.pruning import kept_features
-from mobillm_kit.side import FullWidthSide, LadderSide, PrunedLadderSide, even_layers, last_layers
+from mobillm_kit.side import FullWidthSide, LadderSide, PrunedLadderSide, build_side, even_layers, last_layers
 from tests.builders import random_batch, tiny_task_model
 from tests.families import TINY
 
@@ -38,7 +39,7 @@ def stirred(module: torch.nn.Module, seed: int = 1) -> torch.nn.Module:
 def test_at_step_0_the_model_is_the_pretrained_model_to_the_bit(name, side):
     model = tiny_task_model(name)
     kind = model.backbone.kind
-    adapter = new_adapter(model.backbone, side=side, n_labels=2, rank=4)
+    adapter = new_adapter(model.backbone, kind=side, n_labels=2, rank=4)
     tuned = attach(adapter, model.backbone, model.head)
     batch = random_batch(kind=kind)
     activations = model.backbone.taps(batch.input_ids, batch.attention_mask, layers=adapter.side.layers)
@@ -49,7 +50,7 @@ BERT_LIKE = ["bert", "roberta", "xlm-roberta"]
 
 
 def started(model, **options) -> SideAdapter:
-    return new_adapter(model.backbone, side="ladder", start="backbone", n_labels=2, **options)
+    return new_adapter(model.backbone, kind="ladder", start="backbone", n_labels=2, **options)
 
 
 @pytest.mark.parametrize("name", BERT_LIKE)
@@ -192,8 +193,14 @@ def test_initial_weights_come_from_their_seed_and_leave_the_global_generator_alo
         (lambda: PrunedLadderSide(16, [1, 3], reduction=2, heads=2, feed_forward=8), "consecutive"),
         (lambda: PrunedLadderSide(16, [3], reduction=2, heads=2, feed_forward=8), "consecutive"),
         (lambda: PrunedLadderSide(16, [1, 2], reduction=3, heads=2, feed_forward=8), "do not divide"),
-        (lambda: SideAdapter(side="full-width", start="backbone", width=8, layers=[1], n_labels=2), "with a ladder"),
-        (lambda: SideAdapter(side="ladder", start="pruned", width=8, layers=[1], n_labels=2), "start is 'pruned'"),
+        (
+            lambda: build_side(SideSpec.of(kind="full-width", start="backbone", width=8, layers=[1], n_labels=2)),
+            "with a ladder",
+        ),
+        (
+            lambda: build_side(SideSpec.of(kind="ladder", start="pruned", width=8, layers=[1], n_labels=2)),
+            "start is 'pruned'",
+        ),
         (lambda: started(tiny_task_model("opt")), "not of BERT's shape"),
         (lambda: started(tiny_task_model("bert"), reduction=8), "does not divide"),
         (
@@ -202,7 +209,7 @@ def test_initial_weights_come_from_their_seed_and_leave_the_global_generator_alo
             ),
             "no backbone to start from",
         ),
-        (lambda: SideAdapter(side="wide", width=8, layers=[1], n_labels=2), "Unknown side network"),
+        (lambda: build_side(SideSpec.of(kind="wide", width=8, layers=[1], n_labels=2)), "Unknown side network"),
     ],
 )
 def test_shapes_that_cannot_be_are_refused(make, sentence):
@@ -226,7 +233,13 @@ def test_even_layers_end_in_the_last():
 def test_save_and_load_give_equal_bytes_and_equal_logits(tmp_path, capsys, name, side):
     model = tiny_task_model(name)
     adapter = stirred(
-        new_adapter(model.backbone, side=side, n_labels=2, rank=4, labels=["no", "yes"], label_words=[" bad", " good"])
+        new_adapter(
+            model.backbone,
+            kind=side,
+            n_labels=2,
+            rank=4,
+            about={"labels": ["no", "yes"], "label_words": [" bad", " good"]},
+        )
     )
     adapter.save_pretrained(tmp_path)
     loaded = SideAdapter.from_pretrained(tmp_path)
@@ -251,9 +264,23 @@ def test_a_pruned_ladder_comes_back_as_it_was_without_its_backbone(tmp_path):
     assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in adapter.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", SIDES)
+def test_a_folder_of_before_the_description_was_one_part_still_loads(tmp_path, kind):
+    adapter = stirred(new_adapter(tiny_task_model().backbone, kind=kind, n_labels=2, rank=4, reduction=2))
+    adapter.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    fields = config.pop("side")
+    del fields["start"], fields["norm_eps"]  # older still: from before they were there
+    file.write_text(json.dumps({**config, **fields, "side": fields.pop("kind")}))
+    loaded = SideAdapter.from_pretrained(tmp_path)
+    assert loaded.spec == adapter.spec
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in adapter.state_dict().items())
+
+
 def test_the_folder_says_which_backbone_it_belongs_to(tmp_path):
     model = tiny_task_model()
-    new_adapter(model.backbone, side="ladder", n_labels=2, task="reviews").save_pretrained(tmp_path)
+    new_adapter(model.backbone, kind="ladder", n_labels=2, about={"task": "reviews"}).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["fingerprint"] == model.backbone.fingerprint
     assert (config["backbone"], config["backbone_revision"], config["task"]) == ("opt", "", "reviews")
@@ -261,7 +288,7 @@ def test_the_folder_says_which_backbone_it_belongs_to(tmp_path):
 
 
 def test_another_backbone_is_refused_with_a_sentence():
-    adapter = new_adapter(tiny_task_model().backbone, side="full-width", n_labels=2)
+    adapter = new_adapter(tiny_task_model().backbone, kind="full-width", n_labels=2)
     other = tiny_task_model(seed=1)
     with pytest.raises(BackboneMismatch, match="was trained on 'opt'"):
         attach(adapter, other.backbone, other.head)
@@ -269,14 +296,14 @@ def test_another_backbone_is_refused_with_a_sentence():
 
 def test_a_side_network_that_skips_the_last_layer_is_refused():
     model = tiny_task_model()
-    adapter = new_adapter(model.backbone, side="full-width", n_labels=2, layers=[1, 2])
+    adapter = new_adapter(model.backbone, kind="full-width", n_labels=2, layers=[1, 2])
     with pytest.raises(BadInput, match="The last tapped layer is 2"):
         attach(adapter, model.backbone, model.head)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "extra"])
 def test_a_damaged_folder_is_refused(tmp_path, damage):
-    adapter = new_adapter(tiny_task_model().backbone, side="full-width", n_labels=2)
+    adapter = new_adapter(tiny_task_model().backbone, kind="full-width", n_labels=2)
     adapter.save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     if damage == "truncated":
@@ -285,6 +312,6 @@ def test_a_damaged_folder_is_refused(tmp_path, damage):
         weights.unlink()
     else:
         config = json.loads((tmp_path / "config.json").read_text())
-        (tmp_path / "config.json").write_text(json.dumps({**config, "layers": [2, 3]}))
+        (tmp_path / "config.json").write_text(json.dumps({**config, "side": {**config["side"], "layers": [2, 3]}}))
     with pytest.raises(BadInput, match="not a side network"):
         SideAdapter.from_pretrained(tmp_path)

@@ -11,6 +11,7 @@ import tracemalloc
 import msgspec
 import pytest
 
+from mobillm_kit.description import MOST_LAYERS, HeadSpec, SideSpec
 from mobillm_kit.wire import (
     ERROR_CODES,
     VERSION,
@@ -23,7 +24,6 @@ from mobillm_kit.wire import (
     Fetch,
     FrameInfo,
     Gradient,
-    HeadSpec,
     Hello,
     Limits,
     Logits,
@@ -32,7 +32,6 @@ from mobillm_kit.wire import (
     Plan,
     Pong,
     Result,
-    SideSpec,
     Welcome,
     WireError,
     check_batch,
@@ -43,7 +42,7 @@ from mobillm_kit.wire import (
     to_frames,
 )
 from mobillm_kit.wire.checks import side_values
-from mobillm_kit.wire.messages import MOST_LAYERS, MOST_SAMPLES
+from mobillm_kit.wire.messages import MOST_SAMPLES
 
 SIDE = SideSpec(
     kind="ladder",
@@ -56,7 +55,9 @@ SIDE = SideSpec(
     causal=True,
     pooling=None,
     seed=0,
-    options={},
+    start="random",
+    feed_forward=0,
+    norm_eps=1e-12,
 )
 HEAD = HeadSpec(norm="layer", eps=1e-5, project_out=False, bias=False, softcap=None, width=64, rows=2)
 PLAN = Plan(
@@ -276,8 +277,8 @@ def test_a_field_that_cannot_be(message, changes):
         {"layers": []},
         {"layers": [-1]},
         {"kind": "wide"},
-        {"options": {"dropout": float("nan")}},
-        {"options": {str(number): 0.0 for number in range(40)}},
+        {"norm_eps": float("nan")},
+        {"start": "elsewhere"},
         {"causal": 1},
     ],
     ids=str,
@@ -474,7 +475,7 @@ def test_a_plan_that_does_not_fit_together(changes):
         pytest.param({}, {"width": 65536, "reduction": 1, "layers": list(range(128))}, id="ladder, 20 TiB"),
         pytest.param({"head": None}, {"pooling": "mean", "width": 65536, "n_labels": 65536}, id="head, 16 GiB"),
         pytest.param({"max_tokens": 2**20, "max_rows": 1}, {}, id="attention over a million tokens"),
-        pytest.param({}, {"options": {"fingerprint": 1.0}}, id="unknown option"),
+        pytest.param({}, {"start": "backbone"}, id="no backbone to start from"),
     ],
 )
 def test_a_plan_that_would_take_the_servers_memory_is_refused_before_it_does(plan, side):
@@ -507,7 +508,7 @@ def test_the_weights_of_a_side_network_are_counted_as_they_are(kind, options, po
     from mobillm_kit.adapter import SideAdapter
 
     side = msgspec.structs.replace(SIDE, kind=kind, pooling=pooling)
-    built = SideAdapter(side=kind, width=64, layers=[1, 2], n_labels=2, pooling=pooling, **options)
+    built = SideAdapter(msgspec.structs.replace(side, **options))
     matrices = sum(parameter.numel() for parameter in built.parameters() if parameter.ndim == 2)
     assert matrices == side_values(side)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mobillm_kit import quant
 from mobillm_kit.adapter import attach, new_adapter
+from mobillm_kit.description import USUAL
 from mobillm_kit.device import Device
 from mobillm_kit.encode import Batch
 from mobillm_kit.errors import BadInput
@@ -30,7 +31,6 @@ from mobillm_kit.parcels import Upload, pack, unpack
 from mobillm_kit.quant import Codec
 from mobillm_kit.record import CountedMemory
 from mobillm_kit.server import Server
-from mobillm_kit.side import SideKind, SideStart
 from mobillm_kit.timeline import Timeline
 
 
@@ -195,12 +195,12 @@ def build(
     model: TaskModel,
     *,
     seed: int,
-    side: SideKind = "full-width",
+    side: str = "full-width",
     layers: int | Sequence[int] | None = None,
-    rank: int = 16,
-    reduction: int = 4,
-    heads: int = 2,
-    start: SideStart = "random",
+    rank: int = USUAL.rank,
+    reduction: int = USUAL.reduction,
+    heads: int = USUAL.heads,
+    start: str = USUAL.start,
     tokens: str = "auto",
     top_tokens: int | None = None,
     weight_decay: float = 0.0,
@@ -239,17 +239,18 @@ def build(
         BadInput: ``tokens="prediction"`` where it is not exact, or an option of the uplink without a server.
     """
     head = model.head
-    pooling = None if isinstance(head, LabelWordHead) else head.pooling
-    shape = {"rank": rank, "reduction": reduction, "heads": heads, "seed": seed}
     adapter = new_adapter(
         model.backbone,
-        side=side,
         n_labels=len(head.word_ids) if isinstance(head, LabelWordHead) else head.classifier.out_features,
         layers=layers,
-        pooling=pooling or "mean",
+        about=about,
+        kind=side,
+        pooling=None if isinstance(head, LabelWordHead) else head.pooling,
+        rank=rank,
+        reduction=reduction,
+        heads=heads,
         start=start,
-        **shape,
-        **(about or {}),
+        seed=seed,
     )
     adapter.to(model.backbone.device)
     tuned = attach(adapter, model.backbone, head)
@@ -267,8 +268,7 @@ def build(
     else:
         from mobillm_kit.uplink import wire  # sockets and keys: only where there is a server
 
-        spec = {"kind": side, "pooling": pooling, **shape}
-        way = wire(device, trainer, start, spec, server, codec, group, weight_decay, folder, **uplink)
+        way = wire(device, trainer, server, codec, group, weight_decay, folder, **uplink)
     return MobiLLM(device, trainer, way, model.backbone.resident())
 
 

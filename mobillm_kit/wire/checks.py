@@ -17,8 +17,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mobillm_kit.common import FLOAT_BYTES
+from mobillm_kit.description import SideSpec
 from mobillm_kit.errors import BadInput
-from mobillm_kit.wire.messages import VERSION, Batch, Gradient, Plan, SideSpec, Welcome, WireError
+from mobillm_kit.wire.messages import VERSION, Batch, Gradient, Plan, Welcome, WireError
 
 MOST_SIDE_VALUES = 2**29
 """Weights of a side network: 2 GiB in float32, three times that with its optimizer."""
@@ -51,8 +52,8 @@ def check_plan(plan: Plan) -> None:
         raise _bad_plan(
             f"The head is {plan.head.rows} x {plan.head.width}, the side network {side.n_labels} x {side.width}."
         )
-    if side.options:
-        raise _bad_plan(f"The side network's option '{next(iter(side.options))}' is not known.")
+    if side.start != "random":
+        raise _bad_plan("The side network would start from the backbone's weights, and a server has no backbone.")
     if side_values(side) > MOST_SIDE_VALUES:
         raise _bad_plan(f"The side network has {side_values(side)} weights; {MOST_SIDE_VALUES} is the most.")
     if side.kind == "ladder" and plan.max_rows * plan.max_tokens**2 > MOST_PAIRS:

@@ -22,9 +22,9 @@ from typing import Literal
 import msgspec
 
 from mobillm_kit.common import FLOAT_BYTES
+from mobillm_kit.description import MOST_LAYERS
 from mobillm_kit.wire.messages import (
     DIGEST_BYTES,
-    MOST_LAYERS,
     VERSION,
     FrameInfo,
     FromDevice,

@@ -15,17 +15,15 @@ from typing import Annotated, Literal, get_args
 import msgspec
 from msgspec import Meta
 
+from mobillm_kit.description import MOST_LAYERS, HeadSpec, Labels, Layers, SideSpec
 from mobillm_kit.errors import KitError
 
-VERSION = 1
+VERSION = 2
 """Of the protocol; raised whenever a message changes its meaning."""
 
 DIGEST_BYTES = 16
 MOST_SAMPLES = 2048
 """Of a batch: the largest one's header, with five numbers per sample, stays below 64 KiB."""
-MOST_LAYERS = 128
-MOST_LABELS = 65536
-WIDEST = 65536
 MOST_RANGES = 4096
 """Of cached samples that a welcome names; the others are sent again."""
 
@@ -33,8 +31,6 @@ Count = Annotated[int, Meta(ge=0, le=2**53)]
 Size = Annotated[int, Meta(ge=1, le=2**31)]
 Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
 Loss = Annotated[float, Meta(ge=-1e300, le=1e300)]
-Width = Annotated[int, Meta(ge=1, le=WIDEST)]
-Labels = Annotated[int, Meta(ge=2, le=MOST_LABELS)]
 Digest = Annotated[bytes, Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
 # \Z, not $: that one would let a line break follow.  Control and direction characters could paint over a terminal, and
 # a name with / or \ looks like a path to whoever puts it into one.
@@ -42,11 +38,8 @@ Name = Annotated[
     str,
     Meta(max_length=64, pattern=r"\A[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff/\\]+\Z"),
 ]
-OptionName = Annotated[str, Meta(max_length=32, pattern=r"\A[a-z][a-z_]*\Z")]
 Sentence = Annotated[str, Meta(max_length=2000)]
 SessionId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
-Layer = Annotated[int, Meta(ge=0, le=4095)]
-Layers = Annotated[list[Layer], Meta(min_length=1, max_length=MOST_LAYERS)]
 PerSample = Annotated[list[Count], Meta(max_length=MOST_SAMPLES)]
 
 ErrorCode = Literal[
@@ -105,36 +98,6 @@ class FrameInfo(_Part, frozen=True):
 
 
 Frames = Annotated[list[FrameInfo], Meta(max_length=MOST_LAYERS + 2)]
-
-
-class SideSpec(_Part, frozen=True):
-    """The side network; with its seed it gives the first weights, the same on every machine of one kind."""
-
-    kind: Literal["full-width", "ladder"]
-    width: Width
-    layers: Layers
-    n_labels: Labels
-    rank: Width
-    reduction: Width
-    heads: Annotated[int, Meta(ge=1, le=1024)]
-    causal: bool
-    pooling: Literal["mean", "first"] | None
-    """None where the head is the label words'."""
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)]
-    options: Annotated[dict[OptionName, Annotated[float, Meta(ge=-1e9, le=1e9)]], Meta(max_length=16)]
-    """Room for further numbers of the side network; version 1 knows none."""
-
-
-class HeadSpec(_Part, frozen=True):
-    """A decoder's head, read at the label words; its tensors come in the hello's only frame, as safetensors."""
-
-    norm: Literal["none", "layer", "rms", "rms-plus-one"]
-    eps: Annotated[float, Meta(ge=0.0, le=1.0)]
-    project_out: bool
-    bias: bool
-    softcap: Annotated[float, Meta(gt=0.0, le=1e6)] | None
-    width: Width
-    rows: Labels
 
 
 class Plan(_Part, frozen=True):

@@ -12,12 +12,13 @@ import sys
 import threading
 import time
 
+from mobillm_kit.description import SideSpec
 from mobillm_kit.errors import KitError
 from mobillm_kit.measure import current_rss_bytes, give_back_free_memory, peak_rss_bytes, reset_peak
 from mobillm_kit.remote import RemoteServer
 from mobillm_kit.serve import reach
 from mobillm_kit.timeline import Timeline
-from mobillm_kit.wire import Batch, Hello, Plan, SideSpec
+from mobillm_kit.wire import Batch, Hello, Plan
 from tests.faults.scenes import LIMITS
 
 ROWS, TOKENS, WIDTH, LAYERS = 4, 1024, 128, (0, 1)
@@ -39,7 +40,9 @@ def plan() -> Plan:
         causal=False,
         pooling="mean",
         seed=0,
-        options={},
+        start="random",
+        feed_forward=0,
+        norm_eps=1e-12,
     )
     return Plan(
         fingerprint="flood",
