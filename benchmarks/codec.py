@@ -33,10 +33,10 @@ import torch
 from torch import Tensor
 
 from mobillm_kit.errors import MissingExtra
-from mobillm_kit.provenance import clean_command, provenance
+from mobillm_kit.files import write_bytes
 from mobillm_kit.quant import CODECS, codec
 from mobillm_kit.record import Provenance
-from mobillm_kit.saving import write_bytes
+from mobillm_kit.runs.provenance import clean_command, provenance
 
 RECORD = Path(__file__).resolve().parent / "results" / "codec.json"
 SHAPE = (8, 128, 2048)

@@ -26,11 +26,11 @@ import msgspec
 import torch
 
 from mobillm_kit.methods import LABELS, method_row
-from mobillm_kit.provenance import clean_command
 from mobillm_kit.record import RunRecord
-from mobillm_kit.run import run
-from mobillm_kit.spec import RunSpec
-from mobillm_kit.tables import markdown, rows
+from mobillm_kit.runs.provenance import clean_command
+from mobillm_kit.runs.run import run
+from mobillm_kit.runs.spec import RunSpec
+from mobillm_kit.show.tables import markdown, rows
 from recipes.pocket.gate import CPU_SECONDS, HANDWRITTEN, NETS, RANDOM, Bar, bars
 
 HERE = Path(__file__).resolve().parent

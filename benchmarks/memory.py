@@ -31,7 +31,8 @@ from typing import Any
 import memory_prediction
 import msgspec
 
-from mobillm_kit.measure import fresh_environment, peak_rss_bytes
+from mobillm_kit.common import fresh_environment
+from mobillm_kit.memory.measure import peak_rss_bytes
 from mobillm_kit.record import Provenance
 
 RESULTS = Path(__file__).resolve().parent / "results" / "memory.jsonl"
@@ -115,7 +116,7 @@ def random_batch(batch: int, length: int, seed: int = 0) -> Any:
     """Texts of different lengths; the longest has T tokens."""
     import torch
 
-    from mobillm_kit.encode import Batch
+    from mobillm_kit.texts.encode import Batch
 
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(5, 1000, (batch, length), generator=generator)
@@ -133,9 +134,9 @@ def device(case: Case, folder: Path, out: Path | None) -> dict[str, Any]:
     with Pages() as pages:
         with without():
             from benchmarks.pieces import outline, pieces
-            from mobillm_kit.pretrained import DTYPES
+            from mobillm_kit.backbone.pretrained import DTYPES
+            from mobillm_kit.backbone.streaming import stream_backbone
             from mobillm_kit.quant import codec
-            from mobillm_kit.streaming import stream_backbone
 
             backbone = stream_backbone(folder, dtype=case.weights if case.weights in DTYPES else "bfloat16")
         imports_bytes = pages.now("VmRSS")
@@ -173,7 +174,7 @@ def write_head(backbone: Any, file: Path) -> None:
     """The frozen head at two label words: what the server gets of the backbone."""
     from safetensors.torch import save_file
 
-    from mobillm_kit.model import task_model
+    from mobillm_kit.methods.task_model import task_model
 
     save_file(task_model(backbone, word_ids=(10, 11)).head.server_copy().state_dict(), file)
 
@@ -186,12 +187,12 @@ def server(case: Case, folder: Path, sent: Path) -> dict[str, Any]:
     from transformers import AutoConfig
 
     from benchmarks.pieces import Piece, assemble, outline
-    from mobillm_kit.adapter import SideAdapter, SideTuned
-    from mobillm_kit.description import SideSpec
-    from mobillm_kit.model import LabelWordHead
-    from mobillm_kit.parcels import unpack
     from mobillm_kit.quant import codec
-    from mobillm_kit.server import Server
+    from mobillm_kit.quant.parcels import unpack
+    from mobillm_kit.server.side_trainer import Server
+    from mobillm_kit.side.adapter import SideAdapter, SideTuned
+    from mobillm_kit.side.description import SideSpec
+    from mobillm_kit.side.heads import LabelWordHead
 
     config = AutoConfig.from_pretrained(folder)
     batch, layers = random_batch(case.batch, case.length), range(1, config.num_hidden_layers + 1)
@@ -219,7 +220,7 @@ def whole(case: Case, folder: Path) -> dict[str, Any]:
     """The ordinary forward pass, the whole model in memory."""
     import torch
 
-    from mobillm_kit.backbone import load_backbone
+    from mobillm_kit.backbone.split import load_backbone
 
     with Pages() as pages:
         backbone = load_backbone(folder, dtype=case.weights)
@@ -237,9 +238,9 @@ def whole(case: Case, folder: Path) -> dict[str, Any]:
 
 def lora(case: Case, folder: Path) -> dict[str, Any]:
     """One training step of this kit's LoRA r8 (PEFT's layers, logits of two label words), the whole model in memory."""
-    from mobillm_kit.backbone import load_backbone
+    from mobillm_kit.backbone.split import load_backbone
     from mobillm_kit.methods import load_method
-    from mobillm_kit.model import task_model
+    from mobillm_kit.methods.task_model import task_model
 
     with Pages() as pages:
         model = task_model(load_backbone(folder, dtype=case.weights), word_ids=(10, 11))
@@ -281,8 +282,8 @@ def timing(case: Case, folder: Path) -> dict[str, Any]:
     """Seconds per batch, whole and streamed block-major, one after the other and again."""
     import torch
 
-    from mobillm_kit.backbone import load_backbone
-    from mobillm_kit.streaming import Tokens, stream_backbone
+    from mobillm_kit.backbone.split import load_backbone
+    from mobillm_kit.backbone.streaming import Tokens, stream_backbone
 
     loaded, streamed = load_backbone(folder, dtype=case.weights), stream_backbone(folder, dtype=case.weights)
     batches = [random_batch(case.batch, case.length, seed) for seed in range(case.window)]
@@ -335,9 +336,9 @@ def in_fresh_process(case: Case, folder: Path, sent: Path | None = None, *, thre
 @contextmanager
 def random_model(name: str, scratch: Path | None, dtype: str = "bfloat16") -> Iterator[Path]:
     """A folder with random weights of a built-in architecture, removed afterwards."""
-    from mobillm_kit.architectures import architecture
-    from mobillm_kit.pretrained import DTYPES
-    from mobillm_kit.skeleton import random_folder
+    from mobillm_kit.backbone.architectures import architecture
+    from mobillm_kit.backbone.meta_model import random_folder
+    from mobillm_kit.backbone.pretrained import DTYPES
 
     with tempfile.TemporaryDirectory(dir=scratch, prefix="mobillm-") as place:
         yield random_folder(architecture(name), Path(place) / name, dtype=DTYPES[dtype])
@@ -346,7 +347,7 @@ def random_model(name: str, scratch: Path | None, dtype: str = "bfloat16") -> It
 @contextmanager
 def coded_model(folder: Path, kind: str) -> Iterator[Path]:
     """The low-precision twin of a folder, removed afterwards."""
-    from mobillm_kit.lowbit import quantize_backbone
+    from mobillm_kit.backbone.lowbit import quantize_backbone
 
     with tempfile.TemporaryDirectory(dir=folder.parent) as place:
         yield quantize_backbone(folder, Path(place) / kind, kind)
@@ -397,7 +398,7 @@ def missing(cases: Iterable[Case], file: Path) -> list[Case]:
 
 def keep(result: Result, file: Path, command: str) -> None:
     """Add a result to the file, with where it comes from."""
-    from mobillm_kit.provenance import provenance
+    from mobillm_kit.runs.provenance import provenance
 
     result = msgspec.structs.replace(result, provenance=provenance(command))
     with file.open("ab") as lines:
@@ -460,11 +461,11 @@ def accuracy(file: Path, command: str, tasks: Sequence[str] = TASKS) -> None:
 def accuracy_of(case: Case, **changes: Any) -> Result:
     import torch
 
-    from mobillm_kit.fit import fit
-    from mobillm_kit.lowbit import KINDS, quantize_in_memory
-    from mobillm_kit.prepare import build_method, prepare, training_batches
-    from mobillm_kit.run import held_out_scores
-    from mobillm_kit.spec import RunSpec
+    from mobillm_kit.backbone.lowbit import KINDS, quantize_in_memory
+    from mobillm_kit.runs.loop import fit
+    from mobillm_kit.runs.prepare import build_method, prepare, training_batches
+    from mobillm_kit.runs.run import held_out_scores
+    from mobillm_kit.runs.spec import RunSpec
 
     torch.set_num_threads(1)
     options = {"codec": case.codec} if case.codec else {}
@@ -577,7 +578,7 @@ def main() -> int:
     if given.quick:
         quick()
         return 0
-    from mobillm_kit.provenance import clean_command
+    from mobillm_kit.runs.provenance import clean_command
 
     unknown = [part for part in given.parts if part not in PARTS]
     if unknown:

@@ -1,6 +1,6 @@
 """Memory predicted, counted and measured: `python benchmarks/memory_prediction.py [MODEL …] [--quick | --check]`.
 
-    predicted   a training step on tensors without values (mobillm_kit/shapes.py), plus 22 MiB of work buffers
+    predicted   a training step on tensors without values (mobillm_kit/memory/prediction.py), plus 22 MiB of work buffers
     counted     the ledger of the same method on real tensors
     measured    VmHWM of a fresh process that builds the model with random weights and trains, less its imports
 
@@ -25,7 +25,8 @@ from typing import Any
 import msgspec
 import psutil
 
-from mobillm_kit.measure import current_rss_bytes, fresh_environment, give_back_free_memory, peak_rss_bytes, reset_peak
+from mobillm_kit.common import fresh_environment
+from mobillm_kit.memory.measure import current_rss_bytes, give_back_free_memory, peak_rss_bytes, reset_peak
 from mobillm_kit.record import CountedMemory, Provenance
 
 RESULTS = Path(__file__).resolve().parent / "results" / "memory-prediction.jsonl"
@@ -100,7 +101,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def predicted_growth_bytes(self) -> int:
         """Tensors at the peak, and the libraries' work buffers."""
-        from mobillm_kit.shapes import WORK_BYTES
+        from mobillm_kit.memory.prediction import WORK_BYTES
 
         return self.predicted_peak_bytes + WORK_BYTES
 
@@ -115,9 +116,9 @@ def child(case: Case, party: str) -> Measured:
     import torch
     from transformers import AutoConfig
 
-    from mobillm_kit.architectures import architecture
+    from mobillm_kit.backbone.architectures import architecture
+    from mobillm_kit.memory.prediction import shape_model
     from mobillm_kit.methods import load_method
-    from mobillm_kit.shapes import shape_model
 
     torch.set_num_threads(1)
     build = load_method(case.method)
@@ -174,7 +175,7 @@ def random_batch(case: Case, kind: str) -> Any:
     """Random tokens; the texts differ in length, the longest has T tokens."""
     import torch
 
-    from mobillm_kit.encode import Batch
+    from mobillm_kit.texts.encode import Batch
 
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 1000, (case.batch, case.length), generator=generator)
@@ -205,9 +206,9 @@ def results(case: Case, command: str) -> list[Result]:
     """One result per party, measured where the machine has the room."""
     from dataclasses import asdict
 
-    from mobillm_kit.architectures import architecture
-    from mobillm_kit.provenance import provenance
-    from mobillm_kit.shapes import predict
+    from mobillm_kit.backbone.architectures import architecture
+    from mobillm_kit.memory.prediction import predict
+    from mobillm_kit.runs.provenance import provenance
 
     needs = predict(architecture(case.model), case.method, batch_size=case.batch, length=case.length, dtype=case.dtype)
     found = []
@@ -341,7 +342,7 @@ def main() -> int:
             for result in results(Case(model="pocket", method=method), ""):
                 print(line(result), flush=True)
         return 0
-    from mobillm_kit.provenance import clean_command
+    from mobillm_kit.runs.provenance import clean_command
 
     print(HEADER)
     chosen = given.methods.split(",")

@@ -1,6 +1,6 @@
 """The papers' memory figures beside ours: `python benchmarks/papers.py [--measure] [--quick] [--check]`.
 
-    predicted   from shapes (mobillm_kit/shapes.py): the whole process, Python and torch included
+    predicted   from shapes (mobillm_kit/memory/prediction.py): the whole process, Python and torch included
     measured    VmHWM of a fresh process; for PocketLLM under a limit that the kernel enforces (RLIMIT_DATA)
 
 Published figures come from other machines, other precisions and mostly from GPUs, and MobiLLM's tables are not public:
@@ -25,7 +25,7 @@ from pathlib import Path
 import msgspec
 from memory_prediction import Case, Measured
 
-from mobillm_kit.measure import fresh_environment
+from mobillm_kit.common import fresh_environment
 from mobillm_kit.record import Provenance
 
 RESULTS = Path(__file__).resolve().parent / "results" / "papers.json"
@@ -63,8 +63,8 @@ class Papers(msgspec.Struct, frozen=True, kw_only=True):
 @cache
 def device_gb(model: str, method: str, batch: int, length: int, dtype: str = "float32", **options: object) -> float:
     """Predicted process of the device, GB."""
-    from mobillm_kit.architectures import architecture
-    from mobillm_kit.shapes import predict
+    from mobillm_kit.backbone.architectures import architecture
+    from mobillm_kit.memory.prediction import predict
 
     needs = predict(
         architecture(model), method, batch_size=batch, length=length, dtype=dtype, options=dict(options) or None
@@ -75,8 +75,8 @@ def device_gb(model: str, method: str, batch: int, length: int, dtype: str = "fl
 @cache
 def streamed_gb(model: str, batch: int, length: int) -> dict[str, float]:
     """Predicted processes whose blocks are read one after the other, GB, by the way's name."""
-    from mobillm_kit.architectures import architecture
-    from mobillm_kit.fits import Step, streamed
+    from mobillm_kit.backbone.architectures import architecture
+    from mobillm_kit.memory.budget import Step, streamed
 
     ways = streamed(Step(architecture(model), "lora", batch, length, "bfloat16"))
     return {way.label: way.device_bytes / GB for way in ways}
@@ -306,7 +306,7 @@ def check(file: Path) -> bool:
 
 
 def main() -> int:
-    from mobillm_kit.provenance import clean_command, provenance
+    from mobillm_kit.runs.provenance import clean_command, provenance
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--measure", action="store_true", help="run PocketLLM's limits (7 GB of memory free)")

@@ -19,12 +19,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mobillm_kit.encode import Batch
+from mobillm_kit.backbone.streaming import StreamedBackbone, Tap, Tokens
 from mobillm_kit.errors import BadInput
-from mobillm_kit.parcels import Parcel
 from mobillm_kit.quant import Codec
+from mobillm_kit.quant.parcels import Parcel
 from mobillm_kit.quant.scratch import release
-from mobillm_kit.streaming import StreamedBackbone, Tap, Tokens
+from mobillm_kit.texts.encode import Batch
 
 
 @dataclass(frozen=True, eq=False)

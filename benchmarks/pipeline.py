@@ -26,22 +26,22 @@ from pathlib import Path
 import msgspec
 import torch
 
-from mobillm_kit.batches import Batches, FitSettings
-from mobillm_kit.encode import Encoded
 from mobillm_kit.errors import KitError
-from mobillm_kit.fit import evaluate
-from mobillm_kit.link import Link
+from mobillm_kit.files import write_bytes
+from mobillm_kit.link.overlap import StepCost, finish_times
+from mobillm_kit.link.rates import Link
+from mobillm_kit.link.shaping import LinkProcess
+from mobillm_kit.link.timeline import Timeline
 from mobillm_kit.methods.mobillm import MobiLLM, build
-from mobillm_kit.model import TaskModel, task_model
-from mobillm_kit.overlap import StepCost, finish_times
-from mobillm_kit.prepare import Prepared, build_method, fit_settings, prepare, training_batches
-from mobillm_kit.provenance import clean_command, provenance
+from mobillm_kit.methods.task_model import TaskModel, task_model
 from mobillm_kit.record import Provenance
-from mobillm_kit.saving import write_bytes
-from mobillm_kit.serve import ServerProcess, serve
-from mobillm_kit.shaping import LinkProcess
-from mobillm_kit.spec import RunSpec
-from mobillm_kit.timeline import Timeline
+from mobillm_kit.runs.loop import evaluate
+from mobillm_kit.runs.prepare import Prepared, build_method, fit_settings, prepare, training_batches
+from mobillm_kit.runs.provenance import clean_command, provenance
+from mobillm_kit.runs.spec import RunSpec
+from mobillm_kit.server.process import ServerProcess, serve
+from mobillm_kit.texts.batches import Batches, FitSettings
+from mobillm_kit.texts.encode import Encoded
 from recipes.pocket.gate import Bar
 
 RESULTS = Path(__file__).resolve().parent / "results" / "pipeline.json"
@@ -218,7 +218,7 @@ QUICK = Size(
 def big(size: Size, batch: tuple[int, int]) -> Big:
     from transformers import OPTConfig, OPTForCausalLM
 
-    from mobillm_kit.backbone import Backbone
+    from mobillm_kit.backbone.split import Backbone
 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)

@@ -2,7 +2,7 @@
 
 The names below are imported when they are first used, so that ``import mobillm_kit`` costs nothing: no
 torch, no sockets, no plots.  ``fit`` and ``compare`` stand in modules of their own name and are imported from
-there (``from mobillm_kit.fit import fit``): a package attribute of that name would be the function or the
+there (``from mobillm_kit.runs.loop import fit``): a package attribute of that name would be the function or the
 module, depending on what was imported first.
 
 Knows: where each public name lives.  Knows nothing of: what it does.
@@ -17,12 +17,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mobillm_kit.backbone import Backbone, load_backbone
+    from mobillm_kit.backbone.split import Backbone, load_backbone
     from mobillm_kit.methods import METHODS, load_method
     from mobillm_kit.record import RunRecord, load_record
-    from mobillm_kit.side import FullWidthSide, LadderSide
-    from mobillm_kit.tasks import Task, get_task
-    from mobillm_kit.texts import TaskData, load_task
+    from mobillm_kit.side.networks import FullWidthSide, LadderSide
+    from mobillm_kit.texts.loading import TaskData, load_task
+    from mobillm_kit.texts.tasks import Task, get_task
 
 __version__ = "0.1.0"
 

@@ -1,4 +1,4 @@
-"""From words to one of the commands of ``cli_run.py`` and ``cli_tools.py``, and from what went wrong to one sentence.
+"""From words to one of the commands of ``commands/run.py`` and ``commands/tools.py``, and from what went wrong to one sentence.
 
 tyro reads the commands' fields, their types and the sentences below them; there is no second list of options.
 `mobillm --tyro-print-completion bash` (or zsh, tcsh) prints the completion of a shell.
@@ -25,7 +25,9 @@ from rich.console import Console
 from rich.markup import escape
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from mobillm_kit import __version__, cli_run, cli_tools
+from mobillm_kit import __version__
+from mobillm_kit.commands import run as cli_run
+from mobillm_kit.commands import tools as cli_tools
 from mobillm_kit.errors import BadInput, KitError
 
 ABOUT = (

@@ -1,12 +1,46 @@
-"""Numbers that several rooms share.
+"""What several rooms share: units, seeds for private generators, the environment of a fresh process.
 
-Knows: units.  Knows nothing of: tensors, files, models.
+Knows: numbers and words.  Knows nothing of: tensors, files, models.
 """
 
 from __future__ import annotations
+
+import hashlib
+import os
 
 MIB = 2**20
 GIB = 2**30
 
 FLOAT_BYTES = 4
 """Of one float32."""
+
+
+def derived_seed(seed: int, *purpose: str | int) -> int:
+    """A 63-bit seed that depends on ``seed`` and on every word of ``purpose``, and looks unrelated to others."""
+    words = "/".join(str(word) for word in (seed, *purpose))
+    return int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "little") >> 1
+
+
+MMAP_THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
+
+
+MMAP_THRESHOLD_BYTES = 131072
+"""Blocks from this size on are mapped one by one and go back to the system when they are freed."""
+
+
+def fresh_environment(*, threads: int = 1) -> dict[str, str]:
+    """The environment in which a child process can be measured: this one's, with the settings that matter.
+
+    Args:
+        threads: OpenMP threads of the child, 1 or more.
+    """
+    return {
+        **os.environ,
+        MMAP_THRESHOLD: str(MMAP_THRESHOLD_BYTES),
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "passive",
+        "PYTHONHASHSEED": "0",
+        # the sampler is a fork, of which a parallel tokenizer would warn
+        "TOKENIZERS_PARALLELISM": "false",
+    }

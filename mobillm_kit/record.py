@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from mobillm_kit.errors import RecordError
-from mobillm_kit.saving import write_bytes
+from mobillm_kit.files import write_bytes
 
 FORMAT = 1
 """Version of the record's fields; raised whenever a field changes its meaning."""

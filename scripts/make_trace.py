@@ -1,4 +1,4 @@
-"""Write the packaged bandwidth traces.  They are made up, not recorded: see `mobillm_kit.link.synthetic_trace`.
+"""Write the packaged bandwidth traces.  They are made up, not recorded: see `mobillm_kit.link.rates.synthetic_trace`.
 
 python scripts/make_trace.py [FOLDER]        data/traces if none is given
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mobillm_kit.link import synthetic_trace
+from mobillm_kit.link.rates import synthetic_trace
 
 MEDIANS_MBIT = (20, 60)
 

@@ -8,9 +8,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mobillm_kit.encode import Batch
-from mobillm_kit.model import Pooling, TaskModel, task_model
-from mobillm_kit.spec import RunSpec
+from mobillm_kit.methods.task_model import TaskModel, task_model
+from mobillm_kit.runs.spec import RunSpec
+from mobillm_kit.side.heads import Pooling
+from mobillm_kit.texts.encode import Batch
 from tests.families import tiny_backbone
 
 

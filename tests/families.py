@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from mobillm_kit.backbone import Backbone
-from mobillm_kit.families import family_of
+from mobillm_kit.backbone.families import family_of
+from mobillm_kit.backbone.split import Backbone
 
 _SMALL = {
     "hidden_size": 32,

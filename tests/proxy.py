@@ -17,17 +17,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mobillm_kit.forwarder import (
-    NEVER,
-    READ_BYTES,
-    Address,
-    Connection,
-    Forwarder,
-    Pipe,
-    bound_socket,
-    now,
-)
-from mobillm_kit.seeds import derived_seed
+from mobillm_kit.common import derived_seed
+from mobillm_kit.link.forwarder import NEVER, READ_BYTES, Address, Connection, Forwarder, Pipe, bound_socket, now
 
 DIRECTIONS = {"up": ("up",), "down": ("down",), "both": ("up", "down")}
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
-from mobillm_kit.architectures import BUILT_IN, architecture
+from mobillm_kit.backbone.architectures import BUILT_IN, architecture
+from mobillm_kit.backbone.families import family_of
 from mobillm_kit.errors import BadInput, UnknownName
-from mobillm_kit.families import family_of
 from tests.builders import save_tiny_model
 
 PUBLISHED = {

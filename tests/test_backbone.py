@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mobillm_kit.backbone import Backbone, load_backbone, load_tokenizer, random_backbone
+from mobillm_kit.backbone.families import family_of
+from mobillm_kit.backbone.split import Backbone, load_backbone, load_tokenizer, random_backbone
 from mobillm_kit.errors import BadInput, UnknownName
-from mobillm_kit.families import family_of
 from tests.families import TINY, tiny_backbone
 
 ALL = sorted(TINY)

@@ -17,16 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from mobillm_kit.device_socket import DeviceSocket
-from mobillm_kit.errors import ServerRefused
-from mobillm_kit.fit import fit
-from mobillm_kit.join import JoinString
-from mobillm_kit.keys import load_or_make_keys
-from mobillm_kit.methods.mobillm import MobiLLM
-from mobillm_kit.portable import checked_result
-from mobillm_kit.prepare import Prepared, build_method, prepare, training_batches
-from mobillm_kit.serve import ServerProcess, serve
-from mobillm_kit.wire import (
+from mobillm_kit.channel import (
     ERROR_CODES,
     Ack,
     Batch,
@@ -44,6 +35,15 @@ from mobillm_kit.wire import (
     from_frames,
     to_frames,
 )
+from mobillm_kit.channel.device_socket import DeviceSocket
+from mobillm_kit.channel.join import JoinString
+from mobillm_kit.channel.keys import load_or_make_keys
+from mobillm_kit.errors import ServerRefused
+from mobillm_kit.methods.mobillm import MobiLLM
+from mobillm_kit.runs.loop import fit
+from mobillm_kit.runs.prepare import Prepared, build_method, prepare, training_batches
+from mobillm_kit.server.process import ServerProcess, serve
+from mobillm_kit.side.portable_head import checked_result
 from tests.builders import tiny_spec
 from tests.test_wire import mutated
 from tests.uplink import shape

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mobillm_kit.bitwidth import LADDER, BitWidthController, bytes_per_value
 from mobillm_kit.errors import BadInput
 from mobillm_kit.quant import codec
+from mobillm_kit.quant.bitwidth import LADDER, BitWidthController, bytes_per_value
 
 
 class Stages:

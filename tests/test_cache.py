@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from mobillm_kit.cache import ActivationCache, ranges
-from mobillm_kit.parcels import Parcel
+from mobillm_kit.quant.parcels import Parcel
+from mobillm_kit.server.cache import ActivationCache, ranges
 
 
 def parcel(number: int, n_bytes: int = 100) -> Parcel:

@@ -13,11 +13,11 @@ import time
 import pytest
 
 from mobillm_kit.cli import COMMANDS, main, parse
-from mobillm_kit.cli_run import method_options
+from mobillm_kit.commands.run import method_options
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import METHODS
-from mobillm_kit.spec import RunSpec, Settings
-from mobillm_kit.tasks import TASKS
+from mobillm_kit.runs.spec import RunSpec, Settings
+from mobillm_kit.texts.tasks import TASKS
 from tests.builders import save_texts, save_tiny_model
 
 WIDE = {"COLUMNS": "240", "TERM": "dumb"}
@@ -209,6 +209,8 @@ def test_a_comparison_gives_each_seed_to_each_method_and_one_to_a_control():
 
 
 def test_ctrl_c_ends_with_the_status_of_shells(capsys, monkeypatch):
-    monkeypatch.setattr("mobillm_kit.cli_tools.Methods.__call__", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "mobillm_kit.commands.tools.Methods.__call__", lambda self: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     assert main(["methods"]) == 130
     assert "the same command goes on from there" in capsys.readouterr().err

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mobillm_kit.compare import compare, load_folder
 from mobillm_kit.errors import BadInput, FolderBusy, KitError, RecordError
-from mobillm_kit.folders import lay_out, only_one
+from mobillm_kit.runs.compare import compare, load_folder
+from mobillm_kit.runs.folders import lay_out, only_one
 from tests.builders import save_texts, save_tiny_model, tiny_spec
 
 METHODS = ("majority", "bag-of-words", "probe", "mobillm-full-width")
@@ -74,7 +74,7 @@ def test_other_settings_in_the_same_folder_are_refused(compared):
 
 def test_two_at_a_time_in_one_folder_are_refused(tmp_path):
     hold = (
-        "import sys, time; from pathlib import Path; from mobillm_kit.folders import only_one\n"
+        "import sys, time; from pathlib import Path; from mobillm_kit.runs.folders import only_one\n"
         "with only_one(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE)
@@ -128,7 +128,8 @@ def workers_of(place: Path) -> list[psutil.Process]:
     return [
         process
         for process in psutil.process_iter(["cmdline"])
-        if "mobillm_kit.worker" in (process.info["cmdline"] or []) and str(place) in " ".join(process.info["cmdline"])
+        if "mobillm_kit.runs.worker" in (process.info["cmdline"] or [])
+        and str(place) in " ".join(process.info["cmdline"])
     ]
 
 

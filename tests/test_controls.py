@@ -7,7 +7,7 @@ import torch
 
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import controls
-from mobillm_kit.tasks import Example
+from mobillm_kit.texts.tasks import Example
 
 
 def example(text: str, label: int, pair: str | None = None) -> Example:

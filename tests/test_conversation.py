@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mobillm_kit.conversation import ConnectionLost, Conversation
-from mobillm_kit.errors import ServerGone, ServerRefused, TrainingDiverged
-from mobillm_kit.timings import Timings
-from mobillm_kit.wire import (
+from mobillm_kit.channel import (
     Ack,
     Bye,
     Checkpoint,
@@ -23,6 +20,9 @@ from mobillm_kit.wire import (
     Welcome,
     to_frames,
 )
+from mobillm_kit.channel.timings import Timings
+from mobillm_kit.device.conversation import ConnectionLost, Conversation
+from mobillm_kit.errors import ServerGone, ServerRefused, TrainingDiverged
 from tests.faults.flood import batch, plan
 
 TIMES = Timings()

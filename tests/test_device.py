@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mobillm_kit.device import Device, farthest_tokens
+from mobillm_kit.device.forward import Device, farthest_tokens
 from mobillm_kit.errors import BadInput
-from mobillm_kit.side import FullWidthSide, LadderSide, gate_shares, layers_by_gate
+from mobillm_kit.side.networks import FullWidthSide, LadderSide, gate_shares, layers_by_gate
 from tests.builders import random_batch, tiny_task_model
 
 

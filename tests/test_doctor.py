@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import zmq
 
-from mobillm_kit import doctor
-from mobillm_kit.doctor import Check
+from mobillm_kit.runs import doctor
+from mobillm_kit.runs.doctor import Check
 
 
 def test_every_probe_answers_and_every_failure_says_what_to_do():
@@ -179,6 +179,6 @@ def test_an_incomplete_data_folder_names_the_missing_file(monkeypatch, tmp_path)
 
 
 def test_importing_the_doctor_imports_neither_torch_nor_zmq():
-    probe = "import sys, mobillm_kit.doctor; print({'torch', 'zmq'} & set(sys.modules))"
+    probe = "import sys, mobillm_kit.runs.doctor; print({'torch', 'zmq'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

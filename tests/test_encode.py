@@ -11,9 +11,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from mobillm_kit.encode import Batch, Encoded, TextEncoder
 from mobillm_kit.errors import BadInput
-from mobillm_kit.tasks import TASKS, Example, get_task
+from mobillm_kit.texts.encode import Batch, Encoded, TextEncoder
+from mobillm_kit.texts.tasks import TASKS, Example, get_task
 
 LONG = "the long and winding tale of a film " * 40
 

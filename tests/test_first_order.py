@@ -7,10 +7,11 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from torch.nn import functional as F
 
+from mobillm_kit.common import derived_seed
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import full, full_checkpointing, lora, lora_fa, probe
-from mobillm_kit.model import PooledHead, TaskModel
-from mobillm_kit.seeds import derived_seed
+from mobillm_kit.methods.task_model import TaskModel
+from mobillm_kit.side.heads import PooledHead
 from tests.builders import random_batch, tiny_task_model
 
 LR = 3e-3

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mobillm_kit.batches import FitSettings, batch_indices, learning_rate
 from mobillm_kit.errors import BadInput, TrainingDiverged
-from mobillm_kit.fit import evaluate, fit
 from mobillm_kit.methods import METHODS as TABLE
-from mobillm_kit.prepare import build_method, prepare, training_batches
+from mobillm_kit.runs.loop import evaluate, fit
+from mobillm_kit.runs.prepare import build_method, prepare, training_batches
+from mobillm_kit.texts.batches import FitSettings, batch_indices, learning_rate
 from tests.builders import tiny_spec
 
 METHODS = [name for name, row in TABLE.items() if row.trained]
@@ -219,10 +219,10 @@ OUT_OF_MEMORY = """
 import resource, sys, torch
 from dataclasses import replace
 from pathlib import Path
-from mobillm_kit.batches import Batches
+from mobillm_kit.texts.batches import Batches
 from mobillm_kit.errors import NotEnoughMemory
-from mobillm_kit.fit import fit
-from mobillm_kit.prepare import build_method, fit_settings, prepare, training_batches
+from mobillm_kit.runs.loop import fit
+from mobillm_kit.runs.prepare import build_method, fit_settings, prepare, training_batches
 from tests.builders import tiny_spec
 prepared = prepare(tiny_spec(Path(sys.argv[1]), method="full", batch_size=4))
 method = build_method(prepared)

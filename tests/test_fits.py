@@ -5,12 +5,21 @@ from __future__ import annotations
 import pytest
 from transformers import AutoConfig
 
-from mobillm_kit import cli_run
-from mobillm_kit.architectures import architecture
+from mobillm_kit.backbone.architectures import architecture
 from mobillm_kit.cli import main
+from mobillm_kit.commands import run as cli_run
 from mobillm_kit.errors import BadInput
-from mobillm_kit.fits import Step, alternatives, backbone_bytes, largest_batch, parse_bytes, reason, streamed, table
-from mobillm_kit.shapes import RUNTIME_BYTES
+from mobillm_kit.memory.budget import (
+    Step,
+    alternatives,
+    backbone_bytes,
+    largest_batch,
+    parse_bytes,
+    reason,
+    streamed,
+    table,
+)
+from mobillm_kit.memory.prediction import RUNTIME_BYTES
 from tests.families import TINY
 
 MIB, GIB = 2**20, 2**30

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobillm_kit import keys as keys_module
+from mobillm_kit.channel import keys as keys_module
+from mobillm_kit.channel.join import CODE_ALPHABET, Z85, JoinString, check_code, check_key, is_loopback
+from mobillm_kit.channel.keys import AllowList, KeyPair, OneTimeCodes, load_or_make_keys, new_keys
 from mobillm_kit.errors import BadInput, FolderBusy, SaveFailed
-from mobillm_kit.join import CODE_ALPHABET, Z85, JoinString, check_code, check_key, is_loopback
-from mobillm_kit.keys import AllowList, KeyPair, OneTimeCodes, load_or_make_keys, new_keys
 
 posix = pytest.mark.skipif(os.name != "posix", reason="file modes are a POSIX thing")
 
@@ -87,7 +87,7 @@ def test_two_keys_that_do_not_belong_together_are_refused(tmp_path):
 def test_processes_that_start_together_agree_on_one_key(tmp_path):
     code = """
 import pathlib, sys
-from mobillm_kit.keys import load_or_make_keys
+from mobillm_kit.channel.keys import load_or_make_keys
 print(load_or_make_keys(pathlib.Path(sys.argv[1])).public)
 """
     started = [

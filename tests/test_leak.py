@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from mobillm_kit.device.inversion import NearestToken, labels_by_sign, recovered
 from mobillm_kit.errors import BadInput
-from mobillm_kit.leak import NearestToken, labels_by_sign, recovered
 from tests.builders import random_batch, tiny_task_model
 
 

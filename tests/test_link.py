@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mobillm_kit.errors import BadInput, UnknownName
-from mobillm_kit.link import (
+from mobillm_kit.link.rates import (
     LINKS,
     SEGMENT_BYTES,
     Delays,

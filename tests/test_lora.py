@@ -7,9 +7,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 
+from mobillm_kit.common import derived_seed
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import lora, lora_fa, mezo_lora, prge
-from mobillm_kit.seeds import derived_seed
 from tests.builders import random_batch, tiny_task_model
 from tests.families import TINY
 

@@ -7,13 +7,13 @@ import json
 import pytest
 import torch
 
-from mobillm_kit.backbone import load_backbone
+from mobillm_kit.backbone.lowbit import FILE, KINDS, CodedMatrix, quantize_backbone, quantize_in_memory
+from mobillm_kit.backbone.split import load_backbone
+from mobillm_kit.backbone.streaming import Tokens, stream_backbone
 from mobillm_kit.errors import BadInput, KitError
-from mobillm_kit.lowbit import FILE, KINDS, CodedMatrix, quantize_backbone, quantize_in_memory
-from mobillm_kit.memory import storage_bytes
 from mobillm_kit.methods.mobillm import build
-from mobillm_kit.model import task_model
-from mobillm_kit.streaming import Tokens, stream_backbone
+from mobillm_kit.methods.task_model import task_model
+from mobillm_kit.training.ledger import storage_bytes
 from tests.builders import random_batch, save_tiny_model
 from tests.families import TINY, tiny_backbone
 
@@ -42,7 +42,7 @@ def test_a_matrix_is_close_to_itself_and_not_equal(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_decoded_a_few_at_a_time_are_those_of_the_codec(kind, monkeypatch):
-    monkeypatch.setattr("mobillm_kit.lowbit.DECODED_AT_A_TIME", 3 * 192)
+    monkeypatch.setattr("mobillm_kit.backbone.lowbit.DECODED_AT_A_TIME", 3 * 192)
     dense = torch.randn(40, 192, generator=torch.Generator().manual_seed(1))
     matrix = CodedMatrix(kind, (40, 192), dtype=torch.bfloat16)
     matrix.codes = matrix.encode(dense)

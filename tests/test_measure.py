@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from mobillm_kit.common import fresh_environment
 from mobillm_kit.errors import MissingExtra
-from mobillm_kit.measure import current_rss_bytes, fresh_environment, measured, peak_rss_bytes, reset_peak
+from mobillm_kit.memory.measure import current_rss_bytes, measured, peak_rss_bytes, reset_peak
 
 MIB = 2**20
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,7 +23,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="VmHWM and its reset 
 PRELUDE = """
 import json, os, sys, time
 import numpy as np
-from mobillm_kit.measure import *
+from mobillm_kit.memory.measure import *
 def touched(mib):
     return np.ones(int(mib * 2**20), dtype=np.uint8)
 def show(m):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mobillm_kit.memory import (
+from mobillm_kit.training.ledger import (
     SavedActivations,
     gradient_bytes,
     optimizer_bytes,

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from mobillm_kit.common import derived_seed
 from mobillm_kit.errors import BadInput
-from mobillm_kit.memory import SavedActivations
 from mobillm_kit.methods import mezo, mezo_lora
 from mobillm_kit.methods.zeroth_order import ReplayLog, replay
-from mobillm_kit.seeds import derived_seed
+from mobillm_kit.training.ledger import SavedActivations
 from tests.builders import random_batch, tiny_task_model
 
 DOUBLE = torch.float64

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mobillm_kit.adamw import adamw
-from mobillm_kit.adapter import attach, new_adapter
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import mobillm
+from mobillm_kit.side.adapter import attach, new_adapter
+from mobillm_kit.training.adamw import adamw
 from tests.builders import random_batch, tiny_task_model
 
 CASES = [

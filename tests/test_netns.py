@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from mobillm_kit.link import Link
-from mobillm_kit.shaping import ShapedLink
+from mobillm_kit.link.rates import Link
+from mobillm_kit.link.shaping import ShapedLink
 
 LIMIT_S = 20
 GOODPUT = 1448 / 1514

@@ -18,7 +18,7 @@ GONE_S = 2.0 * max(1.0, min(5.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
 """Two seconds where a core is free; where others want it too, longer in proportion."""
 
 SERVE = """
-from mobillm_kit.serve import serve
+from mobillm_kit.server.process import serve
 with serve() as server:
     print("pid", server.pid)
     {then}
@@ -144,7 +144,7 @@ def test_a_server_that_was_never_closed_ends_with_its_kernel(kernel):
     code = """
 import tempfile
 from pathlib import Path
-from mobillm_kit.serve import ServerProcess
+from mobillm_kit.server.process import ServerProcess
 server = ServerProcess(Path(tempfile.mkdtemp()))
 print("pid", server.pid)
 """

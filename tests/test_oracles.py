@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mobillm_kit.adapter import attach, new_adapter
 from mobillm_kit.methods import METHODS, load_method
-from mobillm_kit.parcels import Upload
-from mobillm_kit.server import Server
+from mobillm_kit.quant.parcels import Upload
+from mobillm_kit.server.side_trainer import Server
+from mobillm_kit.side.adapter import attach, new_adapter
 from tests.builders import random_batch, tiny_task_model
 
 LR = 1e-2

@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 
 from mobillm_kit.errors import BadInput
-from mobillm_kit.link import Link
-from mobillm_kit.overlap import StepCost, finish_times, schedule, slowest, spans
+from mobillm_kit.link.overlap import StepCost, finish_times, schedule, slowest, spans
+from mobillm_kit.link.rates import Link
 
 FAST = Link(1e6)
 EIGHT_MBIT = Link(8.0)

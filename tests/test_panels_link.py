@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from mobillm_kit.errors import BadInput
-from mobillm_kit.link import Link
-from mobillm_kit.overlap import StepCost
-from mobillm_kit.panels import LinkPanel, pace_text
+from mobillm_kit.link.overlap import StepCost
+from mobillm_kit.link.rates import Link
+from mobillm_kit.show.panels import LinkPanel, pace_text
 
 COSTS = {"all tokens": StepCost(0.02, 200_000, 0.01), "one token": StepCost(0.02, 10_000, 0.005)}
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mobillm_kit.errors import BadInput
-from mobillm_kit.parcels import Upload, merge, pack, split, unpack
 from mobillm_kit.quant import CODECS, codec
+from mobillm_kit.quant.parcels import Upload, merge, pack, split, unpack
 
 LAYERS = (1, 2, 4)
 WIDTH = 64

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from benchmarks.pieces import assemble, outline, pieces
-from mobillm_kit.device import Device
+from mobillm_kit.backbone.streaming import stream_backbone
+from mobillm_kit.device.forward import Device
 from mobillm_kit.errors import BadInput
-from mobillm_kit.parcels import pack
 from mobillm_kit.quant import codec
-from mobillm_kit.streaming import stream_backbone
+from mobillm_kit.quant.parcels import pack
 from tests.builders import random_batch
 from tests.families import tiny_backbone
 

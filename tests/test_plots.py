@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from mobillm_kit import chart, plots_memory, plots_runs
-from mobillm_kit.chart import Chart, spread_out
 from mobillm_kit.errors import BadInput, SaveFailed
 from mobillm_kit.methods import CONTROLS, LABELS
-from mobillm_kit.plots_runs import Point, pareto_front
+from mobillm_kit.show import chart, plots_memory, plots_runs
+from mobillm_kit.show.chart import Chart, spread_out
+from mobillm_kit.show.plots_runs import Point, pareto_front
 from tests.records import MIB, SKETCHES, a_comparison, a_control, a_record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -358,7 +358,7 @@ def test_what_cannot_be_drawn_is_refused_with_a_sentence(draw, message):
 
 
 def test_a_missing_library_is_named_with_its_remedy():
-    code = "import sys; sys.modules['seaborn'] = None\nimport mobillm_kit.plots_runs"
+    code = "import sys; sys.modules['seaborn'] = None\nimport mobillm_kit.show.plots_runs"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 1
     assert "MissingExtra: Figures need seaborn" in done.stderr

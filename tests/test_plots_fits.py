@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from mobillm_kit.architectures import architecture
+from mobillm_kit.backbone.architectures import architecture
 from mobillm_kit.common import GIB
 from mobillm_kit.errors import BadInput
-from mobillm_kit.plots_memory import budget_bars, fit_grid
-from mobillm_kit.shapes import predict
+from mobillm_kit.memory.prediction import predict
+from mobillm_kit.show.plots_memory import budget_bars, fit_grid
 
 GRID = {
     "small": {"full": 2 * GIB, "streamed": GIB},
@@ -56,7 +56,7 @@ def test_a_grid_with_holes_is_refused(grid):
 
 
 def test_the_panel_says_that_it_fits_and_follows_its_sliders():
-    from mobillm_kit.panels import FitPanel
+    from mobillm_kit.show.panels import FitPanel
 
     panel = FitPanel(models=("pocket",), methods=("full",))
     picture = panel.picture.value
@@ -67,7 +67,7 @@ def test_the_panel_says_that_it_fits_and_follows_its_sliders():
 
 
 def test_the_panel_answers_what_cannot_be_with_the_sentence_of_the_refusal():
-    from mobillm_kit.panels import FitPanel
+    from mobillm_kit.show.panels import FitPanel
 
     panel = FitPanel(models=("llama-2-7b",), methods=("bitfit",))
     assert "has no biases to train" in panel.text.value
@@ -75,7 +75,7 @@ def test_the_panel_answers_what_cannot_be_with_the_sentence_of_the_refusal():
 
 
 def test_the_panel_offers_ways_that_fit_where_the_method_does_not():
-    from mobillm_kit.panels import FitPanel
+    from mobillm_kit.show.panels import FitPanel
 
     panel = FitPanel(models=("opt-125m",), methods=("lora",))
     panel.budget.value = 1

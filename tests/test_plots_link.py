@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from mobillm_kit.chart import save
 from mobillm_kit.errors import BadInput
-from mobillm_kit.plots_runs import PARTIES, STAGES, busy, cut, gantt
 from mobillm_kit.record import Span
+from mobillm_kit.show.chart import save
+from mobillm_kit.show.plots_runs import PARTIES, STAGES, busy, cut, gantt
 from tests.records import spans
 
 

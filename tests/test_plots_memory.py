@@ -7,8 +7,8 @@ from transformers import AutoConfig
 
 from mobillm_kit.common import MIB
 from mobillm_kit.errors import BadInput
-from mobillm_kit.plots_memory import PARTS, memory_growth, step_memory
-from mobillm_kit.shapes import CATEGORIES, predict
+from mobillm_kit.memory.prediction import CATEGORIES, predict
+from mobillm_kit.show.plots_memory import PARTS, memory_growth, step_memory
 from tests.families import TINY
 
 
@@ -63,7 +63,7 @@ def test_nothing_to_draw_is_refused():
 
 
 def test_the_panel_answers_its_sliders():
-    from mobillm_kit.panels import MemoryPanel
+    from mobillm_kit.show.panels import MemoryPanel
 
     panel = MemoryPanel(models=("pocket",), methods=("lora",))
     before, picture = panel.text.value, panel.picture.value
@@ -75,7 +75,7 @@ def test_the_panel_answers_its_sliders():
 
 
 def test_the_rank_multiplies_what_is_trained_and_moves_the_bars():
-    from mobillm_kit.panels import RankPanel
+    from mobillm_kit.show.panels import RankPanel
 
     panel = RankPanel(models=("pocket",))
     assert (
@@ -90,6 +90,6 @@ def test_the_rank_multiplies_what_is_trained_and_moves_the_bars():
 
 
 def predict_pocket(batch: int, length: int, **options: int):
-    from mobillm_kit.architectures import architecture
+    from mobillm_kit.backbone.architectures import architecture
 
     return predict(architecture("pocket"), "lora", batch_size=batch, length=length, options=options)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mobillm_kit.errors import BadInput
-from mobillm_kit.plots_activations import layer_shares
-from mobillm_kit.plots_memory import memory_over_time
+from mobillm_kit.show.plots_activations import layer_shares
+from mobillm_kit.show.plots_memory import memory_over_time
 
 SHARES = {"at the start": [0.25, 0.75], "trained": [0.5, 0.5]}
 CURVES = {"streamed": [300.0, 351.0, 349.0], "whole": [310.0, 610.0]}

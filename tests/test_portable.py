@@ -6,10 +6,10 @@ import msgspec
 import pytest
 import torch
 
+from mobillm_kit.backbone.families import family_of
 from mobillm_kit.errors import BadInput
-from mobillm_kit.families import family_of
-from mobillm_kit.model import LabelWordHead
-from mobillm_kit.portable import build_head, describe_head
+from mobillm_kit.side.heads import LabelWordHead
+from mobillm_kit.side.portable_head import build_head, describe_head
 from tests.builders import tiny_task_model
 from tests.families import TINY
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from mobillm_kit.common import derived_seed
 from mobillm_kit.errors import BadInput
-from mobillm_kit.memory import SavedActivations
 from mobillm_kit.methods import prge
 from mobillm_kit.methods.lora_layers import add_lora
 from mobillm_kit.methods.prge import repeated
-from mobillm_kit.seeds import derived_seed
+from mobillm_kit.training.ledger import SavedActivations
 from tests.builders import random_batch, tiny_task_model
 from tests.families import TINY
 

@@ -14,18 +14,11 @@ import pytest
 import torch
 from msgspec import inspect
 
-from mobillm_kit.description import HeadSpec, SideSpec
+from mobillm_kit.channel import ERROR_CODES, VERSION, Limits, from_frames, to_frames
+from mobillm_kit.channel.checks import MOST_PAIRS, MOST_SIDE_VALUES
+from mobillm_kit.channel.messages import FrameInfo, FromDevice, FromServer, Name, Plan, SessionId
 from mobillm_kit.quant import BITS, CODECS, FP4, NF4, codec
-from mobillm_kit.wire import ERROR_CODES, VERSION, Limits, from_frames, to_frames
-from mobillm_kit.wire.checks import MOST_PAIRS, MOST_SIDE_VALUES
-from mobillm_kit.wire.messages import (
-    FrameInfo,
-    FromDevice,
-    FromServer,
-    Name,
-    Plan,
-    SessionId,
-)
+from mobillm_kit.side.description import HeadSpec, SideSpec
 from tests.conftest import ROOT
 
 TEXT = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")

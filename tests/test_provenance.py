@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import mobillm_kit
-from mobillm_kit.provenance import clean_command, commit, hardware, provenance, versions
+from mobillm_kit.runs.provenance import clean_command, commit, hardware, provenance, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -48,7 +48,7 @@ def test_versions_are_those_that_are_installed():
 
 
 def test_versions_are_read_without_importing_anything_heavy():
-    code = "import sys; from mobillm_kit.provenance import versions; versions(); print('torch' in sys.modules)"
+    code = "import sys; from mobillm_kit.runs.provenance import versions; versions(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.stdout == "False\n", done.stderr
 
@@ -112,7 +112,7 @@ def test_a_git_that_hangs_is_not_waited_for(tmp_path, monkeypatch):
     slow.write_text("#!/bin/sh\nexec sleep 60\n")
     slow.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setattr("mobillm_kit.provenance.GIT_LIMIT_S", 0.2)
+    monkeypatch.setattr("mobillm_kit.runs.provenance.GIT_LIMIT_S", 0.2)
     started = datetime.now(UTC)
     assert commit(tmp_path) == ""
     assert datetime.now(UTC) - started < timedelta(seconds=10)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mobillm_kit import plots_activations
 from mobillm_kit.errors import BadInput
-from mobillm_kit.panels import CodecPanel
 from mobillm_kit.quant import codec
+from mobillm_kit.show import plots_activations
+from mobillm_kit.show.panels import CodecPanel
 
 
 @pytest.fixture(scope="module")

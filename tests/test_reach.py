@@ -5,10 +5,10 @@ from __future__ import annotations
 import psutil
 import pytest
 
+from mobillm_kit.channel import Limits
+from mobillm_kit.channel.server_socket import ServerSocket
+from mobillm_kit.device.route import reach
 from mobillm_kit.errors import BadInput
-from mobillm_kit.serve import reach
-from mobillm_kit.server_socket import ServerSocket
-from mobillm_kit.wire import Limits
 
 
 def children() -> set[int]:

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mobillm_kit.errors import RecordError, SaveFailed
+from mobillm_kit.files import write_bytes, write_with
 from mobillm_kit.record import FORMAT, RunRecord, load_record
-from mobillm_kit.saving import write_bytes, write_with
 from tests.records import MIB, a_comparison, a_control, a_record
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mobillm_kit.serve import serve
+from mobillm_kit.server.process import serve
 from tests.uplink import trained
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from mobillm_kit.errors import BadInput, MissingExtra
 from mobillm_kit.methods import CONTROLS, LABELS
-from mobillm_kit.report import Picture, findings, page, pictures, write_report
-from mobillm_kit.tables import csv, markdown, rows
+from mobillm_kit.show.report import Picture, findings, page, pictures, write_report
+from mobillm_kit.show.tables import csv, markdown, rows
 from tests.records import MIB, SKETCHES, a_comparison, a_control, a_record, spans
 
 VOID = {"meta", "br", "img", "input", "hr", "link"}
@@ -257,4 +257,4 @@ def test_a_missing_library_is_named_with_its_remedy(monkeypatch):
 def test_the_template_lies_in_the_package():
     import mobillm_kit
 
-    assert (Path(mobillm_kit.__file__).parent / "templates" / "report.html.j2").is_file()
+    assert (Path(mobillm_kit.__file__).parent / "show" / "report.html.j2").is_file()

@@ -8,15 +8,15 @@ import signal
 import msgspec
 import pytest
 
-from mobillm_kit.adapter import SideAdapter
 from mobillm_kit.errors import BackboneMismatch, BadInput, UnknownName
 from mobillm_kit.methods import CONTROLS, METHODS, load_method
-from mobillm_kit.predictor import load_run, load_side, score_run
-from mobillm_kit.prepare import build_method, choose_device, prepare
-from mobillm_kit.presets import PRESETS
 from mobillm_kit.record import load_record
-from mobillm_kit.run import run
-from mobillm_kit.spec import RunSpec
+from mobillm_kit.runs.inference import load_run, load_side, score_run
+from mobillm_kit.runs.prepare import build_method, choose_device, prepare
+from mobillm_kit.runs.presets import PRESETS
+from mobillm_kit.runs.run import run
+from mobillm_kit.runs.spec import RunSpec
+from mobillm_kit.side.adapter import SideAdapter
 from tests.builders import save_tiny_model, tiny_spec
 
 TEXTS = ["the good film", "the bad film"]

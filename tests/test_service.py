@@ -9,9 +9,10 @@ import time
 import msgspec
 import pytest
 
+from mobillm_kit.channel.join import JoinString
+from mobillm_kit.device.route import reach
 from mobillm_kit.errors import BadInput, HandshakeFailed, ServerRefused
-from mobillm_kit.join import JoinString
-from mobillm_kit.serve import ServerProcess, reach, serve
+from mobillm_kit.server.process import ServerProcess, serve
 from tests.uplink import trained
 
 SECONDS = 20.0
@@ -66,7 +67,7 @@ def test_what_is_no_server_is_refused_at_once(nonsense):
 
 def test_a_server_ends_with_the_process_that_started_it(tmp_path):
     child = (
-        "import sys, time; from pathlib import Path; from mobillm_kit.serve import ServerProcess\n"
+        "import sys, time; from pathlib import Path; from mobillm_kit.server.process import ServerProcess\n"
         "server = ServerProcess(Path(sys.argv[1])); print(server.pid, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", child, str(tmp_path)], stdout=subprocess.PIPE, text=True)

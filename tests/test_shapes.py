@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
-from mobillm_kit.architectures import architecture
+from mobillm_kit.backbone.architectures import architecture
 from mobillm_kit.errors import BadInput, UnknownName
+from mobillm_kit.memory.prediction import Alive, LiveTensors, predict, shape_model, shapes_only
 from mobillm_kit.methods import METHODS, load_method
 from mobillm_kit.methods.mobillm import MobiLLM
-from mobillm_kit.shapes import Alive, LiveTensors, predict, shape_model, shapes_only
 from tests.builders import random_batch, tiny_task_model
 from tests.families import TINY
 

@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mobillm_kit.errors import BadInput, KitError
-from mobillm_kit.link import Delays, Link, Trace, retransmit_s
-from mobillm_kit.shaping import LinkProcess, ShapedLink
+from mobillm_kit.link.rates import Delays, Link, Trace, retransmit_s
+from mobillm_kit.link.shaping import LinkProcess, ShapedLink
 from tests.tcp_peers import connect, echo, ended_by, open_descriptors, receive, sink, source, visit, wait_until
 
 SLACK_S = 0.015
@@ -341,7 +341,7 @@ def test_a_link_that_is_none_is_refused_and_the_old_one_stays():
 
 def shaping(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "mobillm_kit.shaping", *arguments],
+        [sys.executable, "-m", "mobillm_kit.link.shaping", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -429,5 +429,5 @@ def test_a_link_process_keeps_its_rate_while_this_one_computes():
 
 
 def test_a_process_needs_no_heavy_library():
-    code = "import sys, mobillm_kit.shaping; print(sorted({'torch', 'zmq', 'numpy'} & set(sys.modules)))"
+    code = "import sys, mobillm_kit.link.shaping; print(sorted({'torch', 'zmq', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

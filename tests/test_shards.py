@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mobillm_kit.backbone.meta_model import need_disk
+from mobillm_kit.backbone.shards import INDEX, SINGLE, Shards
 from mobillm_kit.errors import BadInput, KitError
-from mobillm_kit.shards import INDEX, SINGLE, Shards
-from mobillm_kit.skeleton import need_disk
 from tests.families import tiny_backbone
 
 
@@ -36,7 +36,7 @@ def test_every_tensor_is_what_safetensors_reads(folder):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_a_tensor_is_converted_as_torch_converts_it(folder, dtype, monkeypatch):
-    monkeypatch.setattr("mobillm_kit.shards._CONVERT_BYTES", 100)  # many pieces
+    monkeypatch.setattr("mobillm_kit.backbone.shards._CONVERT_BYTES", 100)  # many pieces
     name, tensor = next(iter(everything(folder).items()))
     assert torch.equal(Shards(folder).read(name, dtype), tensor.to(dtype))
 

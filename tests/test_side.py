@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mobillm_kit.adapter import SideAdapter, attach, new_adapter
-from mobillm_kit.description import SideSpec
 from mobillm_kit.errors import BackboneMismatch, BadInput
 from mobillm_kit.methods import mobillm
-from mobillm_kit.pruning import kept_features
-from mobillm_kit.side import FullWidthSide, LadderSide, PrunedLadderSide, build_side, even_layers, last_layers
+from mobillm_kit.side.adapter import SideAdapter, attach, new_adapter
+from mobillm_kit.side.description import SideSpec
+from mobillm_kit.side.networks import FullWidthSide, LadderSide, PrunedLadderSide, build_side, even_layers, last_layers
+from mobillm_kit.side.pruning import kept_features
 from tests.builders import random_batch, tiny_task_model
 from tests.families import TINY
 

@@ -17,13 +17,13 @@ import psutil
 import pytest
 import zmq
 
-from mobillm_kit import sockets as sockets_module
-from mobillm_kit.device_socket import DeviceSocket
+from mobillm_kit.channel import Limits
+from mobillm_kit.channel import sockets as sockets_module
+from mobillm_kit.channel.device_socket import DeviceSocket
+from mobillm_kit.channel.keys import AllowList, new_keys
+from mobillm_kit.channel.server_socket import Peer, ServerSocket
+from mobillm_kit.channel.timings import Timings
 from mobillm_kit.errors import AddressInUse, BadInput, HandshakeFailed, SocketClosed
-from mobillm_kit.keys import AllowList, new_keys
-from mobillm_kit.server_socket import Peer, ServerSocket
-from mobillm_kit.timings import Timings
-from mobillm_kit.wire import Limits
 
 MIB = 2**20
 LIMITS = Limits(frame_bytes=MIB, total_bytes=4 * MIB, frames=130, header_bytes=64 * 1024)
@@ -537,9 +537,9 @@ def test_two_devices_that_claim_one_identity_do_not_disturb_a_third(server):
 
 FORGED = """
 import socket, sys, time
-from mobillm_kit.device_socket import DeviceSocket
-from mobillm_kit.server_socket import ServerSocket
-from mobillm_kit.wire import Limits
+from mobillm_kit.channel.device_socket import DeviceSocket
+from mobillm_kit.channel.server_socket import ServerSocket
+from mobillm_kit.channel import Limits
 from tests.test_sockets import LIMITS, _Raw, _port, _round_trip
 
 with ServerSocket("tcp://127.0.0.1:0", limits=LIMITS) as server:
@@ -826,9 +826,9 @@ def test_a_socket_that_is_forgotten_frees_its_port():
 
 
 FORGOTTEN = """
-from mobillm_kit.keys import new_keys
-from mobillm_kit.device_socket import DeviceSocket
-from mobillm_kit.server_socket import ServerSocket
+from mobillm_kit.channel.keys import new_keys
+from mobillm_kit.channel.device_socket import DeviceSocket
+from mobillm_kit.channel.server_socket import ServerSocket
 from tests.test_sockets import LIMITS
 
 keys = new_keys()

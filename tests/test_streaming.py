@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mobillm_kit.backbone import load_backbone
+from mobillm_kit.backbone.split import load_backbone
+from mobillm_kit.backbone.streaming import StreamingNeed, Tokens, stream_backbone
 from mobillm_kit.common import MIB
-from mobillm_kit.device import Device
+from mobillm_kit.device.forward import Device
 from mobillm_kit.errors import BadInput, NotEnoughMemory
-from mobillm_kit.model import task_model
-from mobillm_kit.streaming import StreamingNeed, Tokens, stream_backbone
+from mobillm_kit.methods.task_model import task_model
 from tests.builders import random_batch
 from tests.families import TINY, tiny_backbone
 
@@ -257,11 +257,11 @@ PROCESS = """
 import sys
 from benchmarks.lean import without
 with without():
-    from mobillm_kit.streaming import stream_backbone
+    from mobillm_kit.backbone.streaming import stream_backbone
     backbone = stream_backbone(sys.argv[1])
 import torch
-from mobillm_kit.device import Device
-from mobillm_kit.encode import Batch
+from mobillm_kit.device.forward import Device
+from mobillm_kit.texts.encode import Batch
 ids = torch.full((2, 5), 12)
 ones = torch.ones_like(ids)
 upload = Device(backbone, [1, 3], one_token=False).upload(Batch(ids, ones, ids[:, 0], ids[:, 0] - 8))

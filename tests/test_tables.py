@@ -12,7 +12,7 @@ import pytest
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import CONTROLS, LABELS
 from mobillm_kit.record import MeasuredMemory, RunRecord
-from mobillm_kit.tables import EMPTY, MEMORY, RESULTS, Row, cells, csv, markdown, rows
+from mobillm_kit.show.tables import EMPTY, MEMORY, RESULTS, Row, cells, csv, markdown, rows
 from tests.records import MIB, SKETCHES, a_comparison, a_control, a_record
 
 SKETCHES_SHOWN = (LABELS["probe"], LABELS["mezo"])

@@ -18,13 +18,13 @@ import pytest
 import sklearn.metrics
 import torch
 
-from mobillm_kit import sources
 from mobillm_kit.errors import BadInput, KitError, MissingExtra, UnknownName
-from mobillm_kit.metrics import METRICS, accuracy, f1, matthews, score
-from mobillm_kit.resources import data_folder
-from mobillm_kit.splits import bare, chosen, maximal_texts
-from mobillm_kit.tasks import METRIC_NAMES, TASKS, Example, Task, get_task
-from mobillm_kit.texts import custom_task, handwritten, load_task
+from mobillm_kit.files import data_folder
+from mobillm_kit.texts import sources
+from mobillm_kit.texts.loading import custom_task, handwritten, load_task
+from mobillm_kit.texts.metrics import METRICS, accuracy, f1, matthews, score
+from mobillm_kit.texts.splits import bare, chosen, maximal_texts
+from mobillm_kit.texts.tasks import METRIC_NAMES, TASKS, Example, Task, get_task
 
 Write = Callable[..., Path]
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mobillm_kit.timeline import Timeline
+from mobillm_kit.link.timeline import Timeline
 
 
 def by_stage(timeline: Timeline) -> dict:

@@ -12,9 +12,9 @@ from types import FrameType
 import pytest
 
 import mobillm_kit
-from mobillm_kit.prepare import build_method, prepare, training_batches
-from mobillm_kit.server_socket import ServerSocket
-from mobillm_kit.service import Service, ServiceSettings, service_limits
+from mobillm_kit.channel.server_socket import ServerSocket
+from mobillm_kit.runs.prepare import build_method, prepare, training_batches
+from mobillm_kit.server.service import Service, ServiceSettings, service_limits
 from tests.builders import tiny_spec
 
 HOUSE = Path(mobillm_kit.__file__).parent

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save
 
+from mobillm_kit.backbone.lowbit import KINDS, quantize_backbone
+from mobillm_kit.backbone.streaming import StreamedBackbone
 from mobillm_kit.cli import main
 from mobillm_kit.errors import BadInput
-from mobillm_kit.fit import fit
-from mobillm_kit.folders import lay_out
-from mobillm_kit.lowbit import KINDS, quantize_backbone
 from mobillm_kit.methods import METHODS
-from mobillm_kit.predictor import score_run
-from mobillm_kit.prepare import build_method, prepare, training_batches
-from mobillm_kit.run import run
-from mobillm_kit.streaming import StreamedBackbone
+from mobillm_kit.runs.folders import lay_out
+from mobillm_kit.runs.inference import score_run
+from mobillm_kit.runs.loop import fit
+from mobillm_kit.runs.prepare import build_method, prepare, training_batches
+from mobillm_kit.runs.run import run
 from tests.builders import tiny_spec
 
 

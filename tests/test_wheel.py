@@ -129,7 +129,7 @@ def test_the_installed_package_is_the_wheel_s_and_not_the_checkout_s(python):
 
 @pytest.mark.parametrize("name", PACKAGED)
 def test_the_installed_wheel_finds_its_data_inside_itself(python, name):
-    code = f"from mobillm_kit.resources import data_folder; print(data_folder({name!r}))"
+    code = f"from mobillm_kit.files import data_folder; print(data_folder({name!r}))"
     folder = Path(ask(python, code))
     assert folder.is_relative_to(python.parents[1])
     assert files_below(folder) == files_below(ROOT / "data" / name)
@@ -139,7 +139,7 @@ def test_the_installed_wheel_s_model_reads_a_text(python):
     code = """
 import json, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from mobillm_kit.resources import data_folder
+from mobillm_kit.files import data_folder
 folder = data_folder("pocket")
 model = AutoModelForCausalLM.from_pretrained(folder)
 ids = AutoTokenizer.from_pretrained(folder)("the soup was great", return_tensors="pt").input_ids

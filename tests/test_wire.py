@@ -11,8 +11,7 @@ import tracemalloc
 import msgspec
 import pytest
 
-from mobillm_kit.description import MOST_LAYERS, HeadSpec, SideSpec
-from mobillm_kit.wire import (
+from mobillm_kit.channel import (
     ERROR_CODES,
     VERSION,
     Ack,
@@ -41,8 +40,9 @@ from mobillm_kit.wire import (
     from_frames,
     to_frames,
 )
-from mobillm_kit.wire.checks import side_values
-from mobillm_kit.wire.messages import MOST_SAMPLES
+from mobillm_kit.channel.checks import side_values
+from mobillm_kit.channel.messages import MOST_SAMPLES
+from mobillm_kit.side.description import MOST_LAYERS, HeadSpec, SideSpec
 
 SIDE = SideSpec(
     kind="ladder",
@@ -505,7 +505,7 @@ def test_side_networks_of_real_backbones_are_allowed(side):
 @pytest.mark.parametrize(("kind", "options"), [("full-width", {"rank": 4}), ("ladder", {"reduction": 2, "heads": 2})])
 @pytest.mark.parametrize("pooling", [None, "mean"])
 def test_the_weights_of_a_side_network_are_counted_as_they_are(kind, options, pooling):
-    from mobillm_kit.adapter import SideAdapter
+    from mobillm_kit.side.adapter import SideAdapter
 
     side = msgspec.structs.replace(SIDE, kind=kind, pooling=pooling)
     built = SideAdapter(msgspec.structs.replace(side, **options))

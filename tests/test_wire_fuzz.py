@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mobillm_kit.wire import (
+from mobillm_kit.channel import (
     ERROR_CODES,
     Batch,
     Hello,

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from mobillm_kit.fit import FitResult, fit
 from mobillm_kit.methods.mobillm import MobiLLM
-from mobillm_kit.prepare import build_method, prepare, training_batches
-from mobillm_kit.progress import Progress
+from mobillm_kit.runs.loop import FitResult, fit
+from mobillm_kit.runs.prepare import build_method, prepare, training_batches
+from mobillm_kit.runs.progress import Progress
 from tests.builders import tiny_spec
 
 

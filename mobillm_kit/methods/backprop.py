@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mobillm_kit.adamw import ADAM_MOMENTS, adamw, apply_gradients, load_training_state, training_state
-from mobillm_kit.memory import SavedActivations, storage_bytes
-from mobillm_kit.methods.protocol import StepResult
 from mobillm_kit.record import CountedMemory
+from mobillm_kit.training.adamw import ADAM_MOMENTS, adamw, apply_gradients, load_training_state, training_state
+from mobillm_kit.training.ledger import SavedActivations, storage_bytes
+from mobillm_kit.training.method import StepResult
 
 if TYPE_CHECKING:  # a server has no backbone and need not import what loads one
-    from mobillm_kit.encode import Batch
+    from mobillm_kit.texts.encode import Batch
 
 
 class Backprop:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods.backprop import Backprop
-from mobillm_kit.model import TaskModel
+from mobillm_kit.methods.task_model import TaskModel
 
 
 def build(model: TaskModel, *, seed: int, weight_decay: float = 0.0) -> Backprop:

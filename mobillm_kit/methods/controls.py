@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mobillm_kit.errors import BadInput, MissingExtra
-from mobillm_kit.tasks import Example
+from mobillm_kit.texts.tasks import Example
 
 
 def zero_shot(logits: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ Taught in: notebooks/09_comparison.ipynb
 from __future__ import annotations
 
 from mobillm_kit.methods.backprop import Backprop
-from mobillm_kit.model import TaskModel
+from mobillm_kit.methods.task_model import TaskModel
 
 
 def build(model: TaskModel, *, seed: int, weight_decay: float = 0.0) -> Backprop:

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mobillm_kit.encode import Batch
 from mobillm_kit.methods.backprop import Backprop
-from mobillm_kit.model import TaskModel
+from mobillm_kit.methods.task_model import TaskModel
+from mobillm_kit.texts.encode import Batch
 
 
 def build(model: TaskModel, *, seed: int, weight_decay: float = 0.0) -> Backprop:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from mobillm_kit.methods.backprop import Backprop
 from mobillm_kit.methods.lora_layers import add_lora
-from mobillm_kit.model import TaskModel
+from mobillm_kit.methods.task_model import TaskModel
 
 
 def build(

@@ -3,7 +3,7 @@
     saved = h_0 … h_L + one block's activations,  at the price of a second forward
 
 The honest rival of every method that avoids back-propagation.  With the frozen blocks read from disk one at a
-time as well it is the idea of MeBP (arXiv 2510.03425); mobillm_kit/fits.py predicts what that would take.
+time as well it is the idea of MeBP (arXiv 2510.03425); mobillm_kit/memory/budget.py predicts what that would take.
 
 Knows: the task model.  Knows nothing of: other methods.
 
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from mobillm_kit.methods.backprop import Backprop
 from mobillm_kit.methods.full_checkpointing import checkpointed_logits
 from mobillm_kit.methods.lora_layers import add_lora
-from mobillm_kit.model import TaskModel
+from mobillm_kit.methods.task_model import TaskModel
 
 
 def build(

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from mobillm_kit.backbone import Backbone
+from mobillm_kit.backbone.split import Backbone
+from mobillm_kit.common import derived_seed
 from mobillm_kit.errors import BadInput
-from mobillm_kit.model import TaskModel
-from mobillm_kit.seeds import derived_seed
+from mobillm_kit.methods.task_model import TaskModel
 
 # PEFT loads torchao and bitsandbytes where they are installed, and they warn of kernels that nobody asks for here
 _disabled = logging.root.manager.disable

@@ -21,10 +21,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mobillm_kit.encode import Batch
 from mobillm_kit.methods.backprop import Backprop
-from mobillm_kit.model import TaskModel
-from mobillm_kit.side import LadderSide, even_layers
+from mobillm_kit.methods.task_model import TaskModel
+from mobillm_kit.side.networks import LadderSide, even_layers
+from mobillm_kit.texts.encode import Batch
 
 
 class LadderTuned(torch.nn.Module):

@@ -9,8 +9,8 @@ Taught in: notebooks/09_comparison.ipynb
 
 from __future__ import annotations
 
+from mobillm_kit.methods.task_model import TaskModel
 from mobillm_kit.methods.zeroth_order import ZerothOrder
-from mobillm_kit.model import TaskModel
 
 
 def build(model: TaskModel, *, seed: int, eps: float = 1e-3) -> ZerothOrder:

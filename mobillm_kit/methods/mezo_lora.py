@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mobillm_kit.methods.lora_layers import add_lora
+from mobillm_kit.methods.task_model import TaskModel
 from mobillm_kit.methods.zeroth_order import ZerothOrder
-from mobillm_kit.model import TaskModel
 
 
 def build(

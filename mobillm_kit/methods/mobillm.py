@@ -2,7 +2,7 @@
 
     device: taps of the batch -> uplink -> server: side network, loss, backward, step
 
-The uplink is an object of this process or leads to a server in another one (``uplink.py``): the same device, the same
+The uplink is an object of this process or leads to a server in another one (``device/uplink.py``): the same device, the same
 server, equal bytes.
 
 Knows: device, server and what joins them.  Knows nothing of: other methods, sockets.
@@ -19,19 +19,20 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from mobillm_kit import quant
-from mobillm_kit.adapter import attach, new_adapter
-from mobillm_kit.description import USUAL
-from mobillm_kit.device import Device
-from mobillm_kit.encode import Batch
+from mobillm_kit.device.forward import Device
 from mobillm_kit.errors import BadInput
-from mobillm_kit.memory import storage_bytes
-from mobillm_kit.methods.protocol import StepResult
-from mobillm_kit.model import LabelWordHead, TaskModel
-from mobillm_kit.parcels import Upload, pack, unpack
+from mobillm_kit.link.timeline import Timeline
+from mobillm_kit.methods.task_model import TaskModel
 from mobillm_kit.quant import Codec
+from mobillm_kit.quant.parcels import Upload, pack, unpack
 from mobillm_kit.record import CountedMemory
-from mobillm_kit.server import Server
-from mobillm_kit.timeline import Timeline
+from mobillm_kit.server.side_trainer import Server
+from mobillm_kit.side.adapter import attach, new_adapter
+from mobillm_kit.side.description import USUAL
+from mobillm_kit.side.heads import LabelWordHead
+from mobillm_kit.texts.encode import Batch
+from mobillm_kit.training.ledger import storage_bytes
+from mobillm_kit.training.method import StepResult
 
 
 class Uplink(Protocol):
@@ -233,7 +234,7 @@ def build(
         folder: of the run; a spawned server keeps its checkpoints there.
         about: the task's words, kept with the side network so that its folder alone can label texts.
         uplink: ``labels``, ``cache``, ``checkpoint_every``, ``link``, ``keys``, ``patience_s``: see
-            ``uplink.py``.
+            ``device/uplink.py``.
 
     Raises:
         BadInput: ``tokens="prediction"`` where it is not exact, or an option of the uplink without a server.
@@ -266,7 +267,7 @@ def build(
             )
         way = InProcess(device, trainer, None if codec == "none" else quant.codec(codec, group))
     else:
-        from mobillm_kit.uplink import wire  # sockets and keys: only where there is a server
+        from mobillm_kit.device.uplink import wire  # sockets and keys: only where there is a server
 
         way = wire(device, trainer, server, codec, group, weight_decay, folder, **uplink)
     return MobiLLM(device, trainer, way, model.backbone.resident())

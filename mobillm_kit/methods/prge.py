@@ -20,16 +20,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from mobillm_kit.encode import Batch
+from mobillm_kit.common import derived_seed
 from mobillm_kit.errors import BadInput
-from mobillm_kit.memory import storage_bytes
 from mobillm_kit.methods.dual_forward import DualForwardLinear
 from mobillm_kit.methods.lora_layers import check_scale, target_names
-from mobillm_kit.methods.protocol import StepResult
+from mobillm_kit.methods.task_model import TaskModel
 from mobillm_kit.methods.zeroth_order import check_eps
-from mobillm_kit.model import PooledHead, TaskModel
 from mobillm_kit.record import CountedMemory
-from mobillm_kit.seeds import derived_seed
+from mobillm_kit.side.heads import PooledHead
+from mobillm_kit.texts.encode import Batch
+from mobillm_kit.training.ledger import storage_bytes
+from mobillm_kit.training.method import StepResult
 
 Copy = tuple[int, int]
 """(sign, perturbation): which of the 2q weights; sign 0 is up, 1 is down."""

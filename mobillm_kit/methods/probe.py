@@ -14,9 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mobillm_kit.encode import Batch
 from mobillm_kit.methods.backprop import Backprop
-from mobillm_kit.model import LabelWordHead, PooledHead, TaskModel
+from mobillm_kit.methods.task_model import TaskModel
+from mobillm_kit.side.heads import LabelWordHead, PooledHead
+from mobillm_kit.texts.encode import Batch
 
 
 def build(model: TaskModel, *, seed: int, weight_decay: float = 0.0) -> Backprop:

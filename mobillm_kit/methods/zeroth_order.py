@@ -24,13 +24,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mobillm_kit.encode import Batch
+from mobillm_kit.common import derived_seed
 from mobillm_kit.errors import BadInput
-from mobillm_kit.memory import storage_bytes
-from mobillm_kit.methods.protocol import StepResult
+from mobillm_kit.files import write_with
 from mobillm_kit.record import CountedMemory
-from mobillm_kit.saving import write_with
-from mobillm_kit.seeds import derived_seed
+from mobillm_kit.texts.encode import Batch
+from mobillm_kit.training.ledger import storage_bytes
+from mobillm_kit.training.method import StepResult
 
 
 class ZerothOrder:

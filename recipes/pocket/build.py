@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mobillm_kit.record import RunRecord
-from mobillm_kit.run import run
-from mobillm_kit.spec import RunSpec
+from mobillm_kit.runs.run import run
+from mobillm_kit.runs.spec import RunSpec
 from recipes.pocket import gate as gates
 from recipes.pocket.pretrain import DEFAULT_TOKENS, pretrain
 

@@ -114,7 +114,7 @@ def make_task(out: Path, *, seed: int = TASK_SEED) -> None:
 
     ``handwritten.tsv``, which lies beside them, is written by a person and left alone.
     """
-    from mobillm_kit.saving import write_bytes
+    from mobillm_kit.files import write_bytes
 
     for split, reviews in task_reviews(seed).items():
         lines = ["text\tlabel", *(f"{r.text}\t{r.label}" for r in reviews)]

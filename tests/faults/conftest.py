@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mobillm_kit.serve import ServerProcess, serve
+from mobillm_kit.server.process import ServerProcess, serve
 from tests.faults.scenes import attempt, identical
 from tests.proxy import FaultProxy
 

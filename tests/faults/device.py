@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mobillm_kit.measure import fresh_environment
+from mobillm_kit.common import fresh_environment
 from tests.builders import save_texts, save_tiny_model
 from tests.faults.scenes import CHECKPOINT_EVERY, STEPS
 

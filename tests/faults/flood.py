@@ -12,13 +12,13 @@ import sys
 import threading
 import time
 
-from mobillm_kit.description import SideSpec
+from mobillm_kit.channel import Batch, Hello, Plan
+from mobillm_kit.device.client import RemoteServer
+from mobillm_kit.device.route import reach
 from mobillm_kit.errors import KitError
-from mobillm_kit.measure import current_rss_bytes, give_back_free_memory, peak_rss_bytes, reset_peak
-from mobillm_kit.remote import RemoteServer
-from mobillm_kit.serve import reach
-from mobillm_kit.timeline import Timeline
-from mobillm_kit.wire import Batch, Hello, Plan
+from mobillm_kit.link.timeline import Timeline
+from mobillm_kit.memory.measure import current_rss_bytes, give_back_free_memory, peak_rss_bytes, reset_peak
+from mobillm_kit.side.description import SideSpec
 from tests.faults.scenes import LIMITS
 
 ROWS, TOKENS, WIDTH, LAYERS = 4, 1024, 128, (0, 1)

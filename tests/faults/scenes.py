@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from mobillm_kit.channel import Ack, Batch, Fetch, Hello, Limits, Message, Welcome, from_frames
+from mobillm_kit.device.client import Connection
 from mobillm_kit.errors import KitError
 from mobillm_kit.methods.mobillm import MobiLLM
-from mobillm_kit.remote import Connection
-from mobillm_kit.wire import Ack, Batch, Fetch, Hello, Limits, Message, Welcome, from_frames
 from tests.uplink import trained
 
 STEPS = 12

@@ -17,10 +17,10 @@ from functools import partial
 import psutil
 import pytest
 
+from mobillm_kit.common import fresh_environment
 from mobillm_kit.errors import ServerGone, ServerRefused
-from mobillm_kit.measure import fresh_environment
 from mobillm_kit.methods.mobillm import MobiLLM
-from mobillm_kit.serve import serve
+from mobillm_kit.server.process import serve
 from tests.faults.conftest import host_and_port
 from tests.faults.device import ROOT, DeviceProcess
 from tests.faults.scenes import (

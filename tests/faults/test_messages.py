@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from mobillm_kit.device_socket import DeviceSocket
-from mobillm_kit.wire import Ack, Batch, Bye, Durable, Error, Fetch, Hello, Pong, Result, Welcome, from_frames
+from mobillm_kit.channel import Ack, Batch, Bye, Durable, Error, Fetch, Hello, Pong, Result, Welcome, from_frames
+from mobillm_kit.channel.device_socket import DeviceSocket
 from tests.faults.scenes import LIMITS, MIDDLE, STEPS, Script, attempt, identical, table
 
 UP = {"handshake": (Hello, None), "mid-epoch": (Batch, MIDDLE), "result": (Fetch, STEPS)}

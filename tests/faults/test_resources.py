@@ -15,12 +15,13 @@ import msgspec
 import psutil
 import pytest
 
+from mobillm_kit.channel import Hello
+from mobillm_kit.common import fresh_environment
+from mobillm_kit.device.client import RemoteServer
+from mobillm_kit.device.route import reach
 from mobillm_kit.errors import ServerRefused
-from mobillm_kit.measure import fresh_environment
-from mobillm_kit.remote import RemoteServer
-from mobillm_kit.serve import reach, serve
-from mobillm_kit.timeline import Timeline
-from mobillm_kit.wire import Hello
+from mobillm_kit.link.timeline import Timeline
+from mobillm_kit.server.process import serve
 from tests.faults import flood
 from tests.faults.device import ROOT
 from tests.faults.scenes import (

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from mobillm_kit.errors import ServerGone
-from mobillm_kit.serve import ServerProcess
+from mobillm_kit.server.process import ServerProcess
 from tests.faults.conftest import host_and_port
 from tests.faults.scenes import (
     CHECKPOINT_EVERY,

@@ -1,0 +1,169 @@
+"""Weights that come from their files when they are needed: blocks in two buffers, rows of a matrix one by one.
+
+Knows: files, modules' parameters.  Knows nothing of: forward passes, which block is needed when.
+
+Taught in: notebooks/06_side_network.ipynb
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mobillm_kit.backbone.shards import Shards
+from mobillm_kit.errors import BadInput, KitError
+
+READ_LIMIT_S = 600.0
+"""One block must be read within this time."""
+
+
+class RowsOnDisk:
+    """Stands where a module has its embedding matrix (V, d) and reads the rows that are asked for.
+
+    Args:
+        shards: the files.
+        name: the matrix's name in them.
+        dtype: of the rows.
+    """
+
+    requires_grad = False
+    device = torch.device("cpu")
+
+    def __init__(self, shards: Shards, name: str, dtype: torch.dtype) -> None:
+        self._shards = shards
+        self._name = name
+        self.dtype = dtype
+        self.shape = torch.Size(shards.entries[name].shape)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """(…) indices to (…, d)."""
+        return self._shards.read_rows(self._name, rows, self.dtype)
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Tensor:
+        """``F.embedding(rows, self)``, however a model's own embedding module calls it, and nothing else."""
+        if function is not F.embedding:
+            raise BadInput(
+                f"'{function.__name__}' needs the whole embedding, which a streamed backbone leaves in its file.",
+                "Use the whole model: load_backbone.",
+            )
+        matrix = args[1] if len(args) > 1 else (kwargs or {})["weight"]
+        return matrix[args[0] if args else (kwargs or {})["input"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where one tensor of a block lies in the buffer, and who uses it."""
+
+    name: str
+    """In the files."""
+    shape: torch.Size
+    dtype: torch.dtype
+    offset: int
+    put: Callable[[Tensor], None]
+    """Hands the tensor to its module."""
+
+    @property
+    def end(self) -> int:
+        """First byte behind it."""
+        return self.offset + self.shape.numel() * self.dtype.itemsize
+
+    def view(self, memory: Tensor) -> Tensor:
+        """Its bytes in the buffer, as what they are."""
+        return memory[self.offset : self.end].view(self.dtype).view(self.shape)
+
+
+def put_parameter(owner: nn.Module, attribute: str, tensor: Tensor) -> None:
+    """Let a module work with ``tensor``, untrained."""
+    owner._parameters[attribute] = nn.Parameter(tensor, requires_grad=False)
+
+
+class BufferedBlocks:
+    """Blocks in two buffers: one works while the other is filled.
+
+    Args:
+        places: of each block's tensors.
+        shards: the files.
+        ahead: read the next block while one works; False keeps one buffer.
+    """
+
+    def __init__(self, places: Sequence[Sequence[Place]], shards: Shards, *, ahead: bool) -> None:
+        self._places = places
+        self._shards = shards
+        self._ahead = ahead
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="block-reader") if ahead else None
+        self._reading: tuple[int, Future[None]] | None = None
+        self._memory: list[Tensor] = []
+        self._turn = 0
+        self._bound: int | None = None
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Of one buffer: the largest block."""
+        return max(place.end for places in self._places for place in places)
+
+    @property
+    def memory(self) -> list[Tensor]:
+        """The buffers, as far as they are made."""
+        return self._memory
+
+    def bind(self, index: int) -> None:
+        """Fill block ``index`` with its weights; the one before loses them."""
+        if index == self._bound:
+            return
+        self._unbind()
+        self._settle(index)
+        for place in self._places[index]:
+            place.put(place.view(self._memory[self._turn]))
+        self._bound = index
+        if self._reader:
+            following = (index + 1) % len(self._places)
+            self._reading = following, self._reader.submit(self._read, following, 1 - self._turn)
+
+    def release(self) -> None:
+        """Let go of every weight; they are read again when they are needed."""
+        self._unbind()
+        if self._reading:
+            self._wait(self._reading[1])
+            self._reading = None
+        self._memory.clear()
+
+    def _settle(self, index: int) -> None:
+        """Have block ``index`` in the buffer whose turn it is."""
+        if not self._memory:
+            self._memory += [torch.empty(self.buffer_bytes, dtype=torch.uint8) for _ in range(1 + self._ahead)]
+        reading, self._reading = self._reading, None
+        if reading:
+            self._wait(reading[1])
+            self._turn = 1 - self._turn
+        if not reading or reading[0] != index:
+            self._read(index, self._turn)
+
+    def _read(self, index: int, turn: int) -> None:
+        for place in self._places[index]:
+            self._shards.read_into(place.name, place.view(self._memory[turn]))
+
+    def _wait(self, reading: Future[None]) -> None:
+        try:
+            reading.result(READ_LIMIT_S)
+        except FutureTimeoutError:
+            raise KitError(
+                f"{self._shards.folder}: a block was not read within {READ_LIMIT_S:g} s.",
+                "Copy the model to a faster disk.",
+            ) from None
+
+    def _unbind(self) -> None:
+        if self._bound is None:
+            return
+        for place in self._places[self._bound]:
+            place.put(torch.empty(place.shape, dtype=place.dtype, device="meta"))
+        self._bound = None

@@ -1,0 +1,85 @@
+"""Where the parts of each Hugging Face model family lie.
+
+One row a family: the attribute path of the embedding, the blocks, the final norm and the output projection.
+A new family is a new row (and a tiny configuration in ``tests/test_backbone.py``).
+
+Knows: names.  Knows nothing of: tensors, tasks, training.
+
+Taught in: notebooks/00_start_here.ipynb
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from mobillm_kit.errors import UnknownName
+
+Kind = Literal["decoder", "encoder"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Attribute paths, from the model that ``AutoModel…`` returns."""
+
+    kind: Kind
+    base: str
+    """The model without its head; empty where the loaded model is that already."""
+    embedding: str
+    """The token embedding, below ``base``."""
+    blocks: str
+    norm: str
+    """Final norm; empty for post-norm families, whose blocks end in their own norm."""
+    lm_head: str
+    project_out: str = ""
+    """Projection from the blocks' width to the embedding's (OPT-350M: 1024 to 512)."""
+    attention_targets: tuple[str, ...] = ("q_proj", "v_proj")
+    """The projections that LoRA adapts by default: query and value."""
+    positions_start_after_padding_id: bool = False
+    """RoBERTa counts positions from ``padding_idx + 1``, the others from 0."""
+
+
+_LLAMA_LIKE = Family("decoder", "model", "embed_tokens", "layers", "norm", "lm_head")
+_BERT_LIKE = Family(
+    "encoder", "", "embeddings.word_embeddings", "encoder.layer", "", "", attention_targets=("query", "value")
+)
+_ROBERTA_LIKE = replace(_BERT_LIKE, positions_start_after_padding_id=True)
+
+FAMILIES: dict[str, Family] = {
+    "opt": Family("decoder", "model.decoder", "embed_tokens", "layers", "final_layer_norm", "lm_head", "project_out"),
+    "llama": _LLAMA_LIKE,
+    "mistral": _LLAMA_LIKE,
+    "qwen2": _LLAMA_LIKE,
+    "qwen3": _LLAMA_LIKE,
+    "gemma": _LLAMA_LIKE,
+    "gemma2": _LLAMA_LIKE,
+    "gemma3_text": _LLAMA_LIKE,
+    "gpt2": Family("decoder", "transformer", "wte", "h", "ln_f", "lm_head", attention_targets=("c_attn",)),
+    "gpt_neox": Family(
+        "decoder",
+        "gpt_neox",
+        "embed_in",
+        "layers",
+        "final_layer_norm",
+        "lm_head",
+        attention_targets=("query_key_value",),
+    ),
+    "bert": _BERT_LIKE,
+    "roberta": _ROBERTA_LIKE,
+    "xlm-roberta": _ROBERTA_LIKE,
+}
+
+
+def family_of(model_type: str) -> Family:
+    """The row of a model type.
+
+    Raises:
+        UnknownName: a family without a row; the message lists those that have one.
+    """
+    try:
+        return FAMILIES[model_type]
+    except KeyError:
+        raise UnknownName(
+            f"Model type '{model_type}' has no row in mobillm_kit/backbone/families.py.",
+            f"Supported: {', '.join(sorted(FAMILIES))}.",
+        ) from None

@@ -1,0 +1,235 @@
+"""A model's shape without its weights, which name in the files belongs to which of its parameters, and random weights.
+
+    skeleton          the model as transformers builds it; parameters have a shape and no values, buffers are real
+    checkpoint names  parameter -> tensor in the files (a prefix more or less, old names, tied weights once)
+    random folder     a folder as save_pretrained writes it, made block by block: memory and time of a forward pass
+                      do not depend on the values
+
+Knows: configurations, names, files.  Knows nothing of: forward passes, texts, memory limits.
+
+Taught in: notebooks/06_side_network.ipynb
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from operator import attrgetter
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from transformers import PreTrainedConfig
+
+from mobillm_kit.backbone.families import family_of
+from mobillm_kit.backbone.pretrained import auto_class, check_complete
+from mobillm_kit.backbone.shards import Shards, write_shards
+from mobillm_kit.common import derived_seed
+from mobillm_kit.errors import BadInput, KitError
+
+_OLD_NAMES = (("gamma", "weight"), ("beta", "bias"))
+"""LayerNorm's parameters in checkpoints from TensorFlow's time."""
+
+
+_READ_AT_A_TIME = 4 * 2**20
+"""Values."""
+
+
+def skeleton(config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:
+    """The model that ``AutoModelForCausalLM`` (decoders) or ``AutoModel`` (encoders) builds, without values.
+
+    Torch's global generator is left as it was.
+
+    Args:
+        config: of any supported family.
+        dtype: of the parameters.
+    """
+    factory, extra = auto_class(config.model_type)
+    with torch.random.fork_rng(devices=[]), parameters_on_meta():
+        return factory.from_config(config, dtype=dtype, **extra).eval().requires_grad_(False)
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """While it holds, every parameter that a module registers loses its values; buffers keep theirs."""
+
+    def without_values(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta:  # a tied parameter is registered twice and stays one
+            return None
+        return nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+
+    hook = register_module_parameter_registration_hook(without_values)  # type: ignore[arg-type]  # it may return
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def checkpoint_names(
+    model: nn.Module, shards: Shards, coded: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+) -> dict[str, str]:
+    """Which tensor of the files each entry of the model's state is.
+
+    Args:
+        model: as :func:`skeleton` gives it.
+        shards: the files.
+        coded: names and shapes of matrices that the files hold as codes, under another name.
+
+    Returns:
+        State key -> name in the files; tied weights share one name.
+
+    Raises:
+        BadInput: a weight that no file holds, has another shape there, or is no floating-point number there.
+    """
+    state = model.state_dict(keep_vars=True)
+    prefix = getattr(model, "base_model_prefix", "")
+    same: dict[int, list[str]] = {}
+    for key, tensor in state.items():
+        same.setdefault(id(tensor), []).append(key)
+    names: dict[str, str] = {}
+    missing = []
+    for keys in same.values():
+        spellings = [name for key in keys for name in _spellings(key, prefix)]
+        found = next((name for name in spellings if name in shards or name in coded), None)
+        if found is None:
+            missing.append(keys[0])
+            continue
+        if found not in coded:
+            _check(shards, found, state[keys[0]])
+        elif coded[found] != tuple(state[keys[0]].shape):
+            raise _another_models(shards.folder, found, coded[found], state[keys[0]])
+        names |= dict.fromkeys(keys, found)
+    check_complete(shards.folder, missing)
+    return names
+
+
+def fingerprint(shards: Shards, names: Mapping[str, str]) -> str:
+    """SHA-256 of the weights as :attr:`mobillm_kit.backbone.split.Backbone.fingerprint` takes it, read piece by piece.
+
+    Args:
+        shards: the files.
+        names: as :func:`checkpoint_names` gives them.
+    """
+    digest = hashlib.sha256()
+    for key in sorted(names):
+        entry = shards.entries[names[key]]
+        digest.update(f"{key}{entry.shape}".encode())
+        for start in range(0, entry.n_values, _READ_AT_A_TIME):
+            part = shards.read_part(names[key], start, _READ_AT_A_TIME).to(torch.bfloat16)
+            digest.update(part.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _spellings(key: str, prefix: str) -> Iterator[str]:
+    """A parameter's possible names: saved with or without its head, or long ago."""
+    bare = key.removeprefix(f"{prefix}.")
+    for name in (key, bare, f"{prefix}.{key}"):
+        yield name
+        for old, new in _OLD_NAMES:
+            if name.endswith(f"LayerNorm.{new}"):
+                yield name.removesuffix(new) + old
+        if name.startswith("lm_head."):
+            yield name.replace("lm_head", "embed_out", 1)  # GPT-NeoX
+
+
+def _check(shards: Shards, name: str, wanted: Tensor) -> None:
+    entry = shards.entries[name]
+    if entry.shape != tuple(wanted.shape):
+        raise _another_models(entry.file, name, entry.shape, wanted)
+    if wanted.is_floating_point() and not entry.dtype.is_floating_point:
+        raise BadInput(
+            f"{entry.file}: '{name}' is stored as {entry.dtype}, a weight must be a floating-point number.",
+            "Name the folder of the unquantized model, or one that `quantize_backbone` wrote.",
+        )
+
+
+def _another_models(file: Path, name: str, shape: tuple[int, ...], wanted: Tensor) -> BadInput:
+    return BadInput(
+        f"{file}: '{name}' has the shape {shape}, config.json says {tuple(wanted.shape)}: the file is another model's.",
+        "Copy the model's folder again, every file of it.",
+    )
+
+
+# ---------------------------------------------------------------------- random weights
+
+
+def random_folder(
+    config: PreTrainedConfig, folder: str | Path, *, dtype: torch.dtype = torch.bfloat16, seed: int = 0
+) -> Path:
+    """Write a model with random weights: one shard for what stands around the blocks, one per block.
+
+    Matrices are N(0, 0.02), norms' weights 1, biases 0.  No more than one shard is in memory.
+
+    Args:
+        config: of any supported family.
+        folder: made, or filled.
+        dtype: of the files.
+        seed: of the values.
+
+    Returns:
+        The folder.
+
+    Raises:
+        KitError: the disk has no room for it; nothing is written.
+    """
+    folder = Path(folder)
+    model = skeleton(config, dtype)
+    pieces = parts(model)
+    need_disk(folder, sum(tensor.nbytes for piece in pieces for tensor in piece.values()))
+    random = (
+        _random_part(piece, torch.Generator().manual_seed(derived_seed(seed, "random weights", number)))
+        for number, piece in enumerate(pieces, start=1)
+    )
+    write_shards(folder, random, len(pieces))
+    config.dtype = dtype
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+    return folder
+
+
+def need_disk(folder: Path, n_bytes: int) -> None:
+    """Refuse where the disk of ``folder`` has less than ``n_bytes`` free.
+
+    Raises:
+        KitError: says how many MiB are missing.
+    """
+    place = folder
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < n_bytes:
+        raise KitError(
+            f"{folder}: {n_bytes / 2**20:,.0f} MiB are to be written and {free / 2**20:,.0f} MiB are free; "
+            f"{(n_bytes - free) / 2**20:,.0f} MiB are missing.",
+            "Free some space or choose another folder.",
+        )
+
+
+def parts(model: nn.Module) -> list[Mapping[str, Tensor]]:
+    """The parameters around the blocks, then those of each block, each tensor once."""
+    family = family_of(cast(PreTrainedConfig, model.config).model_type)
+    base = f"{family.base}." if family.base else ""
+    blocks = attrgetter(base + family.blocks)(model)
+    rest: dict[str, Tensor] = {}
+    inside: list[dict[str, Tensor]] = [{} for _ in blocks]
+    for name, parameter in model.named_parameters():  # tied parameters come once
+        number = name.removeprefix(f"{base}{family.blocks}.").partition(".")[0]
+        part = inside[int(number)] if name.startswith(f"{base}{family.blocks}.") else rest
+        part[name] = parameter
+    return [rest, *inside]
+
+
+def _random_part(part: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    return {name: _random(name, like, generator) for name, like in part.items()}
+
+
+def _random(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
+    if like.dim() > 1:
+        return torch.empty(like.shape, dtype=like.dtype).normal_(std=0.02, generator=generator)
+    value: Any = 0.0 if name.endswith("bias") else 1.0
+    return torch.full(like.shape, value, dtype=like.dtype)

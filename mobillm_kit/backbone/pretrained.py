@@ -1,0 +1,121 @@
+"""A pretrained model's files: where a name leads, and how they are read.
+
+    "pocket"  ->  the packaged folder        a folder  ->  itself        anything else  ->  a name on the hub
+
+Knows: names, folders, transformers' loaders.  Knows nothing of: what a backbone is split into.
+
+Taught in: notebooks/10_real_models.ipynb
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModel, AutoModelForCausalLM
+from transformers.utils import logging as hf_logging
+
+from mobillm_kit.backbone.families import family_of
+from mobillm_kit.errors import BadInput
+from mobillm_kit.files import data_folder
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve(name: str | Path) -> str:
+    """The folder, or the name on the hub, that a backbone's name stands for.
+
+    Raises:
+        BadInput: no such folder, or one without ``config.json``.
+    """
+    if str(name) == "pocket":
+        return str(data_folder("pocket"))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise BadInput(f"{name}: the folder holds no config.json.", "Name the folder that save_pretrained wrote.")
+        return str(path)
+    if path.is_absolute() or str(name).startswith((".", "~")):
+        raise BadInput(f"{name}: no such folder.", "Name a model folder, a name on the hub, or 'pocket'.")
+    return str(name)
+
+
+def public_name(name: str | Path) -> str:
+    """A folder is recorded by its own name: paths say more about a machine than about a model."""
+    path = Path(name).expanduser()
+    return path.resolve().name if path.is_dir() else str(name)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """``float32``, ``bfloat16`` or ``float16``.
+
+    Raises:
+        BadInput: any other name.
+    """
+    try:
+        return DTYPES[name]
+    except KeyError:
+        raise BadInput(f"Unknown dtype '{name}'.", f"Choose one of: {', '.join(DTYPES)}.") from None
+
+
+def from_pretrained(loader: Any, source: str, **kwargs: Any) -> Any:
+    """``loader.from_pretrained(source, **kwargs)``, without bars and reports.
+
+    Args:
+        loader: one of transformers' Auto classes.
+        source: as :func:`resolve` gives it.
+
+    Raises:
+        BadInput: it cannot be loaded; says in one line why.
+    """
+    try:
+        with _quiet_transformers():
+            return loader.from_pretrained(source, **kwargs)
+    except (OSError, ValueError, SafetensorError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise BadInput(
+            f"{source}: could not be loaded ({first_line}).",
+            "Name a model folder with config.json and weights, a name on the hub (needs a connection), or 'pocket'.",
+        ) from error
+
+
+def auto_class(model_type: str) -> tuple[Any, dict[str, Any]]:
+    """The Auto class that makes a model of this type, and the arguments it needs beside the configuration.
+
+    Raises:
+        UnknownName: a family without a row in ``backbone/families.py``.
+    """
+    if family_of(model_type).kind == "decoder":
+        return AutoModelForCausalLM, {}
+    return AutoModel, {"add_pooling_layer": False}
+
+
+def check_complete(where: str | Path, missing: Sequence[str]) -> None:
+    """Refuse a model with weights that its files do not hold.
+
+    Raises:
+        BadInput: says how many are missing, and names the first.
+    """
+    if missing:
+        raise BadInput(
+            f"{where}: {len(missing)} weights of the model are not in its files, the first is '{missing[0]}'.",
+            "Name the folder of a whole pretrained model.",
+        )
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No bars and no report of unused weights: what matters of it, missing weights, is an error here."""
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()

@@ -1,0 +1,305 @@
+"""A frozen Hugging Face model, split into embedding, blocks, final norm and head.
+
+    h_0 = embed(tokens)            h_i = block_i(h_{i-1})            tap_i = h_i,  i = 0 .. L
+
+The split never copies a model's code: the model prepares masks, positions and rotary angles itself while its
+blocks stand aside, and each block is then called with exactly what the model handed to it.
+
+Knows: models and token ids.  Knows nothing of: tasks, methods, the side network.
+
+Taught in: notebooks/00_start_here.ipynb
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+
+from mobillm_kit.backbone.families import Family, Kind, family_of
+from mobillm_kit.backbone.pretrained import (
+    auto_class,
+    check_complete,
+    from_pretrained,
+    public_name,
+    resolve,
+    torch_dtype,
+)
+from mobillm_kit.errors import BadInput
+
+
+@dataclass(frozen=True)
+class BlockInputs:
+    """What the model hands to one block beside the hidden state: masks, positions, rotary angles."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Backbone(nn.Module):
+    """Any supported Hugging Face model behind one face.  It forwards for one thread at a time.
+
+    Args:
+        model: as ``AutoModelForCausalLM`` (decoders) or ``AutoModel`` (encoders) returns it.
+        name: the folder's or the hub's name, for records and cards.
+        revision: the hub's revision, empty for a folder.
+    """
+
+    def __init__(self, model: nn.Module, *, name: str = "", revision: str = "") -> None:
+        super().__init__()
+        self.model = model.eval()
+        self.name = name
+        self.revision = revision
+        self.config: PreTrainedConfig = cast(PreTrainedConfig, model.config)
+        self.family: Family = family_of(self.config.model_type)
+        self.base: nn.Module = attrgetter(self.family.base)(model) if self.family.base else model
+        self.blocks: nn.ModuleList = attrgetter(self.family.blocks)(self.base)
+        self.norm: nn.Module | None = getattr(self.base, self.family.norm) if self.family.norm else None
+        self.project_out: nn.Module | None = getattr(self.base, self.family.project_out or "_", None)
+        self.lm_head: nn.Module | None = getattr(model, self.family.lm_head) if self.family.lm_head else None
+        self.freeze()
+
+    # ------------------------------------------------------------------ what it is
+
+    @property
+    def kind(self) -> Kind:
+        """Decoder or encoder."""
+        return self.family.kind
+
+    @property
+    def width(self) -> int:
+        """Width d of the hidden state between blocks."""
+        return int(self.config.hidden_size)
+
+    @property
+    def n_layers(self) -> int:
+        """L, the number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def context(self) -> int:
+        """The longest text in tokens."""
+        return int(self.config.max_position_embeddings) - self._position_offset
+
+    @property
+    def n_parameters(self) -> int:
+        """Tied weights once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.model.parameters()).device
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over every weight's name, shape and bfloat16 bytes: the same in whatever precision it is loaded.
+
+        It is taken when it is first asked for; ask before a method changes the weights.
+        """
+        digest = hashlib.sha256()
+        for key, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{key}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def resident(self) -> list[Tensor]:
+        """The weights that this process holds, in whatever form."""
+        return [tensor for tensor in (*self.model.parameters(), *self.model.buffers()) if not tensor.is_meta]
+
+    def freeze(self) -> None:
+        """No gradient and no dropout, from here on, until a method asks for its own parameters."""
+        self.model.requires_grad_(False)
+        self.model.eval()
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Stay in evaluation mode: every method here runs without dropout, so that each is deterministic."""
+        return super().train(False)
+
+    # ------------------------------------------------------------------ the forward, block by block
+
+    def begin(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, list[BlockInputs]]:
+        """Embed the tokens and learn what each block will be handed.
+
+        Args:
+            input_ids: (B, T) int64.
+            attention_mask: (B, T), 1 at real tokens; padding may stand on either side.
+            token_type_ids: (B, T) for encoders that read two texts.
+
+        Returns:
+            h_0: (B, T, d), and one :class:`BlockInputs` per block.
+        """
+        kwargs: dict[str, Any] = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": self._positions(attention_mask),
+        }
+        if self.kind == "decoder":
+            kwargs["use_cache"] = False
+        elif token_type_ids is not None:
+            kwargs["token_type_ids"] = token_type_ids
+        with _blocks_aside(self.blocks) as seen:
+            self.base(**kwargs)
+        return seen[0][0], [inputs for _, inputs in seen]
+
+    def block(self, index: int, hidden: Tensor, inputs: BlockInputs) -> Tensor:
+        """h_i from h_{i-1}: (B, T, d) to (B, T, d); ``index`` counts from 0."""
+        return self.blocks[index](hidden, *inputs.args, **inputs.kwargs)
+
+    def hidden_states(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """h_0, h_1 … h_L, each (B, T, d), before the final norm; one at a time, so that none has to be kept."""
+        hidden, inputs = self.begin(input_ids, attention_mask, token_type_ids)
+        yield hidden
+        for index, handed in enumerate(inputs):
+            hidden = self.block(index, hidden, handed)
+            yield hidden
+
+    def taps(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        *,
+        layers: Sequence[int],
+    ) -> list[Tensor]:
+        """The activations of the chosen layers, (B, T, d) each, in the order of ``layers`` (1 .. L; 0 = embedding)."""
+        self.check_layers(layers)
+        states = enumerate(self.hidden_states(input_ids, attention_mask, token_type_ids))
+        kept = {index: state for index, state in states if index in layers}
+        return [kept[index] for index in layers]
+
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Refuse a layer outside 0 .. L.
+
+        Raises:
+            BadInput: names the first one.
+        """
+        missing = sorted(layer for layer in layers if not 0 <= layer <= self.n_layers)
+        if missing:
+            raise BadInput(f"Layer {missing[0]} does not exist: '{self.name}' has layers 0 to {self.n_layers}.")
+
+    def last_hidden(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """h_L, (B, T, d), before the final norm."""
+        for state in self.hidden_states(input_ids, attention_mask, token_type_ids):
+            last = state
+        return last
+
+    # ------------------------------------------------------------------ inside
+
+    @property
+    def _position_offset(self) -> int:
+        return int(self.config.pad_token_id) + 1 if self.family.positions_start_after_padding_id else 0
+
+    def _positions(self, attention_mask: Tensor) -> Tensor:
+        """Positions count real tokens only, so that padding on the left moves nothing."""
+        counted = attention_mask.long().cumsum(dim=1) - 1
+        return counted.clamp(min=0) + self._position_offset
+
+
+@contextmanager
+def _blocks_aside(blocks: nn.ModuleList) -> Iterator[list[tuple[Tensor, BlockInputs]]]:
+    """While it holds, a block returns its input untouched and notes what it was handed."""
+    seen: list[tuple[Tensor, BlockInputs]] = []
+
+    def stand_aside(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        seen.append((hidden, BlockInputs(args, kwargs)))
+        return hidden
+
+    for block in blocks:
+        block.forward = stand_aside
+    try:
+        yield seen
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+# ---------------------------------------------------------------------- loading
+
+
+def load_backbone(
+    name: str | Path, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu"
+) -> Backbone:
+    """Load a frozen backbone.
+
+    Args:
+        name: ``"pocket"`` (packaged), a folder, or a name on the Hugging Face hub.
+        revision: a branch, tag or commit of the hub.
+        dtype: ``float32``, ``bfloat16`` or ``float16``, whatever the checkpoint is stored in.
+        device: a torch device.
+
+    Raises:
+        BadInput: no such folder or name, a folder without ``config.json`` or weights, an unknown dtype.
+        UnknownName: a model family without a row in ``backbone/families.py``.
+    """
+    source = resolve(name)
+    _refuse_codes(Path(source))
+    config = from_pretrained(AutoConfig, source, revision=revision)
+    loader, extra = auto_class(config.model_type)
+    model, report = from_pretrained(
+        loader, source, revision=revision, dtype=torch_dtype(dtype), output_loading_info=True, **extra
+    )
+    check_complete(name, sorted(report["missing_keys"]))
+    return Backbone(model.to(device), name=public_name(name), revision=revision or "")
+
+
+def _refuse_codes(folder: Path) -> None:
+    """Weights in few bits have a loader of their own (lowbit.py, streaming.py)."""
+    if not (folder / "lowbit.json").is_file():
+        return
+    kind = json.loads((folder / "lowbit.json").read_bytes()).get("kind", "low-precision")
+    raise BadInput(
+        f"{folder}: holds {kind} weights, which are not loaded whole.",
+        "Use stream_backbone, or load the unquantized model and call quantize_in_memory.",
+    )
+
+
+def backbone_kind(name: str | Path, *, revision: str | None = None) -> Kind:
+    """Whether a model is a decoder or an encoder, from its configuration alone."""
+    return family_of(from_pretrained(AutoConfig, resolve(name), revision=revision).model_type).kind
+
+
+def load_tokenizer(name: str | Path, *, revision: str | None = None) -> Any:
+    """The tokenizer that belongs to a backbone.
+
+    Raises:
+        BadInput: a folder without tokenizer files.
+    """
+    source = resolve(name)
+    if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in TOKENIZER_FILES):
+        raise BadInput(f"{name}: the folder holds no tokenizer.", f"It needs one of: {', '.join(TOKENIZER_FILES)}.")
+    return from_pretrained(AutoTokenizer, source, revision=revision)
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+def random_backbone(like: Backbone, *, seed: int) -> Backbone:
+    """The same architecture with fresh random weights: the control for "it is the pretraining that helps".
+
+    Torch's global generator is left as it was.
+    """
+    factory, extra = auto_class(like.config.model_type)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every accelerator for good
+        model = factory.from_config(like.config, dtype=like.dtype, **extra)
+    return Backbone(model.to(like.device), name=f"{like.name} (random weights)")

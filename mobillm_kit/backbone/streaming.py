@@ -1,0 +1,335 @@
+"""A backbone that is never in memory: each block is read from its file, used, and overwritten by the next but one.
+
+    in memory      2 blocks (one works, one is being read), what stands around the blocks without the embedding,
+                   one hidden state per batch of the window
+    batch by batch       for batch: for block: h <- block(h)          every block is read once per batch
+    block by block       for block: for batch: h <- block(h)          every block is read once per window
+
+    memory(window) = runtime + 2 block + around + working + window · (B T d + mask)       see :class:`StreamingNeed`
+
+The taps are those of the whole model, bit for bit: the same modules run on the same values.  The embedding and the
+language-model head stay in their file; only the rows that a batch or a label word asks for are read.
+
+Knows: backbones and files.  Knows nothing of: tasks, methods, the link.
+
+Taught in: notebooks/06_side_network.ipynb
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from mobillm_kit.backbone.buffers import BufferedBlocks, Place, RowsOnDisk, put_parameter
+from mobillm_kit.backbone.lowbit import CODES, CodedMatrix, LowBit, attach, read_low_bit
+from mobillm_kit.backbone.meta_model import checkpoint_names, fingerprint, skeleton
+from mobillm_kit.backbone.pretrained import from_pretrained, public_name, resolve, torch_dtype
+from mobillm_kit.backbone.shards import Shards
+from mobillm_kit.backbone.split import Backbone, BlockInputs
+from mobillm_kit.common import MIB
+from mobillm_kit.errors import BadInput, NotEnoughMemory
+
+LEAN_RUNTIME_BYTES = 345 * MIB
+"""Python, torch, transformers with one model family (imported as `benchmarks/lean.py` does), their work buffers."""
+
+ALIGNMENT_BYTES = 64
+"""Of every tensor in a buffer, as torch's own allocator aligns: kernels choose by it, and bits may hang on it."""
+
+
+class Tokens(NamedTuple):
+    """What of a batch the backbone reads."""
+
+    input_ids: Tensor
+    """(B, T) int64."""
+    attention_mask: Tensor
+    """(B, T), 1 at real tokens."""
+    token_type_ids: Tensor | None = None
+
+
+class Tap(NamedTuple):
+    """One layer's activations of one batch, as they appear."""
+
+    layer: int
+    """1 .. L; 0 is the embedding."""
+    batch: int
+    """Index within the window."""
+    activations: Tensor
+    """(B, T, d); freed when the receiver lets go of it."""
+
+
+@dataclass(frozen=True)
+class StreamingNeed:
+    """Memory of a streamed forward pass, from shapes alone, in bytes."""
+
+    runtime_bytes: int
+    weights_bytes: int
+    """Two blocks, and what stands around the blocks."""
+    working_bytes: int
+    """Inside a block, at its widest."""
+    batch_bytes: int
+    """Of each batch in the window: its hidden state and mask."""
+
+    def process_bytes(self, window: int = 1) -> int:
+        """Of the whole process, with ``window`` batches under way."""
+        return self.runtime_bytes + self.weights_bytes + self.working_bytes + window * self.batch_bytes
+
+    def largest_window(self, memory_bytes: int) -> int:
+        """The most batches that may go through a block before the next is read.
+
+        Raises:
+            NotEnoughMemory: not even one fits; says how much is missing.
+        """
+        need_memory(self.process_bytes(1), memory_bytes, "One batch at a time")
+        return 1 + (memory_bytes - self.process_bytes(1)) // self.batch_bytes
+
+
+def need_memory(needed_bytes: int, allowed_bytes: int, what: str, remedy: str = "") -> None:
+    """Refuse what needs more than is allowed.
+
+    Raises:
+        NotEnoughMemory: says how many MiB are missing.
+    """
+    if needed_bytes > allowed_bytes:
+        raise NotEnoughMemory(
+            f"{what} needs {needed_bytes / MIB:,.0f} MiB and {allowed_bytes / MIB:,.0f} MiB are allowed; "
+            f"{(needed_bytes - allowed_bytes) / MIB:,.0f} MiB are missing.",
+            remedy or "Allow more memory, or choose smaller batches, shorter texts, or low-precision weights.",
+        )
+
+
+def _activate_in_place(model: nn.Module) -> bool:
+    """Let ReLU write over what it reads, the widest state of a block; whether the model has one.
+
+    Nobody else reads that state, and nothing here is trained.
+    """
+    found = [module for module in model.modules() if isinstance(module, nn.ReLU)]
+    for module in found:
+        module.inplace = True
+    return bool(found)
+
+
+class StreamedBackbone(Backbone):
+    """A backbone whose blocks are read from their files, one ahead of the one that works.
+
+    Everything that only runs forward works with it as with a :class:`Backbone`; nothing of it can be trained.
+
+    Args:
+        model: without values, as :func:`mobillm_kit.backbone.meta_model.skeleton` gives it.
+        shards: the model's files.
+        dtype: in which it works.
+        name, revision: as for :class:`Backbone`.
+        read_ahead: read the next block while one works; False halves the weights in memory and waits for the disk.
+        low_bit: what the files' codes are, where the blocks' matrices are codes.
+
+    Raises:
+        BadInput: the files are not this model's; names the first weight.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        shards: Shards,
+        *,
+        dtype: torch.dtype,
+        name: str = "",
+        revision: str = "",
+        read_ahead: bool = True,
+        low_bit: LowBit | None = None,
+    ) -> None:
+        self._low_bit = low_bit
+        self._names = checkpoint_names(model, shards, low_bit.shapes if low_bit else {})
+        self._count = sum(parameter.numel() for parameter in model.parameters())
+        super().__init__(model, name=name, revision=revision)
+        self._shards = shards
+        self._dtype = dtype
+        self._reads_ahead = read_ahead
+        self._around = self._load_around()
+        self._in_place = _activate_in_place(model)
+        self._streamed = BufferedBlocks([self._places(block) for block in self.blocks], shards, ahead=read_ahead)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which it works, whatever the files hold."""
+        return self._dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Always the CPU."""
+        return torch.device("cpu")
+
+    @property
+    def n_parameters(self) -> int:
+        """Of the whole model."""
+        return self._count
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """As :attr:`Backbone.fingerprint`, read piece by piece: the same for the same weights."""
+        if self._low_bit:
+            return self._low_bit.fingerprint
+        return fingerprint(self._shards, self._names)
+
+    def resident(self) -> list[Tensor]:
+        """The weights that this process holds at the moment."""
+        return [*self._around, *self._streamed.memory]
+
+    def block(self, index: int, hidden: Tensor, inputs: BlockInputs) -> Tensor:
+        """h_i from h_{i-1}: (B, T, d) to (B, T, d); reads the block where it is not there yet."""
+        self._streamed.bind(index)
+        return super().block(index, hidden, inputs)
+
+    def block_major(self, window: Sequence[Tokens], layers: Sequence[int]) -> Iterator[Tap]:
+        """Take a window of batches through block 1, then block 2, …: every block is read once per window.
+
+        Args:
+            window: the batches; their hidden states are in memory together.
+            layers: which are wanted, 0 .. L.
+
+        Yields:
+            The taps as they appear, layer by layer and within a layer batch by batch.
+
+        Raises:
+            BadInput: a layer that does not exist.
+        """
+        self.check_layers(layers)
+        wanted = set(layers)
+        begun = [self.begin(*tokens) for tokens in window]
+        states = [state for state, _ in begun]
+        handed = [inputs for _, inputs in begun]
+        del begun
+        for layer in range(max(wanted, default=0) + 1):
+            for number in range(len(states)):
+                if layer:
+                    states[number] = self.block(layer - 1, states[number], handed[number][layer - 1])
+                if layer in wanted:
+                    yield Tap(layer, number, states[number])
+
+    def need(self, batch_size: int, length: int) -> StreamingNeed:
+        """Memory of a forward pass of batches (B, T), from shapes alone."""
+        tokens, size = batch_size * length, self._dtype.itemsize
+        matrices = [tensor.shape for tensor in self.blocks[0].parameters() if tensor.dim() > 1]
+        widest = max(max(shape) for shape in matrices)
+        decoded = max(shape.numel() for shape in matrices) * size if self._low_bit else 0
+        mask = batch_size * length * length
+        return StreamingNeed(
+            runtime_bytes=LEAN_RUNTIME_BYTES,
+            weights_bytes=(1 + self._reads_ahead) * self._streamed.buffer_bytes
+            + sum(tensor.nbytes for tensor in self._around),
+            working_bytes=tokens * size * (3 * self.width + (1 if self._in_place else 2) * widest)
+            + mask * size
+            + decoded,
+            batch_bytes=tokens * size * self.width + mask,
+        )
+
+    def release(self) -> None:
+        """Let go of the buffers and close the files; both come back when they are needed."""
+        self._streamed.release()
+        self._shards.close()
+
+    # ------------------------------------------------------------------ inside
+
+    def _load_around(self) -> list[Tensor]:
+        """Read what stands around the blocks; embeddings and the language-model head stay in their files."""
+        inside = {id(module) for module in self.blocks.modules()}
+        loaded: dict[int, nn.Parameter] = {}
+        for path, module in self.model.named_modules():
+            if id(module) in inside:
+                continue
+            for attribute, buffer in module.named_buffers(recurse=False):
+                name = self._names.get(f"{path}.{attribute}" if path else attribute)
+                if name is not None:  # stored, not computed
+                    module._buffers[attribute] = self._shards.read(name, buffer.dtype)
+            for attribute, parameter in list(module._parameters.items()):
+                if parameter is None:
+                    continue
+                name = self._names[f"{path}.{attribute}" if path else attribute]
+                if attribute == "weight" and (isinstance(module, nn.Embedding) or id(module) == id(self.lm_head)):
+                    del module._parameters[attribute]
+                    setattr(module, attribute, RowsOnDisk(self._shards, name, self._dtype))
+                    continue
+                if id(parameter) not in loaded:
+                    loaded[id(parameter)] = nn.Parameter(self._shards.read(name, parameter.dtype), requires_grad=False)
+                module._parameters[attribute] = loaded[id(parameter)]
+        return [*loaded.values(), *(buffer for buffer in self.model.buffers() if not buffer.is_meta)]
+
+    def _places(self, block: nn.Module) -> list[Place]:
+        """Every tensor of a block, one behind the other in a buffer."""
+        prefix = next(path for path, module in self.model.named_modules() if module is block)
+        places: list[Place] = []
+        offset = 0
+        for key, tensor in block.state_dict(keep_vars=True).items():
+            path, _, attribute = key.rpartition(".")
+            place = self._place(self._names[f"{prefix}.{key}"], block.get_submodule(path), attribute, tensor, offset)
+            places.append(place)
+            offset = -(-place.end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        return places
+
+    def _place(self, name: str, owner: nn.Module, attribute: str, tensor: Tensor, offset: int) -> Place:
+        if self._low_bit and name in self._low_bit.shapes:
+            matrix = CodedMatrix(self._low_bit.kind, tuple(tensor.shape), group=self._low_bit.group, dtype=self._dtype)
+            attach(owner, attribute, matrix)
+            self._check_codes(name, matrix, self._low_bit.kind)
+            return Place(
+                name + CODES, torch.Size([matrix.n_bytes]), torch.uint8, offset, partial(setattr, matrix, "codes")
+            )
+        is_buffer = attribute in owner._buffers
+        put = partial(owner._buffers.__setitem__, attribute) if is_buffer else partial(put_parameter, owner, attribute)
+        return Place(name, tensor.shape, tensor.dtype, offset, put)
+
+    def _check_codes(self, name: str, matrix: CodedMatrix, kind: str) -> None:
+        entry = self._shards.entries.get(name + CODES)
+        if entry is None or entry.n_bytes != matrix.n_bytes:
+            raise BadInput(
+                f"{self._shards.folder}: '{name}{CODES}' has {entry.n_bytes if entry else 0} bytes, "
+                f"{kind} codes of {tuple(matrix.shape)} have {matrix.n_bytes}.",
+                "Write the folder again with quantize_backbone.",
+            )
+
+
+def stream_backbone(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    memory_bytes: int | None = None,
+    read_ahead: bool = True,
+) -> StreamedBackbone:
+    """Open a backbone whose blocks are read when they are needed.
+
+    Args:
+        name: ``"pocket"``, or a folder with safetensors; ``revision`` is for the record.
+        dtype: in which it works, whatever the files hold.
+        memory_bytes: what the whole process may take; a model whose blocks do not fit is refused before anything is
+            read.  None asks nothing.
+        read_ahead: as for :class:`StreamedBackbone`.
+
+    Raises:
+        BadInput: no such folder, or files that are damaged, missing or another model's.
+        NotEnoughMemory: not even one token's forward pass fits into ``memory_bytes``.
+    """
+    source = resolve(name)
+    if not Path(source).is_dir():
+        raise BadInput(
+            f"{name}: only a folder can be streamed.", "Download the model first: huggingface-cli download NAME."
+        )
+    shards = Shards(source)
+    config = from_pretrained(AutoConfig, source)
+    backbone = StreamedBackbone(
+        skeleton(config, torch_dtype(dtype)),
+        shards,
+        dtype=torch_dtype(dtype),
+        name=public_name(name),
+        revision=revision or "",
+        read_ahead=read_ahead,
+        low_bit=read_low_bit(source),
+    )
+    if memory_bytes is not None:
+        need_memory(backbone.need(1, 1).process_bytes(), memory_bytes, f"'{backbone.name}', two blocks at a time,")
+    return backbone

@@ -1,0 +1,187 @@
+"""Messages as multipart frames, and back; nothing is believed before it is checked.
+
+    frame 0    b"MBLM", version (1 byte), three zero bytes, blake2b-128 of frame 1            24 bytes
+    frame 1    header: one message in msgpack                                      at most 64 KiB
+    frame 2 …  payloads; the header's ``frames`` gives the length and blake2b-128 of each
+
+Checked in this order: number of frames, sizes, preamble, version, the header's digest, the header, the payloads'
+number, lengths, shape and digests.  No memory is taken for a payload; it is a view of what came in.
+
+Knows: bytes and messages.  Knows nothing of: sockets, tensors, sessions.
+
+Taught in: notebooks/08_device_and_server.ipynb
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from mobillm_kit.channel.messages import (
+    DIGEST_BYTES,
+    VERSION,
+    FrameInfo,
+    FromDevice,
+    FromServer,
+    Hello,
+    Logits,
+    Message,
+    Result,
+    WireError,
+)
+from mobillm_kit.common import FLOAT_BYTES
+from mobillm_kit.side.description import MOST_LAYERS
+
+MAGIC = b"MBLM"
+PREAMBLE_BYTES = len(MAGIC) + 4 + DIGEST_BYTES
+SPARE = b"\0\0\0"
+
+Payload = bytes | bytearray | memoryview
+Party = Literal["device", "server"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest message that is taken in."""
+
+    frame_bytes: int = 2**28
+    total_bytes: int = 2**29
+    frames: int = MOST_LAYERS + 2
+    """Payload frames."""
+    header_bytes: int = 2**16
+
+
+_DECODERS = {
+    "device": msgspec.msgpack.Decoder(FromDevice),
+    "server": msgspec.msgpack.Decoder(FromServer),
+}
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+def digest(data: Payload) -> bytes:
+    """blake2b-128."""
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+
+
+def to_frames(message: Message, payloads: Sequence[Payload] = ()) -> list[Payload]:
+    """A message as frames; the payloads are not copied."""
+    if payloads:
+        described = [FrameInfo(n_bytes=memoryview(payload).nbytes, digest=digest(payload)) for payload in payloads]
+        message = msgspec.structs.replace(message, frames=described)
+    header = _ENCODER.encode(message)
+    return [MAGIC + bytes([VERSION]) + SPARE + digest(header), header, *payloads]
+
+
+def from_frames(frames: Sequence[Payload], *, sender: Party, limits: Limits) -> tuple[Message, list[memoryview]]:
+    """Frames as a message.
+
+    Args:
+        frames: as they came.
+        sender: whose messages are expected.
+        limits: what is too much.
+
+    Returns:
+        The message, and views of its payloads.
+
+    Raises:
+        WireError: names what is wrong; nothing else is raised, whatever the bytes.
+    """
+    _check_count(len(frames), limits)
+    views = [memoryview(frame).cast("B") for frame in frames]
+    _check_sizes(views, limits)
+    _check_preamble(views[0])
+    if digest(views[1]) != bytes(views[0][PREAMBLE_BYTES - DIGEST_BYTES :]):
+        raise WireError("bad-digest", "The header is not the one that its digest is of.", "Send the message again.")
+    message = _decoded(views[1], sender)
+    described = getattr(message, "frames", [])
+    _check_lengths(described, views[2:])
+    _check_form(message, described)
+    _check_digests(described, views[2:])
+    return message, views[2:]
+
+
+def _check_count(n_frames: int, limits: Limits) -> None:
+    if not 2 <= n_frames <= limits.frames + 2:
+        raise WireError(
+            "bad-frames",
+            f"{n_frames} frames came.",
+            f"Send a preamble, a header and at most {limits.frames} payload frames.",
+        )
+
+
+def _check_sizes(views: Sequence[memoryview], limits: Limits) -> None:
+    if len(views[1]) > limits.header_bytes:
+        raise WireError("too-large", f"The header has {len(views[1])} bytes.", f"Send at most {limits.header_bytes}.")
+    largest, total = max(map(len, views)), sum(map(len, views))
+    if largest > limits.frame_bytes or total > limits.total_bytes:
+        raise WireError(
+            "too-large",
+            f"The message has {total} bytes, its largest frame {largest}.",
+            f"Send at most {limits.total_bytes} bytes, {limits.frame_bytes} in a frame.",
+        )
+
+
+def _check_preamble(preamble: memoryview) -> None:
+    if len(preamble) != PREAMBLE_BYTES or bytes(preamble[:4]) != MAGIC or bytes(preamble[5:8]) != SPARE:
+        raise WireError("not-our-protocol", "The first frame is no preamble of this protocol.", "See docs/protocol.md.")
+    if preamble[4] != VERSION:
+        raise WireError(
+            "version",
+            f"The message is of version {preamble[4]} of the protocol, here is version {VERSION}.",
+            "Install the same version of mobillm_kit on both sides.",
+        )
+
+
+def _decoded(header: memoryview, sender: Party) -> Message:
+    try:
+        return _DECODERS[sender].decode(header)
+    except (ValueError, RecursionError, MemoryError, OverflowError) as error:  # ValueError: all that msgspec raises
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise WireError(
+            "bad-header", f"The header is no message of a {sender}: {reason}", "See docs/protocol.md."
+        ) from error
+
+
+def _check_lengths(described: Sequence[FrameInfo], payloads: Sequence[memoryview]) -> None:
+    if len(described) != len(payloads):
+        raise WireError(
+            "bad-frames",
+            f"The header describes {len(described)} payload frames, {len(payloads)} came.",
+            "Describe each in 'frames', in the order in which they are sent.",
+        )
+    for number, (info, payload) in enumerate(zip(described, payloads, strict=True)):
+        if info.n_bytes != len(payload):
+            raise WireError(
+                "bad-frames",
+                f"Payload {number} has {len(payload)} bytes, its header says {info.n_bytes}.",
+                "Send the message again.",
+            )
+
+
+def _check_form(message: Message, described: Sequence[FrameInfo]) -> None:
+    """What may be said of the payloads without knowing the session; a batch's need its plan."""
+    single = isinstance(message, Logits | Result)
+    if (single and len(described) != 1) or (isinstance(message, Hello) and len(described) > 1):
+        raise WireError(
+            "bad-frames",
+            f"A '{type(message).__name__.lower()}' with {len(described)} payload frames.",
+            "Send one; a hello without a head sends none.",
+        )
+    if isinstance(message, Logits) and described[0].n_bytes != message.rows * message.columns * FLOAT_BYTES:
+        raise WireError(
+            "bad-shape",
+            f"{described[0].n_bytes} bytes for {message.rows} x {message.columns} float32 logits.",
+            "Send four bytes for each.",
+        )
+
+
+def _check_digests(described: Sequence[FrameInfo], payloads: Sequence[memoryview]) -> None:
+    for number, (info, payload) in enumerate(zip(described, payloads, strict=True)):
+        if info.digest != digest(payload):
+            raise WireError(
+                "bad-digest", f"Payload {number} is not the one that its digest is of.", "Send the message again."
+            )

@@ -1,0 +1,317 @@
+"""Who may talk to whom: CURVE keys, the allow-list and one-time codes.
+
+A device proves who it is with its own CURVE key pair; the server lets in the public keys on its allow-list.  A
+one-time code, read aloud in class, puts a new device on the list once.
+
+Knows: files, key texts, codes.  Knows nothing of: sockets, sessions, tensors.  (zmq is asked for one thing: to make
+and match key pairs.)
+
+Taught in: notebooks/08_device_and_server.ipynb
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Generic, TypeVar
+
+import msgspec
+from filelock import FileLock, Timeout
+
+from mobillm_kit.channel.join import CODE_ALPHABET, CODE_GROUP, CODE_GROUPS, check_key, plain_code
+from mobillm_kit.errors import BadInput, FolderBusy, SaveFailed
+from mobillm_kit.files import write_bytes
+
+LABEL_LENGTH = 64
+LOCK_LIMIT_S = 5.0
+"""Longest wait for another process that changes the same file."""
+
+_KEYS = "curve.json"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """One party's CURVE key pair, as z85 text."""
+
+    public: str
+    """40 characters; may be shown to everybody."""
+    secret: str = field(repr=False)
+    """40 characters; stays on this machine."""
+
+    def __post_init__(self) -> None:
+        check_key(self.public, "public key")
+        check_key(self.secret, "secret key")
+
+
+def new_keys() -> KeyPair:
+    """A fresh key pair."""
+    import zmq
+
+    public, secret = zmq.curve_keypair()
+    return KeyPair(public.decode("ascii"), secret.decode("ascii"))
+
+
+def load_or_make_keys(folder: Path) -> KeyPair:
+    """The key pair that lives in ``folder``; made and kept (mode 0600) the first time.
+
+    Raises:
+        BadInput: the file is damaged, or its two keys do not belong together.
+        SaveFailed: the folder cannot be written.
+        FolderBusy: another process holds the folder for more than a few seconds.
+    """
+    path = folder / _KEYS
+    with _held(path):
+        if not path.exists():
+            keys = new_keys()
+            _write_secret(path, msgspec.json.encode({"public": keys.public, "secret": keys.secret}))
+        return _load_keys(path)
+
+
+class AllowList:
+    """The public keys that may connect; a file that other processes may change at any time.
+
+    Args:
+        path: JSON, ``{"key": "label", ...}``; a file that is not there is an empty list.
+
+    Raises:
+        BadInput: on any use, where the file is damaged.  Who asks whether a key may enter must take that for no.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = _Watched(path, _read_allowed)
+        _ = self.keys  # a damaged list is refused when the server starts, not when the first device knocks
+
+    @property
+    def keys(self) -> Mapping[str, str]:
+        """Public key → label, as the file says now."""
+        return MappingProxyType(self._file.value)
+
+    def __contains__(self, public: str) -> bool:
+        return public in self._file.value
+
+    def add(self, public: str, label: str = "") -> None:
+        """Let a key in; a key that is there gets the new label."""
+        check_key(public, "device's public key")
+        self._change(lambda allowed: allowed | {public: _printable(label)})
+
+    def remove(self, public: str) -> None:
+        """Take a key off the list; connections that stand are the server's to end.
+
+        Raises:
+            BadInput: the key is not on the list.
+        """
+        if public not in self:
+            raise BadInput(f"{self._path}: the key {public} is not on the list.", "Look at the list's keys.")
+        self._change(lambda allowed: {key: label for key, label in allowed.items() if key != public})
+
+    def _change(self, changed: Callable[[dict[str, str]], dict[str, str]]) -> None:
+        with _held(self._path):
+            _write_secret(self._path, msgspec.json.format(msgspec.json.encode(changed(_read_allowed(self._path)))))
+
+
+class _Code(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    salt: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+    digest: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    expires: float
+
+
+class OneTimeCodes:
+    """Codes that put one new device on the allow-list, each once, each for a while.
+
+    Only a salted digest of a code is kept.
+
+    Args:
+        path: JSON; a file that is not there holds no codes.
+
+    Raises:
+        BadInput: on any use, where the file is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = _Watched(path, _read_codes)
+        _ = self.waiting
+
+    @property
+    def waiting(self) -> bool:
+        """Whether some code is still unused and in time: only then need unknown keys be let in to show one."""
+        now = time.time()
+        return any(code.expires > now for code in self._file.value)
+
+    def new_code(self, lifetime_s: float = 600.0) -> str:
+        """Three groups of four characters, 59 bits.
+
+        Raises:
+            BadInput: the lifetime is not between a second and a week.
+        """
+        if not 1 <= lifetime_s <= 7 * 24 * 3600:
+            raise BadInput(f"A code cannot live {lifetime_s} seconds.", "Choose between 1 second and a week.")
+        groups = ("".join(secrets.choice(CODE_ALPHABET) for _ in range(CODE_GROUP)) for _ in range(CODE_GROUPS))
+        text = "-".join(groups)
+        salt = secrets.token_hex(16)
+        code = _Code(salt=salt, digest=_digest(salt, text), expires=time.time() + lifetime_s)
+        with _held(self._path):
+            self._write([*self._fresh(), code])
+        return text
+
+    def use(self, text: str) -> bool:
+        """Spend a code.
+
+        Returns:
+            True once for a code that is known and in time; False ever after, and for every other text.
+        """
+        shown = plain_code(text)
+        with _held(self._path):
+            fresh = self._fresh()
+            # every code is compared, in constant time: the answer's time says nothing about how near a guess was
+            matches = [hmac.compare_digest(code.digest, _digest(code.salt, shown)) for code in fresh]
+            left = [code for code, same in zip(fresh, matches, strict=True) if not same]
+            if len(left) == len(fresh):
+                return False
+            self._write(left)
+            return True
+
+    def _fresh(self) -> list[_Code]:
+        now = time.time()
+        return [code for code in _read_codes(self._path) if code.expires > now]
+
+    def _write(self, codes: list[_Code]) -> None:
+        _write_secret(self._path, msgspec.json.format(msgspec.json.encode(codes)))
+
+
+class _Watched(Generic[T]):
+    """What a file says, read again when the file changed; safe to ask from several threads."""
+
+    def __init__(self, path: Path, read: Callable[[Path], T]) -> None:
+        self._path, self._read = path, read
+        self._lock = threading.Lock()
+        self._seen: tuple[int, ...] | None = None
+        self._value: T | None = None
+
+    @property
+    def value(self) -> T:
+        with self._lock:
+            seen = _signature(self._path)
+            if self._value is None or seen != self._seen:
+                self._value = self._read(self._path)
+                self._seen = seen
+            return self._value
+
+
+def _signature(path: Path) -> tuple[int, ...]:
+    """Differs after every change: files are replaced, so even within one clock tick the inode is another."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return ()
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """One process at a time changes a file.
+
+    Raises:
+        FolderBusy: another one holds it for more than ``LOCK_LIMIT_S``.
+        SaveFailed: the folder cannot be made or written.
+    """
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock.acquire(timeout=LOCK_LIMIT_S)
+    except Timeout as error:
+        problem = f"{path}: another process has been changing it for {LOCK_LIMIT_S:g} s."
+        raise FolderBusy(problem, "Try again.") from error
+    except OSError as error:
+        raise _not_written(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write_secret(path: Path, data: bytes) -> None:
+    """Replace a file by one that only its owner may read; at no moment may anybody else.
+
+    Raises:
+        SaveFailed: as for :func:`mobillm_kit.files.write_bytes`.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as hidden:  # mode 0700
+            new = Path(hidden) / path.name
+            write_bytes(new, data)
+            new.chmod(0o600)
+            new.replace(path)
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> SaveFailed:
+    return SaveFailed(f"{path}: could not be written ({error.strerror or error}).", "Choose another folder.")
+
+
+def _load_keys(path: Path) -> KeyPair:
+    remedy = f"Restore it, or delete {path.name}: new keys are made then, and have to be allowed anew."
+    try:
+        keys = KeyPair(**_decoded(path, dict[str, str]))
+    except (TypeError, BadInput) as error:
+        raise BadInput(f"{path}: the key file is damaged.", remedy) from error
+    if _public_of(keys.secret) != keys.public:
+        raise BadInput(f"{path}: the two keys do not belong together.", remedy)
+    return keys
+
+
+def _public_of(secret: str) -> str:
+    import zmq
+
+    return zmq.curve_public(secret.encode("ascii")).decode("ascii")
+
+
+def _read_allowed(path: Path) -> dict[str, str]:
+    allowed = _decoded(path, dict[str, str]) if path.exists() else {}
+    for key in allowed:
+        try:
+            check_key(key, f"key {key!r}")
+        except BadInput as error:
+            raise BadInput(f"{path}: {error.problem}", error.remedy) from None
+    return allowed
+
+
+def _read_codes(path: Path) -> list[_Code]:
+    return _decoded(path, list[_Code]) if path.exists() else []
+
+
+def _decoded(path: Path, kind: type[T]) -> T:
+    """A small JSON file of our own.
+
+    Raises:
+        BadInput: damaged or not readable.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except ValueError as error:  # msgspec's own errors and broken UTF-8
+        raise BadInput(f"{path}: the file is damaged ({error}).", "Restore it, or delete it and begin anew.") from error
+    except OSError as error:
+        raise BadInput(f"{path}: could not be read ({error.strerror}).", "Look at who owns it.") from error
+
+
+def _digest(salt: str, code: str) -> str:
+    return hashlib.blake2b(plain_code(code).encode(), salt=bytes.fromhex(salt), digest_size=32).hexdigest()
+
+
+def _printable(label: str) -> str:
+    """Raises: BadInput: the label is longer than 64 characters or holds one that cannot be printed."""
+    if len(label) > LABEL_LENGTH or not label.isprintable():
+        raise BadInput(f"The label {label[:80]!r} cannot be used.", f"Up to {LABEL_LENGTH} printable characters.")
+    return label

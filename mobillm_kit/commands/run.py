@@ -1,0 +1,290 @@
+"""The commands that run something: `mobillm compare | train | device | evaluate | predict`.
+
+A command is a description: its fields are the options, the sentence below a field is its help, and calling it does what
+it says.  What a run can be told is not listed here: these commands add to the fields of
+:class:`mobillm_kit.runs.spec.Settings`.
+
+Knows: runs.  Knows nothing of: how words on a command line become a command.
+
+Taught in: notebooks/00_start_here.ipynb
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from tyro.conf import Positional, UseAppendAction
+
+from mobillm_kit.errors import BadInput
+from mobillm_kit.methods import method_row
+from mobillm_kit.runs.spec import Count, RunSpec, Settings
+
+# torch is imported by the commands that need it, so that --help answers at once
+
+screen = Console()
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """What was typed; a call does it and returns the exit status."""
+
+    def __call__(self) -> int:
+        """Do it; each command says how.
+
+        Raises:
+            KitError: what the user can put right.
+        """
+        return 0
+
+
+class Running(Settings, Command, frozen=True, kw_only=True):
+    """The settings of a run, and how they are given and carried out on a command line."""
+
+    option: UseAppendAction[list[str]] = []
+    """Method option, such as rank=8; 'lora.rank=8' for one method only."""
+    threads: Count = 1
+    """Threads of each process."""
+
+    def spec(self, method: str, seed: int, uplink: Sequence[str] = ()) -> RunSpec:
+        """The run of one method and seed; ``uplink`` are options that --option goes over."""
+        given = {name: getattr(self, name) for name in Settings.__struct_fields__}
+        options = method_options([*uplink, *self.option], method_row(method).name)
+        return RunSpec(method=method, seed=seed, options=options, **given)
+
+    def train(self, spec: RunSpec, out: Path) -> int:
+        """One run in this process, with a bar."""
+        import torch
+
+        from mobillm_kit.runs.folders import lay_out, only_one
+        from mobillm_kit.runs.progress import Bars
+        from mobillm_kit.runs.run import run
+
+        torch.set_num_threads(self.threads)
+        with only_one(out), Bars(screen) as bars:
+            lay_out(out, spec)
+            show = bars.of(method_row(spec.method).label)
+            record = run(spec, folder=out, command=_command(), callbacks=[show], on_test=show)
+        if record.status == "interrupted":
+            raise KeyboardInterrupt
+        _print_scores(record.scores)
+        say(f"Kept in {out}")
+        return 0
+
+
+class Compare(Running, frozen=True, kw_only=True):
+    """Train several methods on the same task and show them side by side.
+
+    Every method and seed runs in its own process.  What is done already is kept, so the same command goes on where
+    Ctrl-C stopped it.  The folder gets a table, figures and index.html.
+    """
+
+    name: str | None = None
+    """Folder below --runs; made from backbone and task if not given."""
+    methods: str | None = None
+    """Comma-separated; by default full, lora, mezo, p-rge, probe, both MobiLLM nets and the controls."""
+    seeds: str = "0"
+    """Comma-separated."""
+    memory: bool = True
+    """Also measure memory, in a fresh process per method."""
+    jobs: Count = 1
+    """Processes at a time; seconds compare best with one."""
+    server: str = "spawn"
+    """MobiLLM's server: 'spawn' (a process), 'in-process', an address or a join string."""
+    codec: str = "int8"
+    """How MobiLLM's activations become bytes: fp32, int8, int4, nf4 …"""
+    runs: Path = Path("runs")
+    """Folder that holds all comparisons."""
+
+    def __call__(self) -> int:
+        """Run what has no record yet, and print the table."""
+        from mobillm_kit.backbone.split import backbone_kind
+        from mobillm_kit.runs.compare import compare
+        from mobillm_kit.runs.progress import Bars
+        from mobillm_kit.show.tables import markdown, rows
+
+        specs = self.specs(backbone_kind(self.backbone, revision=self.revision))
+        folder = self.runs / (self.name or self._folder())
+        with Bars(screen) as bars:
+            records = compare(
+                folder,
+                specs,
+                measure=self.memory,
+                jobs=self.jobs,
+                threads=self.threads,
+                command=_command(),
+                listener=lambda job, progress: bars.of(job.label)(progress),
+            )
+        say(markdown(rows(records)))
+        say(f"\nFigures and table: {folder / 'index.html'}")
+        return 0
+
+    def specs(self, kind: str) -> list[RunSpec]:
+        """One per method and seed; a control, which draws nothing, has one seed."""
+        from mobillm_kit.runs.compare import DECODER_METHODS, ENCODER_METHODS
+
+        usual = DECODER_METHODS if kind == "decoder" else ENCODER_METHODS
+        names = usual if self.methods is None else [name.strip() for name in self.methods.split(",")]
+        try:
+            seeds = [int(part) for part in self.seeds.split(",")]
+        except ValueError:
+            raise BadInput(f"--seeds {self.seeds}: not whole numbers.", "Write them as 0,1,2.") from None
+        presets = self.preset or ("pocket" if self.backbone == "pocket" else kind)
+        return [
+            self.spec(name, seed, self._uplink(name, presets))
+            for name in names
+            for seed in (seeds if method_row(name).trained else seeds[:1])
+        ]
+
+    def _uplink(self, method: str, presets: str) -> list[str]:
+        """Options of a method that has a server; a cache comes with every server in another process.
+
+        A side network that begins as the backbone's own blocks is trained in this process: another has no backbone.
+        """
+        from mobillm_kit.runs.presets import preset
+
+        if method_row(method).module != "mobillm":
+            return []
+        needs_backbone = preset(presets, method).options.get("start") == "backbone"
+        if self.server == "in-process" or (self.server == "spawn" and needs_backbone):
+            return [f"codec={self.codec}"]
+        return [f"codec={self.codec}", f"server={self.server}", "cache=true"]
+
+    def _folder(self) -> str:
+        usual = (self.backbone, self.task) == ("pocket", "reviews")
+        name = "pocket" if usual else f"{Path(self.backbone).name}-{self.task}"
+        return f"{name}-random" if self.random_weights else name
+
+
+class Train(Running, frozen=True, kw_only=True):
+    """Train one method; goes on where it was interrupted."""
+
+    method: Positional[str]
+    """A name from `mobillm methods`."""
+    out: Path
+    """Folder for record, checkpoint and, for MobiLLM, the side network."""
+    seed: int = 0
+    """Of initial weights, the order of texts and whatever else the method draws."""
+
+    def __call__(self) -> int:
+        """Train, and print the scores."""
+        return self.train(self.spec(self.method, self.seed), self.out)
+
+
+class Device(Running, frozen=True, kw_only=True):
+    """Train a side network on a server, from this machine's texts; raw text is not sent, activations are."""
+
+    join: str
+    """The join string that the server shows, or its plain address."""
+    out: Path
+    """Folder for record, checkpoint and the trained side network."""
+    side: str = "ladder"
+    """full-width or ladder."""
+    codec: str = "int8"
+    """fp32, fp16, int8, int4, nf4 …, or 'adaptive'."""
+    labels: str = "server"
+    """Where labels go: server, residual or device."""
+    cache: bool = True
+    """Each sample is forwarded and sent once."""
+    link: str = ""
+    """Pretend a link, such as 'wifi-60' or '20mbit,10ms'."""
+    keys: str = ""
+    """Folder of this device's keys."""
+    seed: int = 0
+    """Of the side network's initial weights and the order of texts."""
+
+    def __call__(self) -> int:
+        """Train, and print the scores."""
+        names = ("codec", "labels", "cache", "link", "keys")
+        uplink = {"server": self.join, **{name: getattr(self, name) for name in names}}
+        chosen = [f"{name}={msgspec.json.encode(value).decode()}" for name, value in uplink.items() if value != ""]
+        return self.train(self.spec(f"mobillm-{self.side}", self.seed, chosen), self.out)
+
+
+class Evaluate(Command, frozen=True, kw_only=True):
+    """Score a trained run on its held-out texts again."""
+
+    run_folder: Positional[Path]
+    """Folder that `mobillm train` or `compare` wrote a run into."""
+    threads: Count = 1
+    """Threads of this process."""
+
+    def __call__(self) -> int:
+        """Print the scores."""
+        import torch
+
+        from mobillm_kit.runs.inference import score_run
+        from mobillm_kit.runs.progress import Bars
+
+        torch.set_num_threads(self.threads)
+        with Bars(screen) as bars:
+            scores = score_run(self.run_folder, bars.of(self.run_folder.name))
+        _print_scores(scores)
+        return 0
+
+
+class Predict(Command, frozen=True, kw_only=True):
+    """Label texts with a trained run."""
+
+    run_folder: Positional[Path]
+    """Folder that `mobillm train` or `compare` wrote a run into."""
+    texts: Positional[list[str]] = []
+    """Texts; read from standard input, a line each, if none."""
+    pair: str | None = None
+    """The second text, for tasks with two."""
+    threads: Count = 1
+    """Threads of this process."""
+
+    def __call__(self) -> int:
+        """Print label, probability and text, a line each."""
+        import torch
+
+        from mobillm_kit.runs.inference import load_run
+
+        torch.set_num_threads(self.threads)
+        lines = self.texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+        if not lines:
+            raise BadInput("No text to label.", "Give texts as arguments or on standard input.")
+        for text, found in zip(lines, load_run(self.run_folder).predict(lines, pair=self.pair), strict=True):
+            print(f"{found.label}\t{found.probability:.3f}\t{text}")
+        return 0
+
+
+def method_options(assignments: Sequence[str], method: str) -> dict[str, Any]:
+    """``rank=8`` for every method, ``lora.rank=8`` for one; numbers, true and false are read as such.
+
+    Raises:
+        BadInput: an assignment without ``=``, or for a method that does not exist.
+    """
+    options: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise BadInput(f"--option {assignment}: no '=' in it.", "Write it as name=value.")
+        owner, dot, bare = name.rpartition(".")
+        if dot and method_row(owner).name != method:
+            continue
+        try:
+            options[bare] = msgspec.json.decode(value.encode())
+        except msgspec.DecodeError:
+            options[bare] = value
+    return options
+
+
+def say(line: object) -> None:
+    """Print a line as it is, however wide."""
+    screen.print(str(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_scores(scores: dict[str, float]) -> None:
+    for name, value in scores.items():
+        say(f"{name.replace('_', ' ')}: {value:.4f}")
+
+
+def _command() -> str:
+    from mobillm_kit.runs.provenance import clean_command
+
+    return clean_command(sys.argv)

@@ -1,0 +1,216 @@
+"""The commands around runs: `mobillm doctor | methods | tasks | memory | server | quantize`.
+
+Described as those of ``commands/run.py`` are.
+
+Knows: every room.  Knows nothing that a function below it does not know better.
+
+Taught in: notebooks/00_start_here.ipynb
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+from msgspec import Meta
+from rich.markup import escape
+from rich.table import Table
+from tyro.conf import Positional, UseAppendAction, arg
+
+from mobillm_kit.commands.run import Command, method_options, say, screen
+from mobillm_kit.common import MIB
+from mobillm_kit.methods import LABELS, METHODS, method_row
+from mobillm_kit.runs.spec import Count
+
+if TYPE_CHECKING:  # torch is imported by the commands that need it, so that --help answers at once
+    from mobillm_kit.memory.prediction import Need
+
+
+class Doctor(Command, frozen=True, kw_only=True):
+    """Check this machine: versions, memory, widgets, the packaged model, and whether two sockets can talk."""
+
+    def __call__(self) -> int:
+        """Print a line per check; 1 where one failed."""
+        from mobillm_kit.runs.doctor import examine
+
+        checks = examine()
+        for check in checks:
+            say(check)
+        return 0 if all(check.ok for check in checks) else 1
+
+
+class Methods(Command, frozen=True, kw_only=True):
+    """List the fine-tuning methods, and the controls that every comparison shows beside them."""
+
+    def __call__(self) -> int:
+        """Print the table of methods."""
+        table = Table("method", "what it trains", "backbone", "source", title="Methods")
+        for row in METHODS.values():
+            kept = "unchanged" if row.backbone_frozen else "trained"
+            table.add_row(row.name, escape(row.summary), kept if row.trained else "control", escape(row.source))
+        screen.print(table)
+        return 0
+
+
+class Tasks(Command, frozen=True, kw_only=True):
+    """List the tasks, their prompts and label words."""
+
+    def __call__(self) -> int:
+        """Print the table of tasks."""
+        from mobillm_kit.texts.tasks import TASKS
+
+        table = Table("task", "question", "prompt", "label words", "metric", title="Tasks")
+        for task in TASKS.values():
+            words = ", ".join(word.strip() for word in task.label_words)
+            table.add_row(task.name, escape(task.description), escape(task.prompt), words, task.metric)
+        screen.print(table)
+        return 0
+
+
+class Memory(Command, frozen=True, kw_only=True):
+    """Predict the memory of one training step from shapes alone; with --device-ram: does it fit, why, and what would.
+
+    Nothing is downloaded, loaded or trained.
+    """
+
+    model: str = "opt-1.3b"
+    """A built-in architecture such as opt-1.3b, a model folder, a config.json, a name on the hub."""
+    method: str = "lora"
+    """A name from `mobillm methods`."""
+    batch: int = 16
+    """Texts in a batch."""
+    length: int = 256
+    """Tokens of the longest text."""
+    dtype: str = "float32"
+    """float32, bfloat16 or float16."""
+    device_ram: str | None = None
+    """Memory of the device, such as 4GiB."""
+    option: UseAppendAction[list[str]] = []  # noqa: RUF012 - msgspec gives each command a list of its own
+    """Method option, such as rank=8."""
+
+    def __call__(self) -> int:
+        """Print each party's need and, where a memory is named, what would fit into it."""
+        from mobillm_kit.backbone.architectures import architecture
+        from mobillm_kit.memory.budget import Step, alternatives, parse_bytes, reason
+
+        ram_bytes = None if self.device_ram is None else parse_bytes(self.device_ram)
+        options = method_options(self.option, method_row(self.method).name)
+        step = Step(architecture(self.model), self.method, self.batch, self.length, self.dtype, options)
+        title = f"{self.model}, {LABELS[self.method]}, batch {self.batch} × {self.length} tokens, {self.dtype}"
+        needs = step.needs()
+        for need in needs:
+            screen.print(_need_table(need, title))
+        screen.print("Predicted from shapes; nothing was loaded or run.", highlight=False)
+        if ram_bytes is None:
+            return 0
+        screen.print(f"\n[bold]{self.device_ram}[/]  {escape(reason(needs[0], ram_bytes))}", highlight=False)
+        shown = Table(
+            *("way (predicted)", "device, MiB", "fits", "server, MiB", "its price"), title=f"In {self.device_ram}"
+        )
+        with screen.status("predicting the alternatives"):
+            for way in alternatives(step, ram_bytes):
+                fits = "yes" if way.fits(ram_bytes) else "no"
+                sizes = (_mib(way.device_bytes, "0"), fits, _mib(way.server_bytes, "0") or "–")
+                shown.add_row(escape(way.label), *sizes, escape(way.price))
+        screen.print(shown)
+        return 0
+
+
+class Server(Command, frozen=True, kw_only=True):
+    """Train side networks for devices that send their activations here, until Ctrl-C."""
+
+    folder: Path = Path("runs/server")
+    """Checkpoints and cached activations."""
+    bind: str = "tcp://127.0.0.1:0"
+    """Where to listen; port 0 takes a free one."""
+    keys: Path | None = None
+    """Folder of keys: encrypts, and lets only known devices in. Made if new."""
+    advertise: str | None = None
+    """Host name or address that devices reach this machine by, for the join string."""
+    credit: Count = 4
+    """Batches of a device that may wait."""
+    budget: Count = 4096
+    """MiB of batches that may wait, all devices together."""
+    max_sessions: Count = 8
+    """Devices at a time."""
+    cache_memory: Annotated[int, Meta(ge=0)] = 1024
+    """MiB of cached activations in memory, per device."""
+    cache_disk: Annotated[int, Meta(ge=0)] = 8192
+    """MiB of cached activations on disk, per device."""
+    threads: Count = 1
+    """Threads of this process."""
+    as_json: Annotated[bool, arg(name="json")] = False
+    """For programs: say the address as one line of JSON."""
+    with_parent: bool = False
+    """For programs: end when standard input closes."""
+
+    def __call__(self) -> int:
+        """Serve until Ctrl-C."""
+        from mobillm_kit.server.service import ServiceSettings, ServiceStart, serve_forever
+
+        def announce(start: ServiceStart) -> None:
+            """Where it listens, for people or for programs."""
+            if self.as_json:
+                print(msgspec.json.encode(start).decode(), flush=True)
+                return
+            say(f"Listening at {start.address}")
+            say(f"On the device: mobillm device --join '{start.join or start.address}'")
+
+        settings = ServiceSettings(
+            folder=self.folder,
+            credit=self.credit,
+            budget_bytes=self.budget * MIB,
+            max_sessions=self.max_sessions,
+            cache_memory_bytes=self.cache_memory * MIB,
+            cache_disk_bytes=self.cache_disk * MIB,
+            threads=self.threads,
+        )
+        serve_forever(
+            settings,
+            bind=self.bind,
+            keys=self.keys,
+            advertise=self.advertise,
+            announce=announce,
+            with_parent=self.with_parent,
+        )
+        return 0
+
+
+class Quantize(Command, frozen=True, kw_only=True):
+    """Write a model's twin with its blocks' matrices in few bits, to train on with --stream.
+
+    Block by block: the whole model is never in memory.
+    """
+
+    model: Positional[Path]
+    """Folder of a model, with safetensors."""
+    out: Positional[Path]
+    """Folder to write; it must not be there yet."""
+    kind: str = "nf4"
+    """int8, nf4 or fp4."""
+
+    def __call__(self) -> int:
+        """Write the folder and name it."""
+        from mobillm_kit.backbone.lowbit import quantize_backbone
+
+        with screen.status(f"coding {escape(str(self.model))} as {escape(self.kind)}"):
+            written = quantize_backbone(self.model, self.out, self.kind)
+        say(f"Kept in {written}")
+        return 0
+
+
+def _need_table(need: Need, title: str) -> Table:
+    from mobillm_kit.memory.budget import table
+
+    shown = Table("MiB", "at its highest", "at the peak", title=f"{escape(title)}: {need.party}")
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for name, highest, at_peak in table(need):
+        total = name in ("tensors", "whole process")
+        shown.add_row(name, _mib(highest), _mib(at_peak), style="bold" if total else "", end_section=total)
+    return shown
+
+
+def _mib(n_bytes: int | None, decimals: str = "1") -> str:
+    return "" if n_bytes is None else f"{n_bytes / MIB:,.{decimals}f}"

@@ -1,0 +1,309 @@
+"""The server as its device sees it: a thread that talks, and a few questions that the training thread may ask.
+
+    wanted     the sequence number to make next; it goes back when the server asks for something again
+    offer      one made batch; waits while another one waits to be sent
+    drained    everything up to a step is trained
+    fetch      the trained side network            checkpoint   everything so far is durable on the server
+
+What is said when is decided in ``device/conversation.py``; here stand the clock, the lock, the thread and the connection.
+
+Knows: the conversation, one connection.  Knows nothing of: zmq, backbones, activations, what is trained.
+
+Taught in: notebooks/08_device_and_server.ipynb
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from mobillm_kit.channel import (
+    Ack,
+    Batch,
+    Bye,
+    Checkpoint,
+    Fetch,
+    Gradient,
+    Hello,
+    Limits,
+    Logits,
+    Message,
+    WireError,
+    from_frames,
+    to_frames,
+)
+from mobillm_kit.channel.timings import TIMINGS
+from mobillm_kit.device.conversation import ConnectionLost, Conversation, Frames
+from mobillm_kit.device.patience import stuck
+from mobillm_kit.errors import HandshakeFailed, KitError, ServerGone, ServerRefused, SocketClosed
+from mobillm_kit.link.timeline import Timeline
+
+_now = time.perf_counter  # the timeline's clock
+
+
+class Connection(Protocol):
+    """What is needed of a socket; see ``sockets.DeviceSocket``."""
+
+    connected: bool
+    connections: int
+
+    def wait_connected(self, timeout_s: float = ...) -> None:
+        """Wait for the handshake."""
+
+    def send(self, frames: Frames, timeout_s: float) -> bool:
+        """Hand a message over; False where there was no room in time."""
+
+    def receive(self, timeout_s: float) -> list[memoryview] | None:
+        """The next message, if one comes in time."""
+
+    def wake(self) -> None:
+        """End a wait, from any thread."""
+
+    def close(self, flush_s: float = ...) -> None:
+        """Close for good, from any thread."""
+
+
+class RemoteServer:
+    """A session with a server, kept alive by a thread.
+
+    Args:
+        connect: opens a connection; called again after every loss.
+        hello: the session's first message, its position aside, and its payloads.
+        limits: of one message.
+        timeline: gets a span for everything sent and everything that the server reports.
+        gradient: called with (sequence, rows, columns, logits' bytes) where the loss is the device's; gives the
+            gradient's bytes and the loss.
+        position: losses that the device knows already.
+        patience_s: silence after which the server counts as gone.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Connection],
+        hello: Hello,
+        hello_payloads: Sequence[bytes],
+        limits: Limits,
+        timeline: Timeline,
+        *,
+        gradient: Callable[[int, int, int, memoryview], tuple[bytes, float]] | None = None,
+        position: int = 0,
+        patience_s: float = TIMINGS.patience_s,
+    ) -> None:
+        self.bytes_sent = 0
+        self._connect = connect
+        self._hello_payloads = list(hello_payloads)
+        self._limits = limits
+        self._timeline = timeline
+        self._gradient = gradient
+        self._link = Conversation(
+            hello, position=position, now=_now(), patience_s=patience_s
+        )  # only ever under the lock
+        self._error: KitError | None = None
+        self._closing = False
+        self._cond = threading.Condition()
+        self._socket: Connection | None = None
+        self._thread = threading.Thread(target=self._live, daemon=True, name="uplink")
+        self._thread.start()
+
+    # ------------------------------------------------------------------ for the training thread
+
+    def wanted(self) -> int:
+        """The sequence number to make next.
+
+        Raises:
+            KitError: the server is gone or has refused.
+        """
+        with self._cond:
+            self._must(lambda: self._link.welcome)
+            return self._link.wanted
+
+    def holds(self, sample: int) -> bool:
+        """Whether the server has, or is about to have, a sample's activations."""
+        with self._cond:
+            return self._link.holds(sample)
+
+    def offer(self, message: Batch, payloads: Sequence[bytes | memoryview]) -> bool:
+        """Hand over one batch; waits while another one waits to be sent.
+
+        Returns:
+            False where it is no longer the one that is wanted.
+        """
+        frames = to_frames(message, payloads)
+        with self._cond:
+            self._must(lambda: self._link.outbox is None or self._link.wanted != message.sequence)
+            taken = self._link.offer(message, frames)
+        self._nudge()
+        return taken
+
+    def drained(self, upto: int) -> bool:
+        """Wait until all steps below ``upto`` are trained; False where something has to be made again first."""
+        with self._cond:
+            self._must(lambda: self._link.trained(upto) or self._link.wanted < upto)
+            return self._link.trained(upto)
+
+    def take_losses(self) -> list[float]:
+        """The losses that have become known since the last call, in the order of the steps."""
+        with self._cond:
+            return self._link.take_losses()
+
+    def fetch(self, sequence: int, n_bytes: int = 0) -> bytes | None:
+        """The side network after ``sequence`` steps; None where something has to be made again first.
+
+        Args:
+            sequence: steps.
+            n_bytes: about how many bytes it has: a long transfer is no silence.
+        """
+        with self._cond:
+            self._ask(Fetch(sequence=sequence), n_bytes)
+            self._must(lambda: self._link.result is not None or self._link.wanted < sequence)
+            result, self._link.result = self._link.result, None
+            return result[1] if result is not None and result[0] == sequence else None
+
+    def checkpoint(self, sequence: int) -> bool:
+        """Everything before ``sequence`` on the server's disk; False where something has to be made again first."""
+        with self._cond:
+            if self._link.durable < sequence:
+                self._ask(Checkpoint(sequence=sequence))
+            self._must(lambda: self._link.durable >= sequence or self._link.wanted < sequence)
+            return self._link.durable >= sequence
+
+    def close(self) -> None:
+        """End the session; within two seconds, whatever the server does."""
+        with self._cond:
+            self._closing = True
+            self._cond.notify_all()
+        self._nudge()
+        self._thread.join(TIMINGS.leave_s)
+        socket = self._socket
+        if socket is not None:
+            socket.close()  # whatever it waits for ends here
+        self._thread.join(TIMINGS.leave_s)
+
+    def _ask(self, request: Fetch | Checkpoint, answer_bytes: int = 0) -> None:
+        self._link.ask(request, answer_bytes)
+        self._nudge()
+
+    def _must(self, done: Callable[[], bool]) -> None:
+        """Wait until ``done``; the lock is held.
+
+        Raises:
+            KitError: the server is gone, has refused, or does nothing.
+        """
+        in_time = self._cond.wait_for(lambda: done() or self._error or self._closing, TIMINGS.stuck_s)
+        if self._error is not None:
+            raise self._error
+        if self._closing:
+            raise SocketClosed("This session was ended by this program.", "Begin a new one.")
+        if not in_time:
+            raise stuck(TIMINGS)
+
+    def _nudge(self) -> None:
+        socket = self._socket
+        if socket is not None:
+            try:
+                socket.wake()
+            except KitError:  # just closed by the other thread, which will look by itself
+                return
+
+    # ------------------------------------------------------------------ the talking thread
+
+    def _live(self) -> None:
+        try:
+            while not self._closing:
+                try:
+                    self._one_connection()
+                except ConnectionLost:
+                    with self._cond:
+                        self._link.patience.lost(_now())
+                        self._cond.wait_for(lambda: self._closing, TIMINGS.retry_s)
+        except KitError as error:
+            self._fail(error)
+        except Exception as error:  # whatever it is, the training thread must hear of it and not wait
+            self._fail(ServerGone(f"Talking to the server failed ({type(error).__name__}: {error})."))
+
+    def _one_connection(self) -> None:
+        try:
+            socket = self._connect()
+        except HandshakeFailed as error:
+            raise (ConnectionLost() if error.may_pass else error) from error
+        self._socket = socket
+        try:
+            self._open(socket)
+            self._talk(socket)
+        finally:
+            self._socket = None
+            socket.close(TIMINGS.farewell_s if self._closing else 0.0)
+
+    def _open(self, socket: Connection) -> None:
+        try:
+            socket.wait_connected(self._link.patience.handshake_s(_now()))
+        except HandshakeFailed as error:
+            raise (ConnectionLost() if error.may_pass else error) from error
+        with self._cond:
+            hello = self._link.connected(_now())
+        self._say(socket, hello)
+
+    def _talk(self, socket: Connection) -> None:
+        while not self._closing:
+            if not socket.connected or socket.connections > 1:
+                raise ConnectionLost
+            with self._cond:
+                said = self._link.tick(_now())
+            for message in said:
+                self._say(socket, message)
+            self._send_what_waits(socket)
+            frames = socket.receive(TIMINGS.tick_s)
+            if frames is not None:
+                self._take(socket, frames)
+        self._say(socket, Bye())
+
+    def _send_what_waits(self, socket: Connection) -> None:
+        with self._cond:
+            frames = self._link.next_upload(_now())
+            request = self._link.next_request() if frames is None else None
+            self._cond.notify_all()
+        if frames is not None:
+            self._put(socket, frames)
+        elif request is not None:
+            self._say(socket, request)
+
+    def _say(self, socket: Connection, message: Message) -> None:
+        self._put(socket, to_frames(message, self._hello_payloads if isinstance(message, Hello) else ()))
+
+    def _put(self, socket: Connection, frames: Frames) -> None:
+        if not socket.send(frames, TIMINGS.send_s):
+            raise ConnectionLost
+        self.bytes_sent += sum(len(frame) for frame in frames)
+
+    def _take(self, socket: Connection, frames: list[memoryview]) -> None:
+        self._link.patience.heard(_now())
+        try:
+            message, payloads = from_frames(frames, sender="server", limits=self._limits)
+        except WireError as error:
+            raise ConnectionLost from error  # a damaged answer: the next hello brings everything again
+        if isinstance(message, Logits):
+            self._answer_logits(socket, message, payloads[0])
+            return
+        with self._cond:
+            upload = self._link.take(message, payloads, _now())
+            if upload is not None and isinstance(message, Ack):
+                stages = message.queue_s, message.decode_s, message.train_s
+                self._timeline.arrived(message.sequence, upload.sent_at, *stages)
+            self._cond.notify_all()
+
+    def _answer_logits(self, socket: Connection, message: Logits, logits: memoryview) -> None:
+        if self._gradient is None:
+            raise ServerRefused("The server sent logits that nobody asked for.", "Begin a new session.")
+        with self._cond:
+            if not self._link.wants_gradient(message, _now()):
+                return
+        gradient, loss = self._gradient(message.sequence, message.rows, message.columns, logits)
+        self._link.own_losses[message.sequence] = loss
+        self._put(socket, to_frames(Gradient(sequence=message.sequence), [gradient]))
+
+    def _fail(self, error: KitError) -> None:
+        with self._cond:
+            self._error = error
+            self._cond.notify_all()

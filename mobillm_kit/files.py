@@ -1,0 +1,85 @@
+"""Where the packaged data lies, and writing files so that a failure leaves the old file whole.
+
+A wheel carries the data inside the package (``mobillm_kit/_data/``), a checkout beside the package (``data/``), so a
+notebook or a script finds it from any working directory.
+
+A file is written beside its place and moved over it in one step.  A full disk, a kill or a power cut leaves
+either the old bytes or the new ones.
+
+Knows: paths and bytes.  Knows nothing of: what the bytes mean.
+
+Taught in: notebooks/00_start_here.ipynb
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from mobillm_kit.errors import KitError, SaveFailed
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` in one step.
+
+    Raises:
+        SaveFailed: the disk is full or the folder cannot be written; the old file is untouched.
+    """
+    write_with(path, lambda target: target.write_bytes(data))
+
+
+def write_with(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file beside ``path``, then move it over ``path`` in one step.
+
+    Raises:
+        SaveFailed: as for :func:`write_bytes`.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+        mode = partial.stat().st_mode  # what the user's umask says; some writers choose their own
+        write(partial)
+        partial.chmod(mode)
+        _flush_to_disk(partial)
+        partial.replace(path)
+    except OSError as error:
+        raise SaveFailed(
+            f"{path}: could not be written ({error.strerror or error}); what stood there before is untouched.",
+            "Free some space or choose another folder.",
+        ) from error
+    finally:
+        with suppress(OSError):  # already moved, or its folder could not be made
+            partial.unlink()
+
+
+def _flush_to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def data_folder(name: str) -> Path:
+    """The folder of one packaged resource.
+
+    Args:
+        name: ``"pocket"`` (the pretrained pocket backbone) or ``"reviews"`` (the task beside it).
+
+    Returns:
+        An existing folder.
+
+    Raises:
+        KitError: the folder lies neither in the package nor beside it.
+    """
+    places = (_PACKAGE / "_data" / name, _PACKAGE.parent / "data" / name)
+    for place in places:
+        if place.is_dir():
+            return place
+    raise KitError(
+        f"The packaged data '{name}' is missing: looked in {places[0]} and {places[1]}.",
+        "Install mobillm-kit again, or work in a complete checkout of the project.",
+    )

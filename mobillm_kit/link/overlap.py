@@ -1,0 +1,112 @@
+"""How long a run across a link takes, from what each step costs alone: the pipeline by arithmetic.
+
+    made_t     = offered_{t-1} + device_t                 offered_t = max(made_t, sent_{t-1})     one batch may wait
+    sent_t     = max(offered_t, acked_{t-credit})
+    arrived_t  = line(max(sent_t, line free)) + latency
+    trained_t  = max(arrived_t, trained_{t-1}) + server_t                 acked_t = trained_t + latency
+
+In the steady state a step takes as long as its slowest stage: device, line or server.
+
+Knows: durations, bytes, links.  Knows nothing of: clocks, sockets, what a stage does.
+
+Taught in: notebooks/08_device_and_server.ipynb
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from mobillm_kit.errors import BadInput
+from mobillm_kit.link.rates import AnyLink
+from mobillm_kit.record import Span
+
+CREDIT = 4
+"""Batches that may be on their way; the server's default."""
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What one step costs each of the three, alone."""
+
+    device_s: float
+    """Forward, encode, and handing over."""
+    n_bytes: int
+    """On the line."""
+    server_s: float
+    """Decode and train."""
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """When one step is where, in seconds from the start of the first."""
+
+    begun_s: float
+    """The device begins its forward."""
+    made_s: float
+    on_line_s: float
+    """The first byte leaves."""
+    off_line_s: float
+    training_s: float
+    trained_s: float
+    acked_s: float
+    """The device knows."""
+
+
+def schedule(
+    costs: Sequence[StepCost], link: AnyLink, *, credit: int = CREDIT, stops: Collection[int] = ()
+) -> list[StepTimes]:
+    """The formulas above, one entry per step.
+
+    Args:
+        costs: per step.
+        link: between device and server, the same both ways; acknowledgements are too small to fill it.
+        credit: batches that may be on their way.
+        stops: numbers of steps after which the device waits until they are trained, as before an evaluation.
+
+    Raises:
+        BadInput: a credit below 1.
+    """
+    if credit < 1:
+        raise BadInput(f"credit is {credit}; it must be at least 1.")
+    delay_s = link.latency_ms / 1e3 + link.jitter_ms / 2e3
+    times: list[StepTimes] = []
+    offered_s = sent_s = line_s = trained_s = 0.0
+    for step, cost in enumerate(costs):
+        begun_s, made_s = offered_s, offered_s + cost.device_s
+        offered_s = max(made_s, sent_s)
+        sent_s = max(offered_s, times[step - credit].acked_s) if step >= credit else offered_s
+        on_line_s = max(sent_s, line_s)
+        line_s = on_line_s + link.seconds(cost.n_bytes, on_line_s) - delay_s
+        training_s = max(line_s + delay_s, trained_s)
+        trained_s = training_s + cost.server_s
+        times.append(StepTimes(begun_s, made_s, on_line_s, line_s, training_s, trained_s, trained_s + delay_s))
+        if step in stops:
+            offered_s = sent_s = max(sent_s, times[step].acked_s)
+    return times
+
+
+def finish_times(
+    costs: Sequence[StepCost], link: AnyLink, *, credit: int = CREDIT, stops: Collection[int] = ()
+) -> list[float]:
+    """Seconds at which the device knows that a step is trained; arguments as for :func:`schedule`."""
+    return [times.acked_s for times in schedule(costs, link, credit=credit, stops=stops)]
+
+
+def spans(times: Sequence[StepTimes]) -> list[Span]:
+    """A schedule as a timeline, to be drawn like a measured one: forward, send, train."""
+    found = []
+    for step, at in enumerate(times):
+        for stage, start_s, end_s in (
+            ("forward", at.begun_s, at.made_s),
+            ("send", at.on_line_s, at.off_line_s),
+            ("train", at.training_s, at.trained_s),
+        ):
+            found.append(Span(stage=stage, step=step, start_s=start_s, seconds=end_s - start_s))
+    return found
+
+
+def slowest(cost: StepCost, link: AnyLink) -> tuple[str, float]:
+    """Who decides the pace, ``device``, ``link`` or ``server``, and the seconds of a step in the steady state."""
+    line_s = link.seconds(cost.n_bytes) - link.latency_ms / 1e3 - link.jitter_ms / 2e3
+    return max((("device", cost.device_s), ("link", line_s), ("server", cost.server_s)), key=lambda stage: stage[1])

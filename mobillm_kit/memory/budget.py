@@ -1,0 +1,251 @@
+"""Does a training step fit into a memory, and what would: answers from shapes alone.
+
+    fits         predicted process <= memory
+    streamed     peak - weights of the backbone + 2 blocks                 one is used while the next is read
+    NF4          weights of those blocks at 4.5 bits a value + the largest matrix unpacked
+
+Everything here is predicted (mobillm_kit/memory/prediction.py); nothing is loaded, run or measured.
+
+Knows: predictions and sizes.  Knows nothing of: this machine, how the blocks are really read.
+
+Taught in: notebooks/01_where_memory_goes.ipynb
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from mobillm_kit.errors import BadInput
+from mobillm_kit.memory.prediction import RUNTIME_BYTES, Need, predict, shape_model, shapes_only
+from mobillm_kit.methods import LABELS
+from mobillm_kit.training.ledger import storage_bytes
+
+_UNITS = {
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?b)", re.IGNORECASE)
+
+NF4_BYTES = 0.5 + 4 / 64
+"""Of one weight: half a byte of code, and a float32 scale for 64 of them."""
+
+FORWARD_ONLY = "mobillm-full-width"
+ALTERNATIVES = ("mobillm-full-width", "mezo", "lst", "lora-checkpointing", "lora", "full")
+"""What is looked at beside the method asked for, in the order in which it is shown."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of training, and the memory it would take."""
+
+    label: str
+    device_bytes: int
+    """The whole process of the device."""
+    server_bytes: int | None
+    """The whole process of the server; None where there is none."""
+    price: str
+    """What it costs, in a few words."""
+
+    def fits(self, ram_bytes: int) -> bool:
+        """Whether it needs no more than there is."""
+        return self.device_bytes <= ram_bytes
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step to plan for."""
+
+    config: PreTrainedConfig
+    method: str
+    batch_size: int
+    length: int
+    dtype: str = "float32"
+    options: Mapping[str, Any] | None = None
+
+    def needs(self, **changes: Any) -> tuple[Need, ...]:
+        """Predicted need per party, with some of the settings changed."""
+        given = {
+            "method": self.method,
+            "batch_size": self.batch_size,
+            "length": self.length,
+            "dtype": self.dtype,
+            "options": self.options if changes.get("method", self.method) == self.method else None,
+            **changes,
+        }
+        return predict(self.config, given.pop("method"), **given)
+
+
+def parse_bytes(text: str) -> int:
+    """``4GiB``, ``512 MiB``, ``4GB`` (10^9) as a number of bytes.
+
+    Raises:
+        BadInput: not a number with a unit, or less than any process takes.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise BadInput(
+            f"'{text}' is not an amount of memory.", "Write a number and a unit, such as 4GiB, 512MiB or 4GB."
+        )
+    size = int(float(found[1]) * _UNITS[found[2].lower()])
+    if size < RUNTIME_BYTES:
+        raise BadInput(
+            f"'{text}' is less than Python and torch take before any model ({RUNTIME_BYTES // 2**20} MiB).",
+            "Write the memory of the whole device, such as 4GiB.",
+        )
+    return size
+
+
+# ---------------------------------------------------------------------- why, and what else
+
+
+def reason(need: Need, ram_bytes: int) -> str:
+    """One or two sentences: whether it fits, and what takes the room."""
+    over = need.process_bytes - ram_bytes
+    if over <= 0:
+        return f"It fits: {_mib(-over)} are left."
+    alive = need.at_peak
+    if alive.weights + RUNTIME_BYTES > ram_bytes:
+        return (
+            f"It does not fit: {_mib(over)} too much. The weights alone take {_mib(alive.weights)}; what fits must "
+            "hold fewer of them at a time, or fewer bits of each."
+        )
+    category = max(_WHY, key=lambda name: getattr(alive, name))
+    return f"It does not fit: {_mib(over)} too much. Beside the weights most goes to {_WHY[category]}"
+
+
+_WHY = {
+    "saved": "saved activations: what back-propagation has to keep grows with batch × length, whatever is trained.",
+    "optimizer": "AdamW's two moments, twice the weights that are trained.",
+    "gradients": "gradients, one for every weight that is trained.",
+    "messages": "activations that wait to be sent.",
+    "transient": "what a single operation needs: hidden states on their way, or one random tensor.",
+}
+
+
+def alternatives(step: Step, ram_bytes: int) -> Iterator[Way]:
+    """Other ways of training the same model on the same batch, smaller batches first.
+
+    Yields:
+        One way after the other, each predicted when it is asked for (a second or two on a billion parameters).
+    """
+    largest = largest_batch(step, ram_bytes)
+    if largest is not None and largest[0] != step.batch_size:
+        size, needs = largest
+        times = -(-step.batch_size // size)
+        yield _way(f"{LABELS[step.method]}, batch {size}", needs, f"{times} × the steps for the same texts")
+    for method in ALTERNATIVES:
+        if method != step.method:
+            yield _way(LABELS[method], step.needs(method=method), _PRICES[method])
+    if step.dtype == "float32":
+        yield _way(
+            f"{LABELS[FORWARD_ONLY]}, bfloat16", step.needs(method=FORWARD_ONLY, dtype="bfloat16"), "rounded weights"
+        )
+    yield from streamed(step)
+
+
+_PRICES = {
+    "mobillm-full-width": "a server and a link",
+    "mezo": "10 to 100 times the steps",
+    "lst": "accuracy: a narrow network beside the backbone",
+    "lora-checkpointing": "a second forward pass a step",
+    "lora": "–",
+    "full": "–",
+}
+
+
+def largest_batch(step: Step, ram_bytes: int) -> tuple[int, tuple[Need, ...]] | None:
+    """The largest batch up to the step's own with which its method fits, and its need; None where one text is too much.
+
+    Memory is close to a straight line in the batch, so a line finds the place and a prediction proves it.
+    """
+    whole, one = step.needs(), step.needs(batch_size=1)
+    if _process(whole) <= ram_bytes:
+        return step.batch_size, whole
+    if _process(one) > ram_bytes:
+        return None
+    slope = (_process(whole) - _process(one)) / (step.batch_size - 1)
+    size = min(step.batch_size - 1, 1 + int((ram_bytes - _process(one)) / slope))
+    while size > 1:
+        needs = step.needs(batch_size=size)
+        if _process(needs) <= ram_bytes:
+            return size, needs
+        size -= 1
+    return 1, one
+
+
+def streamed(step: Step) -> Iterator[Way]:
+    """Ways in which the backbone's blocks are read from disk one after the other and dropped again.
+
+    MobiLLM's device, also with NF4 weights, and LoRA with checkpointing (the idea of MeBP, arXiv 2510.03425).
+    """
+    half = "bfloat16"
+    whole, block, matrix = backbone_bytes(step.config, half)
+    # one tap: each is sent as it appears and then freed
+    device = step.needs(method=FORWARD_ONLY, dtype=half, options={"layers": 1})[0].at_peak
+    server = step.needs(method=FORWARD_ONLY, dtype=half)[1].process_bytes
+    working = device.total - device.weights
+    yield Way(
+        "MobiLLM, bfloat16 blocks streamed", 2 * block + working + RUNTIME_BYTES, server, "a server, a link, reading"
+    )
+    packed = int(2 * block / 2 * NF4_BYTES) + matrix
+    yield Way("MobiLLM, NF4 blocks streamed", packed + working + RUNTIME_BYTES, server, "the same, and coarser weights")
+    exact = step.needs(method="lora-checkpointing", dtype=half, options=None)[0].at_peak
+    yield Way(
+        "LoRA + checkpointing, bfloat16 blocks streamed",
+        exact.total - whole + 2 * block + RUNTIME_BYTES,
+        None,
+        "three readings of the model a step; no server",
+    )
+
+
+def backbone_bytes(config: PreTrainedConfig, dtype: str) -> tuple[int, int, int]:
+    """Bytes of the whole backbone, of its largest block, and of the largest matrix in a block."""
+    with shapes_only():
+        backbone = shape_model(config, dtype=dtype).backbone
+        blocks = [list(block.parameters()) for block in backbone.blocks]
+        return (
+            storage_bytes([*backbone.parameters(), *backbone.buffers()]),
+            max(storage_bytes(block) for block in blocks),
+            max(tensor.numel() * tensor.element_size() for block in blocks for tensor in block),
+        )
+
+
+def table(need: Need) -> list[tuple[str, int | None, int]]:
+    """Rows of one party: category, bytes at its own highest, bytes at the peak of the step; the process last."""
+    counted, peak = need.counted, need.at_peak
+    return [
+        ("weights", counted.weights_bytes, peak.weights),
+        ("gradients", counted.gradients_bytes, peak.gradients),
+        ("optimizer", counted.optimizer_bytes, peak.optimizer),
+        ("saved activations", counted.saved_activations_bytes, peak.saved),
+        ("messages", counted.messages_bytes, peak.messages),
+        ("transient", None, peak.transient),
+        ("tensors", None, need.peak_bytes),
+        ("Python, torch, libraries", None, RUNTIME_BYTES),
+        ("whole process", None, need.process_bytes),
+    ]
+
+
+def _way(label: str, needs: tuple[Need, ...], price: str) -> Way:
+    server = needs[1].process_bytes if len(needs) > 1 else None
+    return Way(label, _process(needs), server, price)
+
+
+def _process(needs: tuple[Need, ...]) -> int:
+    return needs[0].process_bytes
+
+
+def _mib(n_bytes: int) -> str:
+    return f"{n_bytes / 2**20:,.0f} MiB"

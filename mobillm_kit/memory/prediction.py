@@ -1,0 +1,427 @@
+"""Predicted memory: one training step on tensors that have a shape and no values.
+
+    at any moment   alive = weights + optimizer state + gradients + saved activations + messages + transients
+    predicted peak  = the largest ``alive`` of one training step
+    process         = predicted peak + what Python, torch and transformers take (RUNTIME_BYTES)
+
+The step is the method's own code.  Its tensors are torch's fake ones: shape, type and device are real, storage is
+not, so OPT-6.7B needs no gigabyte and no second of arithmetic, and each operation still takes the path that it takes on
+real tensors.  Every storage is followed from its first tensor to its last.
+
+Numbers that code asks for (a loss, a step counter) are answered with 1: memory does not depend on them.  The texts of
+the imagined batch differ in length, so that masks exist as they do in training.
+
+Knows: methods, tensors, storages.  Knows nothing of: processes, machines, what fits where.
+
+Taught in: notebooks/01_where_memory_goes.ipynb
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, UntypedStorage, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig
+
+from mobillm_kit.backbone.families import family_of
+from mobillm_kit.backbone.pretrained import DTYPES
+from mobillm_kit.backbone.split import Backbone
+from mobillm_kit.errors import BadInput
+from mobillm_kit.methods import load_method
+from mobillm_kit.methods.mobillm import MobiLLM
+from mobillm_kit.methods.task_model import TaskModel, task_model
+from mobillm_kit.quant.parcels import Upload
+from mobillm_kit.record import CountedMemory
+from mobillm_kit.side.heads import Pooling
+from mobillm_kit.texts.encode import Batch
+from mobillm_kit.training.ledger import SavedActivations
+from mobillm_kit.training.method import Method
+
+Category = Literal["weights", "optimizer", "gradients", "saved", "messages", "transient"]
+CATEGORIES: tuple[Category, ...] = ("weights", "optimizer", "gradients", "saved", "messages", "transient")
+
+WORK_BYTES = 22 * 2**20
+"""What the libraries take in a first step beside tensors: work buffers, and code that is touched for the first time.
+
+Measured, Linux, torch for CPUs (benchmarks/memory_prediction.py): 17 to 25 MiB, whatever the model and the method.
+"""
+
+RUNTIME_BYTES = 378 * 2**20 + WORK_BYTES
+"""Resident without any model: Python, torch, transformers, PEFT and this package, and :data:`WORK_BYTES`.
+
+Measured as above. Packages that PEFT loads where they are installed come on top (torchao and bitsandbytes: 47 MiB).
+"""
+
+_LR = 1e-3
+
+
+@dataclass(frozen=True)
+class Alive:
+    """Bytes alive at one moment, by category."""
+
+    weights: int = 0
+    optimizer: int = 0
+    gradients: int = 0
+    saved: int = 0
+    messages: int = 0
+    transient: int = 0
+    """Alive and nothing of the above: hidden states on their way, the optimizer's temporaries, a perturbation."""
+
+    @property
+    def total(self) -> int:
+        """Bytes alive at this point."""
+        return sum(getattr(self, category) for category in CATEGORIES)
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one party's part of a training step needs."""
+
+    party: Literal["device", "server"]
+    counted: CountedMemory
+    """The ledger, each category at its own highest."""
+    at_peak: Alive
+    """What is alive when most is; these add up to the peak."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """Tensors alive at the worst moment of a step."""
+        return self.at_peak.total
+
+    @property
+    def process_bytes(self) -> int:
+        """Predicted resident memory of the whole process at its peak."""
+        return self.peak_bytes + RUNTIME_BYTES
+
+
+# ---------------------------------------------------------------------- predicting
+
+
+def predict(
+    config: PreTrainedConfig,
+    method: str,
+    *,
+    batch_size: int,
+    length: int,
+    dtype: str = "float32",
+    labels: int = 2,
+    pooling: Pooling = "mean",
+    options: Mapping[str, Any] | None = None,
+) -> tuple[Need, ...]:
+    """Memory of one training step, from shapes alone.
+
+    Args:
+        config: the architecture, as :func:`mobillm_kit.backbone.architectures.architecture` gives it.
+        method: a name from ``mobillm methods``.
+        batch_size: B.
+        length: T, tokens of the longest text.
+        dtype: of the backbone.
+        labels: C.
+        pooling: of encoders.
+        options: of the method.
+
+    Returns:
+        The device's need, and the server's where there is one.
+
+    Raises:
+        BadInput: a batch, a length or a dtype that cannot be; a text longer than the model's context; an option that
+            the method does not have.
+        UnknownName: no such method.
+    """
+    _check(config, batch_size, length, dtype)
+    with _quiet():
+        build = load_method(method)
+    with shapes_only():
+        model = shape_model(config, dtype=dtype, labels=labels, pooling=pooling)
+        batch = shape_batch(batch_size, length)
+        with LiveTensors() as built:
+            trained = _built(build, model, method, options or {})
+        counted = trained.count_memory(batch)
+        if isinstance(trained, MobiLLM):
+            return _device_and_server(trained, model, batch, counted, built)
+        weights = _weights(model, trained, built.alive())
+        at_peak = _peak(
+            lambda: trained.step(batch, _LR),
+            weights=weights,
+            kept=built.alive(),
+            trained=weights,
+            batch=_tensors(batch),
+        )
+        return (Need("device", counted[0], at_peak),)
+
+
+def _built(build: Callable[..., Method], model: TaskModel, name: str, options: Mapping[str, Any]) -> Method:
+    try:
+        return build(model, seed=0, **options)
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None:
+            raise
+        raise BadInput(f"'{name}' has no option '{unknown[1]}'.") from error
+
+
+def _device_and_server(
+    method: MobiLLM, model: TaskModel, batch: Batch, counted: tuple[CountedMemory, ...], built: LiveTensors
+) -> tuple[Need, ...]:
+    """Two processes: the device runs forward and uploads, the server has the upload and no backbone."""
+    sent: list[Upload] = []
+    backbone = [*model.backbone.parameters(), *model.backbone.buffers()]
+    with LiveTensors() as device:
+        device.add(backbone, "weights")
+        device.add(_tensors(batch), "transient")
+        sent.append(method.device.upload(batch))
+    server = method.server
+    messages = [*sent[0].activations, sent[0].mask, sent[0].positions, sent[0].labels]
+    weights = [*server.model.parameters(), *server.model.buffers()]
+    elsewhere = {tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())}
+    kept = [storage for storage in built.alive() if storage not in elsewhere]
+    trained = list(server.parameters.values())
+    at_peak = _peak(lambda: server.train(sent[0], _LR), weights=weights, kept=kept, trained=trained, messages=messages)
+    return Need("device", counted[0], _as_messages(device.peak, counted[0])), Need("server", counted[1], at_peak)
+
+
+def _as_messages(alive: Alive, counted: CountedMemory) -> Alive:
+    """At the end of the forward the taps are all there: that much of what is alive is the message."""
+    sent = min(counted.messages_bytes, alive.transient)
+    return replace(alive, messages=sent, transient=alive.transient - sent)
+
+
+def _peak(
+    step: Callable[[], object],
+    *,
+    weights: Iterable[Tensor],
+    kept: Iterable[UntypedStorage],
+    trained: Iterable[Tensor],
+    messages: Iterable[Tensor] = (),
+    batch: Iterable[Tensor] = (),
+) -> Alive:
+    """Most bytes alive in one step.
+
+    Args:
+        step: runs it.
+        weights: of the model and the method.
+        kept: what building the method left behind; beside weights that is the optimizer's state.
+        trained: parameters whose gradients are to be told apart.
+        messages: uploads that wait.
+        batch: token ids, mask, labels, positions.
+    """
+    with ExitStack() as stack:
+        live = stack.enter_context(LiveTensors())
+        live.add(weights, "weights")
+        live.add(messages, "messages")
+        live.add_storages(kept, "optimizer")
+        live.add(batch, "transient")
+        stack.enter_context(_Noted(live))
+        for parameter in trained:
+            if parameter.requires_grad and parameter.is_leaf:
+                hook = parameter.register_post_accumulate_grad_hook(lambda p: live.mark([p.grad], "gradients"))
+                stack.callback(hook.remove)
+        step()
+    return live.peak
+
+
+def _weights(model: TaskModel, method: Method, kept: Iterable[UntypedStorage]) -> list[Tensor]:
+    """Of the model with what the method has put into it, and of what it trains beside the model (the probe)."""
+    inside = [*model.parameters(), *model.buffers()]
+    known, kept = {tensor.untyped_storage() for tensor in inside}, set(kept)
+    # what a method computes only to show it (P-RGE's master weights) is not kept
+    beside = [tensor for tensor in method.trained().values() if tensor.untyped_storage() in kept - known]
+    return inside + beside
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    return [tensor for tensor in vars(batch).values() if tensor is not None]
+
+
+def _check(config: PreTrainedConfig, batch_size: int, length: int, dtype: str) -> None:
+    for name, value in (("batch size", batch_size), ("length", length)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise BadInput(f"The {name} is {value}; it must be a whole number from 1 up.")
+    if dtype not in DTYPES:
+        raise BadInput(f"Unknown dtype '{dtype}'.", f"Choose one of: {', '.join(DTYPES)}.")
+    family = family_of(config.model_type)
+    context = int(config.max_position_embeddings)
+    if family.positions_start_after_padding_id:
+        context -= int(config.pad_token_id) + 1
+    if length > context:
+        raise BadInput(f"{length} tokens are more than this model reads.", f"Its context is {context} tokens.")
+
+
+# ---------------------------------------------------------------------- shapes without values
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """While it holds, new tensors have a shape and a device and no values; real tensors may not be mixed in."""
+    mode = FakeTensorMode()
+    # torch's memo holds a weak reference to every parameter, and Module.to refuses to swap what has one
+    mode.fake_tensor_converter.set_tensor_memo = lambda _meta, _fake: None
+    with mode, _Copies():
+        yield
+
+
+class _Copies(TorchFunctionMode):
+    """copy.deepcopy of a tensor without values: torch's own would copy the fake mode with it."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not Tensor.__deepcopy__ or not isinstance(args[0], FakeTensor):
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        if id(tensor) not in memo:
+            copied = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(copied, tensor.requires_grad) if is_parameter else copied
+        return memo[id(tensor)]
+
+
+def shape_model(
+    config: PreTrainedConfig, *, dtype: str = "float32", labels: int = 2, pooling: Pooling = "mean"
+) -> TaskModel:
+    """A task model of that architecture; call it under :func:`shapes_only`, or it takes real memory."""
+    family = family_of(config.model_type)
+    with _quiet():
+        if family.kind == "decoder":
+            model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
+        else:
+            model = AutoModel.from_config(config, dtype=DTYPES[dtype], add_pooling_layer=False)
+    backbone = Backbone(model, name=config.model_type)
+    backbone.fingerprint = "shapes only"  # there are no bytes to take one over
+    return task_model(backbone, word_ids=range(labels), pooling=pooling)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers loads torchao where it is installed, and that warns of kernels that nobody asks for here."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def shape_batch(rows: int, length: int) -> Batch:
+    """(B, T) texts, the first of them a token shorter, so that the mask is one that a model cannot leave out."""
+    ids = torch.zeros(rows, length, dtype=torch.int64)
+    mask = torch.ones_like(ids)
+    mask[0, length - 1 :] = 0 if length > 1 else 1
+    labels = torch.zeros(rows, dtype=torch.int64)
+    return Batch(ids, mask, labels, torch.zeros_like(labels))
+
+
+# ---------------------------------------------------------------------- following every storage
+
+
+@dataclass(eq=False)
+class _Entry:
+    bytes: int
+    category: Category
+
+
+class LiveTensors(TorchDispatchMode):
+    """Follows every storage from its first tensor to its last, real or without values.
+
+    Example:
+        >>> with LiveTensors() as live:
+        ...     live.add(model.parameters(), "weights")
+        ...     loss = step(batch)
+        >>> live.peak.total
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = Alive()
+        """Bytes by category at the moment at which most was alive, so far."""
+        self._entries: weakref.WeakKeyDictionary[UntypedStorage, _Entry] = weakref.WeakKeyDictionary()
+        self._bytes: dict[Category, int] = dict.fromkeys(CATEGORIES, 0)
+        self._total = 0
+
+    @property
+    def now(self) -> Alive:
+        """Bytes alive at this moment."""
+        return Alive(**self._bytes)
+
+    def alive(self) -> list[UntypedStorage]:
+        """The storages that are alive at this moment."""
+        return list(self._entries)
+
+    def add(self, tensors: Iterable[Tensor], category: Category) -> None:
+        """Follow tensors that were made before."""
+        self.add_storages((tensor.untyped_storage() for tensor in tensors), category)
+
+    def add_storages(self, storages: Iterable[UntypedStorage], category: Category) -> None:
+        """Follow storages that were made before; one that is followed already keeps its category."""
+        for storage in storages:
+            self._follow(storage, category)
+
+    def mark(self, tensors: Iterable[Tensor | None], category: Category) -> None:
+        """Say what a tensor is that was a transient until now, or is one again."""
+        for tensor in tensors:
+            if tensor is not None:
+                self.mark_storage(tensor.untyped_storage(), category)
+
+    def mark_storage(self, storage: UntypedStorage, category: Category) -> None:
+        """As :meth:`mark`; weights, messages and the optimizer's state stay what they are."""
+        entry = self._entries.get(storage)
+        if entry is None or entry.category in ("weights", "messages", "optimizer"):
+            return
+        self._bytes[entry.category] -= entry.bytes
+        self._bytes[category] += entry.bytes
+        entry.category = category
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+            return 1.0 if args[0].dtype.is_floating_point else 1
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._follow(leaf.untyped_storage(), "transient")
+        return result
+
+    def _follow(self, storage: UntypedStorage, category: Category) -> None:
+        if storage in self._entries:
+            return
+        entry = self._entries[storage] = _Entry(storage.nbytes(), category)
+        self._bytes[category] += entry.bytes
+        self._total += entry.bytes
+        if self._total > self.peak.total:
+            self.peak = self.now
+        weakref.finalize(storage, self._drop, entry).atexit = False
+
+    def _drop(self, entry: _Entry) -> None:
+        self._bytes[entry.category] -= entry.bytes
+        self._total -= entry.bytes
+
+
+class _Noted(SavedActivations):
+    """Tells a follower of storages which of them autograd keeps."""
+
+    def __init__(self, live: LiveTensors) -> None:
+        super().__init__(())
+        self._follower = live
+
+    def hold(self, storages: Iterable[UntypedStorage]) -> None:
+        storages = list(storages)
+        super().hold(storages)
+        for storage in storages:
+            self._follower.mark_storage(storage, "saved")
+
+    def release(self, storage: UntypedStorage) -> None:
+        super().release(storage)
+        if storage not in self._live:
+            self._follower.mark_storage(storage, "transient")

@@ -1,0 +1,291 @@
+"""What this machine brings along, found out before a run needs it.
+
+Each check answers in a limited time, never raises, and says what to do where something is missing.
+
+Knows: versions, memory, disk, threads, packaged files, loopback sockets.  Knows nothing of: training, the
+command line that prints the lines.
+
+Taught in: notebooks/00_start_here.ipynb
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from mobillm_kit.errors import KitError
+from mobillm_kit.files import data_folder
+
+DISTRIBUTION = "mobillm-kit"
+PYTHON_AT_LEAST = (3, 11)
+USER_EXTRAS = ("lab", "hub")
+SOCKET_LIMIT_S = 5.0
+IMPORT_LIMIT_S = 60.0
+QUICK_LIMIT_S = 10.0
+
+FREE_MEMORY_MIB = 1024
+"""One process with torch and a model class holds about 380 MiB before it trains; the rest is for training."""
+FREE_DISK_MIB = 512
+"""Room for records, figures and checkpoints of the packaged model."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding about the machine."""
+
+    name: str
+    ok: bool
+    detail: str
+    """What was found."""
+    remedy: str = ""
+    """What would make it right, or better; empty where there is nothing to do."""
+
+    def __str__(self) -> str:
+        line = f"[{'ok' if self.ok else 'fail'}] {self.name}: {self.detail}"
+        return f"{line}\n       {self.remedy}" if self.remedy else line
+
+
+def examine() -> list[Check]:
+    """Run every check, each within its own time limit.
+
+    Returns:
+        The findings, in the order in which a reader would look for a cause.
+    """
+    return [check for name, probe, limit_s in PROBES for check in within(name, probe, limit_s)]
+
+
+def within(name: str, probe: Callable[[], list[Check]], limit_s: float) -> list[Check]:
+    """Run ``probe`` in a thread of its own; a late or broken probe becomes a failed check.
+
+    Args:
+        name: the check's name, where the probe cannot give one.
+        probe: returns findings; may hang or raise.
+        limit_s: seconds until it counts as hanging.
+    """
+    found: list[Check] = []
+
+    def work() -> None:
+        try:
+            found.extend(probe())
+        except Exception as error:  # a broken library may raise anything, and the doctor has to go on
+            detail = f"{type(error).__name__}: {error}"
+            found.append(Check(name, False, detail, "Report this line with your system's name."))
+
+    thread = threading.Thread(target=work, name=f"doctor {name}", daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    if thread.is_alive():
+        return [Check(name, False, f"no answer within {limit_s:g} s", "Close busy programs and try again.")]
+    return found
+
+
+def python() -> list[Check]:
+    """The interpreter and its platform."""
+    wanted = ".".join(map(str, PYTHON_AT_LEAST))
+    ok = sys.version_info[:2] >= PYTHON_AT_LEAST
+    detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return [Check("python", ok, detail, "" if ok else f"Install Python {wanted} or newer.")]
+
+
+def packages(distribution: str = DISTRIBUTION) -> list[Check]:
+    """What the package needs against what is installed: one check per core package, one per extra.
+
+    The wanted versions are read from the installed package's own metadata.
+    """
+    try:
+        wanted = [Requirement(line) for line in metadata.requires(distribution) or ()]
+    except metadata.PackageNotFoundError:
+        detail = f"{distribution} is not installed"
+        return [Check("packages", False, detail, "Run: make setup   or: pip install -e .")]
+    core = [r for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
+    checks = [_package(requirement.name, _state(requirement)) for requirement in core]
+    for extra in USER_EXTRAS:
+        further = [r for r in wanted if r.marker is not None and r.marker.evaluate({"extra": extra})]
+        states = {r.name: _state(r) for r in further if r not in core}
+        checks.append(_extra(extra, states, distribution))
+    return checks
+
+
+@dataclass(frozen=True)
+class _State:
+    ok: bool
+    words: str
+
+
+def _state(wanted: Requirement) -> _State:
+    try:
+        version = metadata.version(wanted.name)
+    except metadata.PackageNotFoundError:
+        return _State(False, f"missing, wanted {wanted.specifier}")
+    fits = wanted.specifier.contains(version, prereleases=True)
+    return _State(fits, version if fits else f"{version}, wanted {wanted.specifier}")
+
+
+def _package(name: str, state: _State) -> Check:
+    return Check(name, state.ok, state.words, "" if state.ok else f"Run: pip install --upgrade {name}")
+
+
+def _extra(extra: str, states: dict[str, _State], distribution: str) -> Check:
+    shown = {name: state for name, state in states.items() if not state.ok} or states
+    detail = ", ".join(f"{name} {state.words}" for name, state in shown.items())
+    ok = all(state.ok for state in states.values())
+    return Check(f"extra {extra}", ok, detail, "" if ok else f'Run: pip install "{distribution}[{extra}]"')
+
+
+def accelerators() -> list[Check]:
+    """Torch's build and the accelerators that it can use."""
+    import torch
+
+    build = f"CUDA {torch.version.cuda} build" if torch.version.cuda else "CPU build"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an old driver warns here; "no GPU" says it
+        n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    found = ["cpu"] + [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(n_gpus)]
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    idle = torch.version.cuda and not n_gpus
+    remedy = "This build could use a GPU and sees none; the CPU is used." if idle else ""
+    return [Check("accelerators", True, f"{build}: {', '.join(found)}", remedy)]
+
+
+def memory() -> list[Check]:
+    """Memory that a new process could take without swapping."""
+    import psutil
+
+    free_mib = psutil.virtual_memory().available // 2**20
+    total_mib = psutil.virtual_memory().total // 2**20
+    ok = free_mib >= FREE_MEMORY_MIB
+    remedy = "" if ok else f"Close other programs: a training process wants {FREE_MEMORY_MIB} MiB free."
+    return [Check("memory", ok, f"{free_mib} of {total_mib} MiB free", remedy)]
+
+
+def disk(folder: Path | None = None) -> list[Check]:
+    """Free space and the right to write where runs are stored.
+
+    Args:
+        folder: where runs will be written; the current folder when None.
+    """
+    folder = Path.cwd() if folder is None else folder
+    free_mib = shutil.disk_usage(folder).free // 2**20
+    writable = os.access(folder, os.W_OK)
+    detail = f"{free_mib} MiB free in {folder}" + ("" if writable else ", which cannot be written to")
+    ok = writable and free_mib >= FREE_DISK_MIB
+    remedy = "" if ok else f"Choose a folder that you may write to, with {FREE_DISK_MIB} MiB free."
+    return [Check("disk", ok, detail, remedy)]
+
+
+def threads() -> list[Check]:
+    """Cores of the machine, cores given to this process, and how idle OpenMP workers wait."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    policy = os.environ.get("OMP_WAIT_POLICY", "")
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    detail = f"{usable} of {os.cpu_count()} cores usable" + (f", OMP_NUM_THREADS={limit}" if limit else "")
+    remedy = (
+        ""
+        if policy.lower() == "passive"
+        else "Set OMP_WAIT_POLICY=passive before Python starts: spinning workers slow a busy machine down."
+    )
+    return [Check("threads", True, detail, remedy)]
+
+
+def allocator() -> list[Check]:
+    """The memory allocator, because measured peaks depend on it.
+
+    glibc keeps freed blocks for later; with ``MALLOC_MMAP_THRESHOLD_=131072`` a peak RSS means the same in
+    every run.  Compared runs set it in their own processes.
+    """
+    name, version = platform.libc_ver()
+    threshold = os.environ.get("MALLOC_MMAP_THRESHOLD_", "")
+    if name != "glibc":
+        return [Check("allocator", True, "not glibc: compare counted memory across systems, not measured peaks")]
+    setting = f"MALLOC_MMAP_THRESHOLD_={threshold}" if threshold else "default threshold in this process"
+    return [Check("allocator", True, f"glibc {version}, {setting}")]
+
+
+def widgets() -> list[Check]:
+    """ipywidgets in the kernel and its extension in JupyterLab's front end; sliders need both."""
+    remedy = f'Run: pip install "{DISTRIBUTION}[lab]", then restart JupyterLab.'
+    try:
+        version = metadata.version("ipywidgets")
+    except metadata.PackageNotFoundError:
+        return [Check("widgets", False, "ipywidgets is missing", remedy)]
+    places = [folder / "@jupyter-widgets" / "jupyterlab-manager" for folder in _labextension_folders()]
+    there = [place for place in places if (place / "package.json").is_file()]
+    if not there:
+        return [Check("widgets", False, f"ipywidgets {version}, but JupyterLab has no widget extension", remedy)]
+    return [Check("widgets", True, f"ipywidgets {version} and JupyterLab's widget extension")]
+
+
+def _labextension_folders() -> list[Path]:
+    try:
+        from jupyter_core.paths import jupyter_path
+    except ImportError:
+        return [Path(sys.prefix) / "share" / "jupyter" / "labextensions"]
+    return [Path(folder) for folder in jupyter_path("labextensions")]
+
+
+def packaged_data() -> list[Check]:
+    """The pocket model and the review task that come with the package."""
+    return [
+        _folder("pocket model", "pocket", ("config.json", "model.safetensors", "tokenizer.json")),
+        _folder("review task", "reviews", ("train.tsv", "dev.tsv", "test.tsv")),
+    ]
+
+
+def _folder(name: str, data: str, wanted: tuple[str, ...]) -> Check:
+    try:
+        folder = data_folder(data)
+    except KitError as error:
+        return Check(name, False, error.problem, error.remedy)
+    missing = [file for file in wanted if not (folder / file).is_file()]
+    if missing:
+        remedy = f"Install {DISTRIBUTION} again, or take a complete checkout."
+        return Check(name, False, f"{', '.join(missing)} missing in {folder}", remedy)
+    size_kib = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) // 1024
+    return Check(name, True, f"{folder} ({size_kib} KiB)")
+
+
+def sockets(limit_s: float = SOCKET_LIMIT_S) -> list[Check]:
+    """Two real sockets, one message there and back over the loopback interface on a random port.
+
+    Args:
+        limit_s: longest wait of either side, in seconds.
+    """
+    from mobillm_kit.channel.loopback import NoRoundTrip, round_trip
+
+    payload = bytes(range(256)) * 256
+    try:
+        port, returned, elapsed_ms = round_trip(payload, limit_s)
+    except NoRoundTrip as error:
+        return [Check("sockets", False, error.problem, error.remedy)]
+    if returned != payload:
+        return [Check("sockets", False, "the message came back changed", "Reinstall pyzmq.")]
+    size_kib = len(payload) // 1024
+    version = metadata.version("pyzmq")
+    detail = f"{size_kib} KiB there and back over 127.0.0.1:{port} in {elapsed_ms:.1f} ms, pyzmq {version}"
+    return [Check("sockets", True, detail)]
+
+
+PROBES: tuple[tuple[str, Callable[[], list[Check]], float], ...] = (
+    ("python", python, QUICK_LIMIT_S),
+    ("packages", packages, QUICK_LIMIT_S),
+    ("accelerators", accelerators, IMPORT_LIMIT_S),
+    ("memory", memory, QUICK_LIMIT_S),
+    ("disk", disk, QUICK_LIMIT_S),
+    ("threads", threads, QUICK_LIMIT_S),
+    ("allocator", allocator, QUICK_LIMIT_S),
+    ("widgets", widgets, QUICK_LIMIT_S),
+    ("packaged data", packaged_data, QUICK_LIMIT_S),
+    ("sockets", sockets, 3 * SOCKET_LIMIT_S),
+)
+"""Name, probe, time limit in seconds."""

@@ -1,0 +1,84 @@
+"""A run's folder: who may write into it, and what it was made with.
+
+    spec.json, record.json, checkpoint.safetensors, memory-PARTY.json, side/
+
+Knows: files and specifications.  Knows nothing of: training, processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+from filelock import FileLock, Timeout
+
+from mobillm_kit.errors import BadInput, FolderBusy
+from mobillm_kit.record import load_record
+from mobillm_kit.files import write_bytes
+from mobillm_kit.runs.spec import RunSpec
+
+SPEC = "spec.json"
+RECORD = "record.json"
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold the folder while something is written into it.
+
+    Raises:
+        FolderBusy: somebody else holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise FolderBusy(
+            f"{folder}: another run is writing into this folder.",
+            "Wait for it to end, or choose another folder.",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def lay_out(place: Path, spec: RunSpec) -> None:
+    """Write the specification, or see that it is the one that stands there.
+
+    Raises:
+        BadInput: the folder holds a run with other settings.
+    """
+    file = place / SPEC
+    if not file.exists():
+        write_bytes(file, msgspec.json.format(msgspec.json.encode(spec)))
+        return
+    there = load_spec(place)
+    if there != spec:
+        differing = [name for name in RunSpec.__struct_fields__ if getattr(there, name) != getattr(spec, name)]
+        raise BadInput(
+            f"{place}: holds a run with other settings ({', '.join(differing)}).",
+            "Choose another folder, or delete that one.",
+        )
+
+
+def load_spec(place: Path) -> RunSpec:
+    """The specification of a run's folder.
+
+    Raises:
+        BadInput: there is none, or it cannot be read.
+    """
+    try:
+        return msgspec.json.decode((place / SPEC).read_bytes(), type=RunSpec)
+    except OSError as error:
+        raise BadInput(f"{place}: holds no run.", "Name a folder that `mobillm train` wrote.") from error
+    except msgspec.DecodeError as error:
+        raise BadInput(f"{place / SPEC}: damaged ({error}).", "Train again into another folder.") from error
+
+
+def is_done(place: Path) -> bool:
+    """Whether the run there came to its end."""
+    file = place / RECORD
+    return file.exists() and load_record(file).status == "done"

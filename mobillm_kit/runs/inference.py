@@ -1,0 +1,159 @@
+"""A trained run put to use: from its folder, back to a model that labels texts.
+
+    load_run     the folder of any trained run
+    load_side    a side network alone, as it is shared, put back on its backbone
+
+Knows: runs, side networks and their folders.  Knows nothing of: how they were trained.
+
+Taught in: notebooks/00_start_here.ipynb
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mobillm_kit.side.adapter import SideAdapter, attach
+from mobillm_kit.backbone.split import load_backbone, load_tokenizer
+from mobillm_kit.device.forward import Device
+from mobillm_kit.texts.encode import Batch, TextEncoder
+from mobillm_kit.errors import BadInput
+from mobillm_kit.runs.folders import load_spec
+from mobillm_kit.methods import method_row
+from mobillm_kit.training.method import Method
+from mobillm_kit.methods.task_model import task_model
+from mobillm_kit.runs.prepare import Prepared, build_method, prepare
+from mobillm_kit.runs.progress import Told
+from mobillm_kit.runs.run import control_record, held_out_scores
+from mobillm_kit.texts.tasks import Example, Task
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The label of one text, and how sure it is."""
+
+    label: str
+    probability: float
+    """Of that label, softmax over the task's labels."""
+
+
+class Predictor:
+    """Labels texts.
+
+    Args:
+        encoder: of the task, for the backbone.
+        logits: batch to (B, C).
+        device: where batches go.
+    """
+
+    def __init__(self, encoder: TextEncoder, logits: Callable[[Batch], Tensor], device: str = "cpu") -> None:
+        self._encoder = encoder
+        self._logits = logits
+        self._device = device
+
+    @torch.no_grad()
+    def predict(self, texts: Sequence[str], pair: str | None = None, batch_size: int = 64) -> list[Prediction]:
+        """Label each text.
+
+        Args:
+            texts: N of them.
+            pair: the second text of all of them, for tasks with two.
+            batch_size: texts at a time.
+
+        Raises:
+            BadInput: an empty text, or a second text that is missing or not asked for.
+        """
+        rows = self._encoder.encode([Example(text, pair, 0) for text in texts])
+        found: list[Prediction] = []
+        for start in range(0, len(rows), batch_size):
+            batch = self._encoder.collate(rows[start : start + batch_size]).to(self._device)
+            best, index = self._logits(batch).float().softmax(dim=-1).max(dim=-1)
+            labels = self._encoder.task.labels
+            found += [Prediction(labels[i], p) for p, i in zip(best.tolist(), index.tolist(), strict=True)]
+        return found
+
+
+def load_run(folder: str | Path) -> Predictor:
+    """The trained model of a run's folder.
+
+    Raises:
+        BadInput: not a run's folder, one without a checkpoint, or a control, which has no model.
+    """
+    prepared, method = _trained(Path(folder))
+    if method is None:
+        raise BadInput(f"{folder}: '{prepared.spec.method}' is a control.", "Name the folder of a trained method.")
+    return Predictor(prepared.encoder, method.logits, prepared.device)
+
+
+def score_run(folder: str | Path, on_test: Told | None = None) -> dict[str, float]:
+    """Scores of a run's model on its held-out texts, computed again.
+
+    Args:
+        folder: of the run.
+        on_test: told how many of how many texts are done.
+
+    Raises:
+        BadInput: not a run's folder, or one without a checkpoint.
+    """
+    prepared, method = _trained(Path(folder))
+    return control_record(prepared, "").scores if method is None else held_out_scores(method, prepared, on_test)
+
+
+def load_side(folder: str | Path, backbone: str | Path) -> Predictor:
+    """A side network as it is saved and shared, put back on its backbone.
+
+    Args:
+        folder: what ``save_pretrained`` wrote, or a name on the hub.
+        backbone: ``pocket``, a folder, or a name on the hub.
+
+    Raises:
+        BadInput: not a side network.
+        BackboneMismatch: another backbone than the one it was trained on.
+    """
+    adapter = SideAdapter.from_pretrained(folder)
+    loaded = load_backbone(backbone)
+    encoder = TextEncoder(
+        tokenizer=load_tokenizer(backbone), task=_task(adapter), kind=loaded.kind, max_length=adapter.max_length
+    )
+    words = encoder.label_ids() if loaded.kind == "decoder" else range(len(adapter.labels))
+    tuned = attach(adapter, loaded, task_model(loaded, word_ids=words).head)
+    device = Device(loaded, adapter.side.layers, one_token=tuned.one_token_is_enough)
+
+    def logits(batch: Batch) -> Tensor:
+        upload = device.upload(batch)
+        return tuned(upload.activations, upload.mask, upload.positions.long())
+
+    return Predictor(encoder, logits)
+
+
+def _task(adapter: SideAdapter) -> Task:
+    return Task(
+        name=adapter.task or "side",
+        description="the task of a side network",
+        text_column="text",
+        pair_column="pair" if adapter.paired else None,
+        label_column="label",
+        labels=adapter.labels,
+        prompt=adapter.prompt,
+        label_words=adapter.label_words,
+        metric="accuracy",
+        source="the side network's config.json",
+    )
+
+
+def _trained(folder: Path) -> tuple[Prepared, Method | None]:
+    spec = load_spec(folder)
+    prepared = prepare(spec)
+    if not method_row(spec.method).trained:
+        return prepared, None
+    file = folder / "checkpoint.safetensors"
+    if not file.exists():
+        raise BadInput(f"{folder}: holds no checkpoint.", "Train it first.")
+    method = build_method(prepared)
+    method.load_state(load_file(file))
+    return prepared, method

@@ -1,0 +1,284 @@
+"""The one training loop: every method goes through it, and it knows none of them.
+
+    for step in 0 .. steps-1:   method.step(batches.step(step), batches.lr(step))
+
+Knows: the method's protocol, the order of batches, checkpoints.  Knows nothing of: any single method, models, pictures.
+
+Taught in: notebooks/09_comparison.ipynb
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from mobillm_kit.texts.batches import Batches, FitSettings
+from mobillm_kit.texts.encode import Batch, Encoded, TextEncoder
+from mobillm_kit.errors import BadInput, NotEnoughMemory, TrainingDiverged
+from mobillm_kit.runs.interrupts import stop_after_step
+from mobillm_kit.training.method import Method, Pipelined
+from mobillm_kit.runs.progress import Progress, Told
+from mobillm_kit.record import CurvePoint
+from mobillm_kit.files import write_with
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What the loop leaves behind."""
+
+    curve: tuple[CurvePoint, ...]
+    steps: int
+    forwards: int
+    bytes_sent: int
+    seconds: float
+    cpu_seconds: float
+    stopped: str
+    interrupted: bool
+
+
+class _Position(msgspec.Struct):
+    """Where a run stands; it travels in the checkpoint's header."""
+
+    settings: str
+    step: int = 0
+    forwards: int = 0
+    bytes_sent: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    losses_known: int = 0
+    best_dev_loss: float | None = None
+    worse_evaluations: int = 0
+    stopped: str = ""
+    curve: list[CurvePoint] = []
+
+
+def fit(
+    method: Method,
+    batches: Batches,
+    *,
+    dev: Sequence[Encoded],
+    checkpoint: Path | None = None,
+    callbacks: Sequence[Told] = (),
+) -> FitResult:
+    """Train ``method`` and evaluate it on ``dev`` as it goes.
+
+    Args:
+        method: anything that keeps the protocol of ``training/method.py``.
+        batches: what is trained on at which step.
+        dev: encoded examples.
+        checkpoint: a safetensors file; written at each evaluation, on Ctrl-C and at the end, and gone on from where
+            it exists.
+        callbacks: called after every step.
+
+    Raises:
+        BadInput: a checkpoint of other settings.
+        TrainingDiverged: the loss is not finite; the checkpoint of the last evaluation stays.
+        NotEnoughMemory: an allocation failed; the message names the method and its counted need.
+        SaveFailed: the checkpoint could not be written; the last one stays whole.
+    """
+    settings = batches.settings
+    progress = _resume(method, settings, checkpoint)
+    if not progress.curve:
+        _evaluate(method, dev, batches, progress)
+    with stop_after_step() as asked_to_stop:
+        while progress.step < settings.steps and not progress.stopped and not asked_to_stop():
+            loss = _timed_step(method, batches, progress)
+            point = None
+            if _due(settings, progress):
+                _settle(method, progress)
+                point = _evaluate(method, dev, batches, progress)
+                _judge(progress, settings, point)
+                _save(method, progress, checkpoint)
+            for callback in callbacks:
+                accuracy = None if point is None else point.dev_accuracy
+                callback(Progress(step=progress.step, steps=settings.steps, loss=loss, dev_accuracy=accuracy))
+        interrupted = asked_to_stop() and progress.step < settings.steps
+        if interrupted:
+            _settle(method, progress)
+            _save(method, progress, checkpoint)
+    return FitResult(
+        curve=tuple(progress.curve),
+        steps=progress.step,
+        forwards=progress.forwards,
+        bytes_sent=progress.bytes_sent,
+        seconds=progress.seconds,
+        cpu_seconds=progress.cpu_seconds,
+        stopped="interrupted" if interrupted else progress.stopped,
+        interrupted=interrupted,
+    )
+
+
+@torch.no_grad()
+def evaluate(
+    method: Method,
+    examples: Sequence[Encoded],
+    encoder: TextEncoder,
+    *,
+    batch_size: int = 64,
+    device: str = "cpu",
+    on_batch: Callable[[int], None] | None = None,
+) -> tuple[float, Tensor]:
+    """Mean cross-entropy in nats and the predicted labels, (N,) int64.
+
+    Args:
+        on_batch: told how many examples are done after each batch.
+    """
+    losses, predictions = [], []
+    for start in range(0, len(examples), batch_size):
+        batch = encoder.collate(examples[start : start + batch_size]).to(device)
+        logits = method.logits(batch)
+        losses.append(F.cross_entropy(logits.float(), batch.labels, reduction="none"))
+        predictions.append(logits.argmax(dim=-1))
+        if on_batch is not None:
+            on_batch(min(start + batch_size, len(examples)))
+    return torch.cat(losses).mean().item(), torch.cat(predictions).cpu()
+
+
+# ---------------------------------------------------------------------- inside
+
+
+def _timed_step(method: Method, batches: Batches, progress: _Position) -> float | None:
+    batch = batches.step(progress.step)
+    with _timed(progress), fit_memory_error(method, batch):
+        result = method.step(batch, batches.lr(batch.step))
+    if result.loss is not None:
+        _add_losses(method, [result.loss], progress)
+    progress.step += 1
+    progress.forwards += result.forwards
+    progress.bytes_sent += result.bytes_sent
+    return result.loss
+
+
+@contextmanager
+def _timed(progress: _Position) -> Iterator[None]:
+    """Counts the body as training time."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    yield
+    progress.seconds += time.perf_counter() - wall
+    progress.cpu_seconds += time.process_time() - cpu
+
+
+def _settle(method: Method, progress: _Position) -> None:
+    """Wait for what is under way: it belongs to training, not to evaluation."""
+    if isinstance(method, Pipelined):
+        with _timed(progress):
+            losses = method.settle()
+        _add_losses(method, losses, progress)
+
+
+def _add_losses(method: Method, losses: Sequence[float], progress: _Position) -> None:
+    for loss in losses:
+        if not math.isfinite(loss):
+            raise TrainingDiverged(
+                f"{method.name}: the loss of step {progress.losses_known + 1} is {loss}.",
+                "Lower the learning rate; the last good checkpoint is kept.",
+            )
+        progress.loss_sum += loss
+        progress.loss_count += 1
+        progress.losses_known += 1
+
+
+@contextmanager
+def fit_memory_error(method: Method, batch: Batch) -> Iterator[None]:
+    """Turns a failed allocation into an error that names the method and its counted need."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise NotEnoughMemory(
+            f"{method.name}: a batch of {batch.rows} x {batch.input_ids.shape[1]} tokens does not fit into memory "
+            f"({_first_line(error)}); {counted_need(method, batch)}.",
+            "Take a smaller batch or shorter texts, or a method that keeps less: see `mobillm methods`.",
+        ) from error
+
+
+def counted_need(method: Method, batch: Batch) -> str:
+    """The ledger's total for this method, as a clause; the smallest batch stands in where even counting fails."""
+    try:
+        total = sum(party.total_bytes for party in method.count_memory(batch))
+        return f"the ledger counts {total / 2**20:.0f} MiB for this batch"
+    except (MemoryError, RuntimeError):
+        trained = sum(tensor.numel() * tensor.element_size() for tensor in method.trained().values())
+        return f"the trained parameters alone take {trained / 2**20:.0f} MiB, their gradients and moments as much again"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+
+
+def _due(settings: FitSettings, progress: _Position) -> bool:
+    return progress.step % settings.eval_every == 0 or progress.step == settings.steps
+
+
+def _evaluate(method: Method, dev: Sequence[Encoded], batches: Batches, progress: _Position) -> CurvePoint:
+    dev_loss, predictions = evaluate(method, dev, batches.encoder, device=batches.device)
+    labels = torch.tensor([example.label for example in dev])
+    point = CurvePoint(
+        step=progress.step,
+        forwards=progress.forwards,
+        seconds=progress.seconds,
+        bytes_sent=progress.bytes_sent,
+        train_loss=progress.loss_sum / progress.loss_count if progress.loss_count else None,
+        dev_loss=dev_loss,
+        dev_accuracy=(predictions == labels).float().mean().item(),
+    )
+    progress.curve.append(point)
+    progress.loss_sum, progress.loss_count = 0.0, 0
+    return point
+
+
+def _judge(progress: _Position, settings: FitSettings, point: CurvePoint) -> None:
+    if progress.best_dev_loss is None or point.dev_loss < progress.best_dev_loss:
+        progress.best_dev_loss, progress.worse_evaluations = point.dev_loss, 0
+        return
+    progress.worse_evaluations += 1
+    if settings.patience is not None and progress.worse_evaluations >= settings.patience:
+        progress.stopped = f"no lower dev loss in {settings.patience} evaluations"
+
+
+def _save(method: Method, progress: _Position, checkpoint: Path | None) -> None:
+    if checkpoint is None:
+        return
+    header = {"progress": msgspec.json.encode(progress).decode()}
+    state = {name: tensor.contiguous() for name, tensor in method.state().items()}
+    write_with(checkpoint, lambda target: save_file(state, str(target), metadata=header))
+
+
+def _resume(method: Method, settings: FitSettings, checkpoint: Path | None) -> _Position:
+    name = f"{method.name} {settings}"
+    if checkpoint is None or not checkpoint.exists():
+        return _Position(settings=name)
+    try:
+        with safe_open(str(checkpoint), framework="pt") as file:
+            progress = msgspec.json.decode(file.metadata()["progress"], type=_Position)
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError, KeyError, TypeError, msgspec.DecodeError) as error:
+        raise BadInput(
+            f"{checkpoint}: not a checkpoint ({_first_line(error)}).", "Delete it to start again."
+        ) from error
+    if progress.settings != name:
+        raise BadInput(
+            f"{checkpoint}: made with other settings ({progress.settings}), this run has ({name}).",
+            "Delete it to start again, or name another folder.",
+        )
+    method.load_state(state)
+    return progress

@@ -1,0 +1,215 @@
+"""From a specification to what it describes: texts, tokens, model, training settings, method.
+
+Knows: specifications and every room that one names.  Knows nothing of: training, records, folders.
+
+Taught in: notebooks/00_start_here.ipynb
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mobillm_kit.backbone.split import Backbone, load_backbone, load_tokenizer, random_backbone
+from mobillm_kit.texts.batches import Batches, FitSettings
+from mobillm_kit.texts.encode import Encoded, TextEncoder
+from mobillm_kit.errors import BadInput
+from mobillm_kit.backbone.lowbit import quantize_in_memory
+from mobillm_kit.methods import METHODS, load_method, method_row
+from mobillm_kit.training.method import Method
+from mobillm_kit.methods.task_model import TaskModel, task_model
+from mobillm_kit.runs.presets import Preset, preset
+from mobillm_kit.runs.spec import RunSpec
+from mobillm_kit.backbone.streaming import stream_backbone
+from mobillm_kit.texts.loading import TaskData, custom_task, handwritten, load_task
+
+LONGEST_TEXT = 256
+"""Tokens; longer texts are cut unless the specification says otherwise."""
+
+
+PRESET_FIELDS = ("steps", "batch_size", "lr", "schedule", "warmup", "eval_every")
+"""What a preset decides where the specification does not."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Texts, tokens and model of a run, before any method touches them."""
+
+    spec: RunSpec
+    data: TaskData
+    encoder: TextEncoder
+    model: TaskModel
+    train: list[Encoded]
+    dev: list[Encoded]
+    test: list[Encoded]
+    handwritten: list[Encoded]
+    """The sentences written by hand; empty for other tasks than the packaged one."""
+    device: str
+
+    @property
+    def backbone(self) -> Backbone:
+        """The model without its head."""
+        return self.model.backbone
+
+
+def prepare(spec: RunSpec) -> Prepared:
+    """Load texts, tokenizer and backbone of a specification and put the task's head on."""
+    device = choose_device(spec.accelerator)
+    data = load_data(spec)
+    backbone = open_backbone(spec, device)
+    _ = backbone.fingerprint  # taken now: methods change or wrap the weights
+    encoder = TextEncoder(
+        tokenizer=load_tokenizer(spec.backbone, revision=spec.revision),
+        task=data.task,
+        kind=backbone.kind,
+        max_length=min(spec.max_length or LONGEST_TEXT, backbone.context),
+        padding_side=spec.padding_side,
+    )
+    decoder = backbone.kind == "decoder"
+    words = encoder.label_ids() if decoder else range(len(data.task.labels))
+    model = task_model(backbone, word_ids=words, pooling=spec.pooling, seed=spec.seed)
+    by_hand = handwritten() if spec.task == "reviews" else ()
+    return Prepared(
+        spec=spec,
+        data=data,
+        encoder=encoder,
+        model=model,
+        train=encoder.encode(data.train),
+        dev=encoder.encode(data.dev),
+        test=encoder.encode(data.test),
+        handwritten=encoder.encode(by_hand),
+        device=device,
+    )
+
+
+def open_backbone(spec: RunSpec, device: str) -> Backbone:
+    """The specification's backbone: whole or streamed, pretrained or random, as it is or in few bits.
+
+    Raises:
+        BadInput: a method that goes back through the backbone or changes it, on one that is streamed or coded.
+    """
+    if (spec.stream or spec.weights) and not method_row(spec.method).forward_only:
+        able = ", ".join(row.name for row in METHODS.values() if row.forward_only and row.trained)
+        raise BadInput(
+            f"Method '{spec.method}' trains through the backbone, which must be whole and in floating point for that.",
+            f"Leave --stream and --weights out, or choose one of: {able}.",
+        )
+    if spec.stream:
+        return _streamed(spec, device)
+    backbone = load_backbone(spec.backbone, revision=spec.revision, dtype=spec.dtype, device=device)
+    if spec.random_weights:
+        backbone = random_backbone(backbone, seed=spec.seed)
+    return quantize_in_memory(backbone, spec.weights) if spec.weights else backbone
+
+
+def _streamed(spec: RunSpec, device: str) -> Backbone:
+    if spec.random_weights or spec.weights:
+        raise BadInput(
+            "A streamed backbone has the weights that its files hold.",
+            "Leave --random-weights and --weights out; write a folder of codes with `mobillm quantize` first.",
+        )
+    if device != "cpu":
+        raise BadInput(f"Blocks are streamed into the CPU's memory, not '{device}'.", "Use --accelerator cpu.")
+    return stream_backbone(spec.backbone, revision=spec.revision, dtype=spec.dtype)
+
+
+def load_data(spec: RunSpec) -> TaskData:
+    """The texts of a specification: a known task, or a file of the user's."""
+    limits = {"train": spec.limit_train, "dev": spec.limit_dev, "test": spec.limit_test}
+    limit = {split: most for split, most in limits.items() if most is not None}
+    if spec.task != "custom":
+        return load_task(spec.task, data=spec.data, limit=limit, seed=0)
+    if spec.data is None or spec.text is None or spec.label is None:
+        raise BadInput(
+            "A task of your own needs a file and its columns.",
+            "Give --data FILE --text COLUMN --label COLUMN.",
+        )
+    return custom_task(
+        Path(spec.data),
+        text=spec.text,
+        pair=spec.pair,
+        label=spec.label,
+        prompt=spec.prompt,
+        label_words=spec.label_words,
+        limit=limit,
+        seed=0,
+    )
+
+
+def choose_device(accelerator: str) -> str:
+    """``auto`` takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        BadInput: an unknown name, or an accelerator that this machine does not have.
+    """
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if accelerator == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if there[name])
+    if accelerator not in there:
+        raise BadInput(f"Unknown accelerator '{accelerator}'.", f"Choose one of: auto, {', '.join(there)}.")
+    if not there[accelerator]:
+        raise BadInput(f"This machine has no '{accelerator}'.", "Use --accelerator auto or cpu.")
+    return accelerator
+
+
+def chosen_preset(prepared: Prepared) -> Preset:
+    """The preset that the specification names, or that belongs to the backbone."""
+    spec = prepared.spec
+    by_backbone = "pocket" if spec.backbone == "pocket" else prepared.backbone.kind
+    return preset(spec.preset or by_backbone, spec.method)
+
+
+def fit_settings(prepared: Prepared) -> FitSettings:
+    """The training settings: what the specification gives, over the preset."""
+    spec, chosen = prepared.spec, chosen_preset(prepared)
+    given = {name: value for name in PRESET_FIELDS if (value := getattr(spec, name)) is not None}
+    usual = {name: getattr(chosen, name) for name in PRESET_FIELDS}
+    return FitSettings(**{**usual, **given}, patience=spec.patience, seed=spec.seed)
+
+
+def training_batches(prepared: Prepared) -> Batches:
+    """What the run trains on, step by step."""
+    return Batches(prepared.train, prepared.encoder, fit_settings(prepared), prepared.device)
+
+
+def method_options(prepared: Prepared) -> dict[str, Any]:
+    """The method's options: what the specification gives, over the preset."""
+    return {**chosen_preset(prepared).options, **prepared.spec.options}
+
+
+def build_method(prepared: Prepared, folder: Path | None = None) -> Method:
+    """The method of the specification on the prepared model; ``folder`` is the run's, where it has one.
+
+    Raises:
+        BadInput: an option that the method does not have.
+    """
+    spec = prepared.spec
+    options = method_options(prepared)
+    extra = {"about": _about(prepared), "folder": folder} if method_row(spec.method).module == "mobillm" else {}
+    build = load_method(spec.method)
+    try:
+        return build(prepared.model, seed=spec.seed, **extra, **options)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise BadInput(f"Method '{spec.method}': {error}.", "See `mobillm methods --help`.") from error
+
+
+def _about(prepared: Prepared) -> dict[str, Any]:
+    """What a side network has to know of its task to label texts on its own."""
+    task = prepared.data.task
+    return {
+        "task": task.name,
+        "prompt": task.prompt,
+        "labels": list(task.labels),
+        "label_words": list(task.label_words),
+        "paired": task.pair_column is not None,
+        "max_length": prepared.encoder.max_length,
+    }

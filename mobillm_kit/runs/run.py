@@ -1,0 +1,245 @@
+"""One run, from its specification to its record: data, backbone, method, training, held-out scores.
+
+    RunSpec -> prepare (texts, tokens, model) -> fit -> scores on test -> RunRecord
+
+Knows: every room below it.  Knows nothing of: processes, folders of many runs, pictures.
+
+Taught in: notebooks/00_start_here.ipynb
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from mobillm_kit.texts.encode import Encoded
+from mobillm_kit.errors import BadInput
+from mobillm_kit.runs.loop import evaluate, fit
+from mobillm_kit.methods import controls, method_row
+from mobillm_kit.methods.mobillm import MobiLLM
+from mobillm_kit.training.method import Method, Pipelined
+from mobillm_kit.methods.zeroth_order import ZerothOrder
+from mobillm_kit.texts.metrics import score
+from mobillm_kit.runs.prepare import (PRESET_FIELDS, Prepared, build_method, fit_settings, method_options, prepare, training_batches)
+from mobillm_kit.runs.progress import Progress, Told
+from mobillm_kit.runs.provenance import provenance
+from mobillm_kit.record import BackboneInfo, MeasuredMemory, RunRecord, Scalar, TaskInfo
+from mobillm_kit.runs.spec import RunSpec
+from mobillm_kit.texts.tasks import Example
+from mobillm_kit.texts.loading import handwritten
+
+
+def run(
+    spec: RunSpec,
+    *,
+    folder: Path | None = None,
+    command: str = "",
+    callbacks: Sequence[Told] = (),
+    measured: Sequence[MeasuredMemory] = (),
+    on_test: Told | None = None,
+) -> RunRecord:
+    """Train one method (or score one control) and say what came out.
+
+    Args:
+        spec: what to run.
+        folder: keeps ``checkpoint.safetensors``, ``record.json`` and, for MobiLLM, ``side/``; a run that was
+            interrupted there goes on.  None keeps nothing.
+        command: for the record's provenance.
+        callbacks: told after each step.
+        measured: memory measured in processes of their own, to be kept in the record.
+        on_test: told how many of how many held-out texts are labelled.
+
+    Raises:
+        KitError: anything that the user can put right; see ``errors.py``.
+    """
+    trained = method_row(spec.method).trained
+    prepared = prepare(spec)
+    method = build_method(prepared, folder) if trained else None
+    try:
+        if method is None:
+            record = control_record(prepared, command)
+        else:
+            record = _trained_record(prepared, method, folder, command, callbacks, measured, on_test)
+    finally:
+        if isinstance(method, Pipelined):
+            method.close()
+    if folder is not None:
+        if method is not None:
+            _keep(method, record, folder)
+        record.save(folder / "record.json")
+    return record
+
+
+def _trained_record(
+    prepared: Prepared,
+    method: Method,
+    folder: Path | None,
+    command: str,
+    callbacks: Sequence[Told],
+    measured: Sequence[MeasuredMemory],
+    on_test: Told | None,
+) -> RunRecord:
+    batches = training_batches(prepared)
+    first = batches.rows(range(batches.settings.batch_size))
+    about = _about(prepared, command)
+    result = fit(
+        method,
+        batches,
+        dev=prepared.dev,
+        checkpoint=None if folder is None else folder / "checkpoint.safetensors",
+        callbacks=callbacks,
+    )
+    return RunRecord(
+        **about,
+        status="interrupted" if result.interrupted else "done",
+        stopped=result.stopped,
+        curve=result.curve,
+        scores={} if result.interrupted else held_out_scores(method, prepared, on_test),
+        steps=result.steps,
+        forwards=result.forwards,
+        bytes_sent=result.bytes_sent,
+        seconds=result.seconds,
+        cpu_seconds=result.cpu_seconds,
+        trainable_parameters=sum(tensor.numel() for tensor in method.trained().values()),
+        counted=method.count_memory(first),
+        measured=tuple(measured),
+        timeline=method.timeline.spans() if isinstance(method, Pipelined) else (),
+        codecs=method.codecs if isinstance(method, Pipelined) else (),
+    )
+
+
+def _keep(method: Method, record: RunRecord, folder: Path) -> None:
+    """What a method leaves beside its record: a side network to share, the numbers that replay a zeroth-order run."""
+    if isinstance(method, ZerothOrder):
+        method.log.save(folder / "replay.safetensors")
+    if record.status == "interrupted":
+        return
+    if isinstance(method, MobiLLM):
+        method.adapter.save_pretrained(folder / "side", model_card_kwargs={"record": record})
+    shutil.rmtree(folder / "server", ignore_errors=True)  # a spawned server's checkpoints have served
+
+
+def held_out_scores(method: Method, prepared: Prepared, on_test: Told | None = None) -> dict[str, float]:
+    """Scores of the model as it is now on the held-out texts; ``on_test`` is told how many of how many are done."""
+
+    def tell(done: int) -> None:
+        if on_test is not None:
+            on_test(Progress(step=done, steps=len(prepared.test), what="test"))
+
+    loss, predictions = evaluate(method, prepared.test, prepared.encoder, device=prepared.device, on_batch=tell)
+    scores = {"test_loss": loss, **_scores("test", predictions, prepared.test, prepared.data.task.metric)}
+    if prepared.handwritten:
+        _, predictions = evaluate(method, prepared.handwritten, prepared.encoder, device=prepared.device)
+        scores |= _scores("handwritten", predictions, prepared.handwritten, "accuracy")
+    return scores
+
+
+def _scores(split: str, predictions: Tensor, examples: Sequence[Encoded], metric: str) -> dict[str, float]:
+    labels = torch.tensor([example.label for example in examples])
+    return {f"{split}_{name}": score(name, predictions, labels) for name in dict.fromkeys(("accuracy", metric))}
+
+
+def control_record(prepared: Prepared, command: str) -> RunRecord:
+    """The record of a control: scores, and nothing trained, sent or kept.
+
+    Raises:
+        BadInput: a control that reads label words, for an encoder, which has none.
+    """
+    splits: dict[str, tuple[Sequence[Encoded], Sequence[Example], str]] = {
+        "dev": (prepared.dev, prepared.data.dev, "accuracy"),
+        "test": (prepared.test, prepared.data.test, prepared.data.task.metric),
+        "handwritten": (prepared.handwritten, handwritten(), "accuracy"),
+    }
+    scores: dict[str, float] = {}
+    for split, (rows, texts, metric) in splits.items():
+        if rows:
+            scores |= _scores(split, _control(prepared, rows, texts), rows, metric)
+    return RunRecord(
+        **_about(prepared, command),
+        status="done",
+        curve=(),
+        scores=scores,
+        steps=0,
+        forwards=0,
+        bytes_sent=0,
+        seconds=0.0,
+        cpu_seconds=0.0,
+        trainable_parameters=0,
+    )
+
+
+def _control(prepared: Prepared, rows: Sequence[Encoded], texts: Sequence[Example]) -> Tensor:
+    name = prepared.spec.method
+    if name == "majority":
+        return controls.majority(prepared.data.train, len(texts))
+    if name == "bag-of-words":
+        return controls.bag_of_words(prepared.data.train, texts)
+    if prepared.backbone.kind == "encoder":
+        raise BadInput(
+            f"'{name}' reads label words after a prompt; '{prepared.backbone.name}' is an encoder and has none.",
+            "Its controls are bag-of-words and majority.",
+        )
+    logits = untrained_logits(prepared, rows)
+    if name == "zero-shot":
+        return controls.zero_shot(logits)
+    labels = torch.tensor([row.label for row in prepared.dev])
+    return controls.threshold(logits, controls.best_threshold(untrained_logits(prepared, prepared.dev), labels))
+
+
+@torch.no_grad()
+def untrained_logits(prepared: Prepared, rows: Sequence[Encoded], batch_size: int = 64) -> Tensor:
+    """(N, C) logits of the pretrained model after the prompt."""
+    parts = [
+        prepared.model.logits(prepared.encoder.collate(rows[start : start + batch_size]).to(prepared.device))
+        for start in range(0, len(rows), batch_size)
+    ]
+    return torch.cat(parts).float().cpu()
+
+
+def _about(prepared: Prepared, command: str) -> dict[str, Any]:
+    """The fields of a record that say what was run, on what."""
+    backbone, data = prepared.backbone, prepared.data
+    return {
+        "method": prepared.spec.method,
+        "seed": prepared.spec.seed,
+        "settings": flat_settings(prepared),
+        "backbone": BackboneInfo(
+            name=backbone.name,
+            revision=backbone.revision,
+            fingerprint=backbone.fingerprint,
+            kind=backbone.kind,
+            parameters=backbone.n_parameters,
+            layers=backbone.n_layers,
+            width=backbone.width,
+            dtype=str(backbone.dtype).removeprefix("torch."),
+        ),
+        "task": TaskInfo(
+            name=data.task.name,
+            metric=data.task.metric,
+            train=len(data.train),
+            dev=len(data.dev),
+            test=len(data.test),
+            notes=(*data.notes, *prepared.encoder.notes),
+        ),
+        "provenance": provenance(command),
+    }
+
+
+def flat_settings(prepared: Prepared) -> dict[str, Scalar]:
+    """Everything that decided this run, as one flat table: enough to make the same :class:`RunSpec` again."""
+    spec = prepared.spec
+    flat: dict[str, Any] = {**msgspec.to_builtins(spec), "label_words": "|".join(spec.label_words or ()) or None}
+    options = flat.pop("options")
+    if method_row(spec.method).trained:
+        settings = fit_settings(prepared)
+        flat |= {name: getattr(settings, name) for name in PRESET_FIELDS}
+        options = method_options(prepared)
+    lists = {f"option.{name}": value for name, value in options.items()}
+    flat |= {name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in lists.items()}
+    return {name: value for name, value in flat.items() if value is not None}

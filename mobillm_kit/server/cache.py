@@ -1,0 +1,146 @@
+"""The server's activation cache: each sample is forwarded and sent once, later epochs cost the device nothing.
+
+The backbone is frozen, so a sample's activations never change (PAE MobiLLM, arXiv 2507.01216).  They are kept as they
+came, encoded; first in memory, then on disk, within two quotas.  What is on disk outlives the server.
+
+Knows: parcels of single samples, files.  Knows nothing of: sessions, training, sockets.
+
+Taught in: notebooks/08_device_and_server.ipynb
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from mobillm_kit.channel.messages import DIGEST_BYTES
+from mobillm_kit.errors import SaveFailed
+from mobillm_kit.files import write_bytes
+from mobillm_kit.quant.parcels import Parcel
+
+
+class ActivationCache:
+    """Samples' parcels by number.
+
+    Args:
+        folder: for what does not fit into memory; None keeps nothing on disk.
+        memory_bytes: quota of payload bytes in memory.
+        disk_bytes: quota of file bytes on disk.
+    """
+
+    def __init__(self, folder: Path | None, *, memory_bytes: int, disk_bytes: int) -> None:
+        self._folder = folder
+        self._memory_bytes = memory_bytes
+        self._disk_bytes = disk_bytes
+        self._in_memory: dict[int, Parcel] = {}
+        self._memory_used = 0
+        self._on_disk = _found(folder)
+        self._disk_used = sum(self._on_disk.values())
+
+    def put(self, sample: int, parcel: Parcel) -> bool:
+        """Keep a sample; False where neither quota (nor the disk) has room for it."""
+        if sample in self._in_memory or sample in self._on_disk:
+            return True
+        if self._memory_used + parcel.n_bytes <= self._memory_bytes:
+            self._in_memory[sample] = parcel
+            self._memory_used += parcel.n_bytes
+            return True
+        return self._put_on_disk(sample, parcel)
+
+    def get(self, sample: int) -> Parcel | None:
+        """A sample's parcel; None where it is not held, or its file is damaged."""
+        if sample in self._in_memory:
+            return self._in_memory[sample]
+        if sample not in self._on_disk:
+            return None
+        parcel = _read(self._path(sample))
+        if parcel is None:
+            self._forget(sample)
+        return parcel
+
+    def held(self) -> list[tuple[int, int]]:
+        """The numbers held, as inclusive ranges, ascending."""
+        return ranges({*self._in_memory, *self._on_disk})
+
+    def _put_on_disk(self, sample: int, parcel: Parcel) -> bool:
+        if self._folder is None:
+            return False
+        data = _written(parcel)
+        if self._disk_used + len(data) > self._disk_bytes:
+            return False
+        try:
+            write_bytes(self._path(sample), data)
+        except SaveFailed:  # a full disk is a full quota: training goes on, the device sends again
+            return False
+        self._on_disk[sample] = len(data)
+        self._disk_used += len(data)
+        return True
+
+    def _forget(self, sample: int) -> None:
+        self._disk_used -= self._on_disk.pop(sample)
+        with suppress(OSError):
+            self._path(sample).unlink()
+
+    def _path(self, sample: int) -> Path:
+        assert self._folder is not None  # only asked where something is on disk
+        return self._folder / f"{sample}.parcel"
+
+
+def ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Numbers as inclusive ranges, ascending."""
+    found: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if found and number == found[-1][1] + 1:
+            found[-1] = (found[-1][0], number)
+        else:
+            found.append((number, number))
+    return found
+
+
+def _found(folder: Path | None) -> dict[int, int]:
+    if folder is None or not folder.is_dir():
+        return {}
+    return {int(file.stem): file.stat().st_size for file in folder.glob("*.parcel") if file.stem.isdigit()}
+
+
+def _written(parcel: Parcel) -> bytes:
+    about = _About(**{name: getattr(parcel, name) for name in _About.__struct_fields__})
+    tensors = {f"{number:04d}": payload for number, payload in enumerate(parcel.payloads)}
+    body = save(tensors, metadata={"about": msgspec.json.encode(about).decode()})
+    return hashlib.blake2b(body, digest_size=DIGEST_BYTES).digest() + body
+
+
+def _read(path: Path) -> Parcel | None:
+    try:
+        data = path.read_bytes()
+        digest, body = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
+        if hashlib.blake2b(body, digest_size=DIGEST_BYTES).digest() != digest:
+            return None
+        tensors = load(body)
+        about = msgspec.json.decode(_metadata(body)["about"], type=_About)
+    except (OSError, SafetensorError, KeyError, msgspec.DecodeError):
+        return None
+    return Parcel(**msgspec.structs.asdict(about), payloads=tuple(tensors[name] for name in sorted(tensors)))
+
+
+def _metadata(body: bytes) -> dict[str, str]:
+    """The header's free text: safetensors' ``load`` gives tensors alone (8 bytes of length, then JSON)."""
+    size = int.from_bytes(body[:8], "little")
+    return msgspec.json.decode(body[8 : 8 + size], type=dict)["__metadata__"]
+
+
+class _About(msgspec.Struct, forbid_unknown_fields=True):
+    """What a parcel is, without its payloads."""
+
+    codec: str
+    group: int
+    layers: tuple[int, ...]
+    width: int
+    lengths: tuple[int, ...]
+    positions: tuple[int, ...]

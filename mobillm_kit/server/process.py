@@ -1,0 +1,161 @@
+"""A server process started from here, and connections to one that runs elsewhere.
+
+    with serve() as server:                       a real process; it ends with the block, or with this process
+        train(…, server=server.address)
+
+Knows: processes, join strings, sockets.  Knows nothing of: sessions, training.
+
+Taught in: notebooks/08_device_and_server.ipynb
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+
+from mobillm_kit.channel.timings import TIMINGS
+from mobillm_kit.common import fresh_environment
+from mobillm_kit.errors import ServerGone
+from mobillm_kit.server.service import ServiceStart
+
+
+class ServerProcess:
+    """A server in a process of its own.
+
+    It ends when this process ends, however that happens: it holds the other end of a pipe that nobody writes to.
+
+    Args:
+        folder: checkpoints and cached activations; survives the process.
+        bind: where to listen; port 0 takes a free one.
+        keys: folder of keys, for encryption; None for loopback without.
+        options: further options of ``mobillm server``, as on the command line.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        bind: str = "tcp://127.0.0.1:0",
+        keys: Path | None = None,
+        options: tuple[str, ...] = (),
+    ) -> None:
+        self.folder = folder
+        self._keys = keys
+        self._options = options
+        self._bind = bind
+        self._process = self._launch(bind)
+        self.start = self._announcement()
+
+    @property
+    def address(self) -> str:
+        """``tcp://host:port``."""
+        return self.start.address
+
+    @property
+    def join(self) -> str:
+        """What a device needs to know: the join string, or the plain address."""
+        return self.start.join or self.start.address
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """End the process as a power cut would: no farewell, nothing saved."""
+        self._process.kill()
+        self._process.wait(TIMINGS.stop_s)
+
+    def restart(self, *, same_port: bool = True) -> None:
+        """Start the process again on the same folder, after it has ended."""
+        self.close()
+        self._process = self._launch(self.address if same_port else self._bind)
+        self.start = self._announcement()
+
+    def close(self) -> None:
+        """End the process; within two seconds."""
+        if self._process.stdin is not None:
+            with suppress(OSError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(TIMINGS.stop_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(TIMINGS.stop_s)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def _launch(self, bind: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "mobillm_kit.cli", "server", "--json", "--with-parent"]
+        command += ["--folder", str(self.folder), "--bind", bind]
+        command += ["--keys", str(self._keys)] if self._keys is not None else []
+        return subprocess.Popen(
+            [*command, *self._options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=fresh_environment(threads=int(os.environ.get("OMP_NUM_THREADS", "1"))),
+            start_new_session=True,  # an interrupted cell interrupts the cell, not the server
+        )
+
+    def _announcement(self) -> ServiceStart:
+        try:
+            line = _first_line(self._process, TIMINGS.start_s)
+        except BaseException:  # an interrupted cell: nobody else has heard of this process yet
+            self.kill()
+            self.close()
+            raise
+        try:
+            return msgspec.json.decode(line, type=ServiceStart)
+        except msgspec.DecodeError as error:
+            ended = not self.running
+            self.close()
+            raise ServerGone(
+                "The server process ended before it listened."
+                if ended
+                else f"The server process has not said within {TIMINGS.start_s:.0f} seconds where it listens.",
+                "Its own words are above, on its error output.",
+            ) from error
+
+
+@contextmanager
+def serve(
+    folder: str | Path | None = None, *, keys: str | Path | None = None, options: tuple[str, ...] = ()
+) -> Iterator[ServerProcess]:
+    """A real server process for the time of a ``with`` block.
+
+    Args:
+        folder: of checkpoints; a temporary one by default.
+        keys: folder of keys; encrypts the connection.
+        options: further options of ``mobillm server``.
+
+    Raises:
+        ServerGone: it did not start.
+    """
+    with ExitStack() as stack:
+        place = Path(folder) if folder is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        server = ServerProcess(place, keys=None if keys is None else Path(keys), options=options)
+        stack.callback(server.close)
+        yield server
+
+
+def _first_line(process: subprocess.Popen[bytes], timeout_s: float) -> bytes:
+    found: queue.Queue[bytes] = queue.Queue()
+    assert process.stdout is not None
+    threading.Thread(target=lambda: found.put(process.stdout.readline()), daemon=True).start()
+    with suppress(queue.Empty):
+        return found.get(timeout=timeout_s)
+    return b""

@@ -1,0 +1,326 @@
+"""What one session trains on the server: batches in strict order, the cache, checkpoints, the result.
+
+    checkpoint   trained parameters, optimizer, losses so far; written in one step, checked by a digest when read
+    step 0       always known: the side network's first weights follow from the plan's seed
+
+So whatever is lost, training goes on from some step e, and the device sends everything from e again.
+
+Knows: the server's training, plans, batches as messages.  Knows nothing of: sockets, threads, other sessions.
+
+Taught in: notebooks/08_device_and_server.ipynb
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save, save_file
+from torch import Tensor
+
+from mobillm_kit.channel import Ack, Batch, Durable, Error, Gradient, Logits, Message, Need, Plan, Result, WireError
+from mobillm_kit.errors import BadInput, SaveFailed
+from mobillm_kit.files import write_with
+from mobillm_kit.quant.flat import from_bytes, to_bytes
+from mobillm_kit.quant.parcels import Parcel, Upload, merge, split, unpack
+from mobillm_kit.server.cache import ActivationCache
+from mobillm_kit.server.side_trainer import Server
+from mobillm_kit.side.adapter import SideAdapter, SideTuned
+from mobillm_kit.side.portable_head import build_head
+
+Reply = tuple[Message, list[bytes]]
+
+KEPT_CHECKPOINTS = 3
+
+
+class Trainer:
+    """Trains one session's side network.
+
+    Args:
+        plan: what the device asked for.
+        head: the decoder head's tensors; empty for encoders.
+        folder: of the session's checkpoints.
+        cache: None where the plan does not ask for one.
+
+    Raises:
+        WireError: ``bad-plan``; the side network or the head cannot be built as described.
+    """
+
+    def __init__(self, plan: Plan, head: Mapping[str, Tensor], folder: Path, cache: ActivationCache | None) -> None:
+        self.plan = plan
+        self.cache = cache
+        self._head = head
+        self._folder = folder
+        self._waiting: tuple[Batch, Upload, bool, float, float] | None = None
+        self._start()
+        self._load(self._checkpoints())
+
+    @property
+    def sequence(self) -> int:
+        """The step that comes next."""
+        return len(self.losses)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a step stands in its middle, waiting for the device's gradient."""
+        return self._waiting is not None
+
+    def batch(self, message: Batch, payloads: Sequence[memoryview], queue_s: float = 0.0) -> list[Reply]:
+        """Train on a batch; a batch out of turn is left out without a word (its turn comes again)."""
+        if message.sequence != self.sequence:
+            return []
+        started = time.perf_counter()
+        try:
+            upload, cached = self._upload(message, payloads)
+        except BadInput as error:
+            raise WireError("bad-values", error.problem, error.remedy) from error
+        if upload is None:
+            return [(Need(sequence=message.sequence), [])]
+        decode_s = time.perf_counter() - started
+        if self.plan.labels == "device":
+            self._waiting = (message, upload, cached, queue_s, decode_s)
+            logits = self._server.propose(upload).float().contiguous()
+            rows, columns = logits.shape
+            return [(Logits(sequence=message.sequence, rows=rows, columns=columns), [to_bytes(logits)])]
+        started = time.perf_counter()
+        if self.plan.labels == "residual":
+            residual = _floats(payloads[-1], len(message.samples), self.plan.side.n_labels)
+            loss = self._server.train_residual(upload, residual, message.lr)
+        else:
+            loss = self._server.train(upload, message.lr)
+        return self._stepped(message.sequence, loss, cached, queue_s, decode_s, time.perf_counter() - started)
+
+    def gradient(self, message: Gradient, payloads: Sequence[memoryview]) -> list[Reply]:
+        """The second half of a step whose loss is the device's."""
+        if self._waiting is None or message.sequence != self.sequence:
+            return []
+        batch, _, cached, queue_s, decode_s = self._waiting
+        started = time.perf_counter()
+        gradient = _floats(payloads[0], len(batch.samples), self.plan.side.n_labels)
+        self._server.accept(gradient, batch.lr)
+        self._waiting = None
+        return self._stepped(message.sequence, 0.0, cached, queue_s, decode_s, time.perf_counter() - started)
+
+    def forget_waiting(self) -> None:
+        """The device is back from elsewhere and will send the batch again."""
+        self._waiting = None
+
+    def roll_back(self, sequence: int) -> None:
+        """Go back to the newest checkpoint of at most ``sequence`` steps; later ones are left behind."""
+        older = [path for path in self._checkpoints() if _number(path) <= sequence]
+        for path in set(self._checkpoints()) - set(older):
+            path.unlink(missing_ok=True)
+        self._start()
+        self._load(older)
+
+    def checkpoint(self) -> list[Reply]:
+        """Write everything so far to disk.
+
+        Raises:
+            WireError: ``server-trouble``; the disk is full.
+        """
+        try:
+            self._save()
+        except SaveFailed as error:
+            raise WireError(
+                "server-trouble",
+                f"The server cannot keep a checkpoint of step {self.sequence}: {error.problem}",
+                "Free space on the server and run again; it goes on from the last checkpoint.",
+            ) from error
+        return [(Durable(sequence=self.sequence), [])]
+
+    def result(self, sequence: int) -> list[Reply]:
+        """The trained side network after ``sequence`` steps, as safetensors.
+
+        Raises:
+            WireError: ``bad-sequence``; training stands elsewhere.
+        """
+        if sequence != self.sequence:
+            raise WireError(
+                "bad-sequence",
+                f"The side network after {sequence} steps was asked for, training stands at {self.sequence}.",
+                "Ask after all batches are acknowledged.",
+            )
+        trained = {name: parameter.detach().contiguous() for name, parameter in self._server.parameters.items()}
+        return [(Result(sequence=sequence), [save(trained)])]
+
+    def _upload(self, message: Batch, payloads: Sequence[memoryview]) -> tuple[Upload | None, bool]:
+        """The batch's activations, fresh ones from the message and the others from the cache."""
+        fresh = _parcel(message, payloads, self.plan)
+        if self.cache is None:
+            return unpack(_whole(fresh), sequence=message.sequence, labels=message.targets), False
+        apart = {} if fresh is None else dict(zip(message.fresh, split(fresh), strict=True))
+        parcels = [apart[row] if row in apart else self.cache.get(n) for row, n in enumerate(message.samples)]
+        if any(parcel is None for parcel in parcels):
+            return None, False
+        upload = _unpacked([parcel for parcel in parcels if parcel is not None], message)
+        cached = all(self.cache.put(message.samples[row], parcel) for row, parcel in apart.items())
+        return upload, cached
+
+    def _stepped(
+        self, sequence: int, loss: float, cached: bool, queue_s: float, decode_s: float, train_s: float
+    ) -> list[Reply]:
+        if not math.isfinite(loss):
+            raise WireError(
+                "diverged", f"The loss of step {sequence + 1} is {loss}.", "Lower the learning rate and start again."
+            )
+        self.losses.append(loss)
+        ack = Ack(sequence=sequence, loss=loss, cached=cached, queue_s=queue_s, decode_s=decode_s, train_s=train_s)
+        replies: list[Reply] = [(ack, [])]
+        if self.sequence % self.plan.checkpoint_every == 0:
+            replies += self._due_checkpoint()
+        return replies
+
+    def _due_checkpoint(self) -> list[Reply]:
+        """One that nobody waits for: a full disk is said, and training goes on."""
+        try:
+            return self.checkpoint()
+        except WireError as error:
+            said = Error(
+                code=error.code, sentence=error.problem, remedy=error.remedy, sequence=self.sequence, fatal=False
+            )
+            return [(said, [])]
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _save(self) -> None:
+        state = {name: tensor.contiguous() for name, tensor in self._server.state().items()}
+        state["losses"] = torch.tensor(self.losses, dtype=torch.float64)
+        about = {"plan": plan_digest(self.plan), "digest": tensors_digest(state)}
+        path = self._folder / f"checkpoint-{self.sequence:08d}.safetensors"
+        try:
+            write_with(path, lambda target: save_file(state, str(target), metadata=about))
+        except SafetensorError as error:  # its writer wraps the system's own errors, a full disk among them
+            raise SaveFailed(f"{path.name}: could not be written ({error}).", "Free some space.") from error
+        for old in self._checkpoints()[KEPT_CHECKPOINTS:]:
+            old.unlink(missing_ok=True)
+
+    def _start(self) -> None:
+        """Step 0."""
+        plan = self.plan
+        try:
+            head = None if plan.head is None else build_head(plan.head, self._head)
+            self._server = Server(
+                SideTuned(SideAdapter(plan.side, fingerprint=plan.fingerprint), head), weight_decay=plan.weight_decay
+            )
+        except BadInput as error:
+            raise WireError("bad-plan", error.problem, error.remedy) from error
+        self.losses: list[float] = []
+
+    def _load(self, checkpoints: Sequence[Path]) -> None:
+        """The first checkpoint that is whole; a damaged one is passed over."""
+        for path in checkpoints:
+            state = _read_checkpoint(path, self.plan)
+            if state is not None:
+                self.losses = state.pop("losses").tolist()
+                self._server.load_state(state)
+                return
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted(self._folder.glob("checkpoint-*.safetensors"), reverse=True)
+
+
+def _number(checkpoint: Path) -> int:
+    return int(checkpoint.stem.removeprefix("checkpoint-"))
+
+
+def plan_digest(plan: Plan) -> str:
+    """Tells two plans apart."""
+    return hashlib.blake2b(msgspec.json.encode(plan, order="deterministic"), digest_size=16).hexdigest()
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Tells two sets of weights apart."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(to_bytes(tensors[name]))
+    return digest.hexdigest()
+
+
+def load_head(payload: memoryview | bytes) -> dict[str, Tensor]:
+    """The head's tensors from their frame.
+
+    Raises:
+        WireError: ``bad-plan``; not safetensors.
+    """
+    try:
+        return load(bytes(payload))
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise WireError(
+            "bad-plan", f"The head's frame is not safetensors ({error}).", "Send the head's tensors as safetensors."
+        ) from error
+
+
+def _read_checkpoint(path: Path, plan: Plan) -> dict[str, Tensor] | None:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            about = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError, ValueError):
+        return None
+    whole = about.get("digest") == tensors_digest(state) and about.get("plan") == plan_digest(plan)
+    return state if whole else None
+
+
+def _parcel(message: Batch, payloads: Sequence[memoryview], plan: Plan) -> Parcel | None:
+    if not message.fresh:
+        return None
+    return Parcel(
+        codec=message.codec,
+        group=message.group,
+        layers=tuple(message.layers),
+        width=plan.side.width,
+        lengths=tuple(message.lengths),
+        positions=tuple(message.positions),
+        payloads=tuple(from_bytes(payload) for payload in payloads[: len(message.layers)]),
+    )
+
+
+def _whole(parcel: Parcel | None) -> Parcel:
+    if parcel is None:
+        raise BadInput("A batch without activations, and the plan asks for no cache.", "Send every sample's.")
+    return parcel
+
+
+def _unpacked(parcels: Sequence[Parcel], message: Batch) -> Upload:
+    """One upload; samples that came at different bit widths are decoded apart."""
+    labels = list(message.targets)
+    if len({(parcel.codec, parcel.group) for parcel in parcels}) == 1:
+        return unpack(merge(parcels), sequence=message.sequence, labels=labels)
+    wide = [unpack(parcel) for parcel in parcels]
+    length = max(upload.mask.shape[1] for upload in wide)
+    mask = torch.cat([_right_padded(upload.mask, length) for upload in wide])
+    taps = zip(*(upload.activations for upload in wide), strict=True)
+    return Upload(
+        sequence=message.sequence,
+        activations=tuple(torch.cat([_right_padded(tap, length) for tap in layer]) for layer in taps),
+        mask=mask,
+        positions=torch.cat([upload.positions for upload in wide]),
+        labels=torch.tensor(labels or [0] * len(wide), dtype=torch.int32),
+    )
+
+
+def _right_padded(tensor: Tensor, length: int) -> Tensor:
+    """(1, T, ...) to (1, length, ...), zeros at the end."""
+    padded = tensor.new_zeros(1, length, *tensor.shape[2:])
+    padded[:, : tensor.shape[1]] = tensor
+    return padded
+
+
+def _floats(payload: memoryview, rows: int, columns: int) -> Tensor:
+    values = from_bytes(payload)
+    if values.numel() != 4 * rows * columns:
+        raise WireError(
+            "bad-shape", f"{values.numel()} bytes for {rows} x {columns} float32 values.", "Send one row per sample."
+        )
+    table = values.view(torch.float32).view(rows, columns)
+    if not torch.isfinite(table).all():
+        raise WireError("bad-values", "Values that are not finite numbers.", "Send finite values.")
+    return table

@@ -1,0 +1,126 @@
+"""The server's side of MobiLLM: the side network, the loss, the optimizer, and all back-propagation.
+
+    labels     upload -> side network -> logits -> cross-entropy -> gradients of the side network -> AdamW
+    residual   f = logits - logits at step 0,   loss = mean (f - r)^2     r: the device's prediction differences
+    device     the logits go back, the loss's gradient with respect to them comes from the device
+
+Knows: uploads and the side network.  Knows nothing of: the backbone's weights, the text, sockets.
+
+Taught in: notebooks/00_start_here.ipynb, notebooks/08_device_and_server.ipynb
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mobillm_kit.quant.parcels import Upload
+from mobillm_kit.record import CountedMemory
+from mobillm_kit.side.adapter import SideTuned
+from mobillm_kit.training.adamw import ADAM_MOMENTS, adamw, apply_gradients, load_training_state, training_state
+from mobillm_kit.training.ledger import SavedActivations, storage_bytes
+
+FLOOR = 1e-6
+"""Lowest probability of a label where prediction differences are added to probabilities."""
+
+
+class Server:
+    """Trains a side network on uploads.
+
+    Args:
+        model: side network and head; what of it asks for gradients is trained.
+        weight_decay: AdamW's.
+    """
+
+    def __init__(self, model: SideTuned, *, weight_decay: float = 0.0) -> None:
+        self.model = model
+        self.parameters: dict[str, nn.Parameter] = {
+            name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+        }
+        self._optimizer = adamw(self.parameters.values(), weight_decay)
+        self._start_head = copy.deepcopy(model.head).requires_grad_(False)
+        self._waiting: Tensor | None = None
+
+    def train(self, upload: Upload, lr: float) -> float:
+        """One step on the labels; returns the loss before it, in nats."""
+        loss = self._loss(upload)
+        apply_gradients(self._optimizer, loss, lr)
+        return loss.item()
+
+    def train_residual(self, upload: Upload, residual: Tensor, lr: float) -> float:
+        """One step on prediction differences (PAE MobiLLM's additive side network); returns the squared error.
+
+        Args:
+            upload: without labels.
+            residual: r = onehot(y) - softmax(backbone's logits), (B, C).  Its only positive entry is the label's:
+                whoever reads r knows the label.
+            lr: learning rate.
+        """
+        loss = F.mse_loss(self._logits(upload) - self._start_logits(upload), residual)
+        apply_gradients(self._optimizer, loss, lr)
+        return loss.item()
+
+    def propose(self, upload: Upload) -> Tensor:
+        """First half of a step whose loss is the device's: (B, C) logits; the graph is kept for :meth:`accept`."""
+        self._waiting = self._logits(upload)
+        return self._waiting.detach()
+
+    def accept(self, gradient: Tensor, lr: float) -> None:
+        """Second half: ``gradient`` is dL/dlogits, (B, C), of the logits last proposed."""
+        assert self._waiting is not None
+        apply_gradients(self._optimizer, (self._waiting * gradient).sum(), lr)
+        self._waiting = None
+
+    @torch.no_grad()
+    def logits(self, upload: Upload) -> Tensor:
+        """(B, C), without gradient."""
+        return self._logits(upload)
+
+    @torch.no_grad()
+    def residual_logits(self, upload: Upload) -> Tensor:
+        """(B, C), without gradient, of a side network trained on prediction differences: log(p + f)."""
+        start = self._start_logits(upload)
+        change = self._logits(upload) - start
+        return (start.float().softmax(dim=-1) + change).clamp_min(FLOOR).log()
+
+    @torch.no_grad()
+    def start_logits(self, upload: Upload) -> Tensor:
+        """(B, C) logits of step 0, which are the pretrained model's."""
+        return self._start_logits(upload)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint of the training holds."""
+        return training_state(self.parameters, self._optimizer)
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what :meth:`state` gave."""
+        load_training_state(self.parameters, self._optimizer, state)
+
+    def count_memory(self, upload: Upload) -> CountedMemory:
+        """The server's ledger for one training step on this upload; trains nothing."""
+        weights = [*self.model.parameters(), *self.model.buffers()]
+        with SavedActivations([*weights, *upload.activations]) as saved:
+            torch.autograd.grad(self._loss(upload), list(self.parameters.values()), allow_unused=True)
+        trained = storage_bytes(self.parameters.values())
+        return CountedMemory(
+            party="server",
+            weights_bytes=storage_bytes(weights),
+            gradients_bytes=trained,
+            optimizer_bytes=len(ADAM_MOMENTS) * trained,
+            saved_activations_bytes=saved.peak_bytes,
+            messages_bytes=upload.n_bytes,
+        )
+
+    def _logits(self, upload: Upload) -> Tensor:
+        return self.model(upload.activations, upload.mask, upload.positions.long())
+
+    def _start_logits(self, upload: Upload) -> Tensor:
+        last = upload.activations[-1].to(self.model.adapter.side.gates.dtype)
+        return self._start_head(self._start_head.pool(last, upload.mask, upload.positions.long()))
+
+    def _loss(self, upload: Upload) -> Tensor:
+        return F.cross_entropy(self._logits(upload), upload.labels.long())

@@ -1,0 +1,235 @@
+"""Charts of activations: channels that stand out, what codecs do to them, what each layer gives the side network.
+
+Knows: tensors and codecs.  Knows nothing of: models, training, widgets.
+
+Taught in: notebooks/06_side_network.ipynb, notebooks/07_quantized_activations.ipynb
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mobillm_kit.errors import BadInput
+from mobillm_kit.quant import Codec, codec
+from mobillm_kit.show.chart import (  # fmt: skip
+    COLORS,
+    INK,
+    MARKERS,
+    MUTED,
+    PAPER,
+    Chart,
+    canvas,
+    label_points,
+    method_look,
+    plain_numbers,
+    styled,
+)
+
+_COLOR = {
+    "fp32": COLORS[7], "fp16": COLORS[7], "bf16": COLORS[7], "fp8": COLORS[4], "int8": COLORS[0], "int4": COLORS[1],
+    "nf4": COLORS[2], "fp4": COLORS[3], "int2": COLORS[8], "sign": COLORS[6],
+}  # fmt: skip
+
+
+def relative_error(coder: Codec, x: Tensor) -> float:
+    """``|x - x'| / |x|``, Euclidean norms over the whole tensor."""
+    x = x.float()
+    return ((_through(coder, x) - x).norm() / x.norm()).item()
+
+
+def bits_per_value(coder: Codec, width: int) -> float:
+    """Sent per activation, scales counted."""
+    return 8 * coder.wire_bytes((1, width)) / width
+
+
+def token_with_outlier(x: Tensor, rank: float = 0.9) -> Tensor:
+    """Of activations (N, d) a token (d,) whose largest value stands out from its median one.
+
+    Args:
+        x: activations.
+        rank: share of the tokens that have less of an outlier, 0..1.
+    """
+    absolute = x.float().abs()
+    share = absolute.amax(dim=1) / absolute.median(dim=1).values.clamp_min(torch.finfo(torch.float32).tiny)
+    return x[share.argsort()[min(int(rank * len(share)), len(share) - 1)]]
+
+
+def lost(x: Tensor, coder: Codec) -> str:
+    """What a codec does to one token (d,), in words: channels that become zero, relative error, bytes."""
+    back = _through(coder, x.unsqueeze(0))[0]
+    small = ((back == 0) & (x != 0)).sum().item()
+    error = relative_error(coder, x.unsqueeze(0))
+    return f"{small} of {len(x)} channels became zero; relative error {error:.3f}; {coder.wire_bytes((len(x),))} bytes"
+
+
+def _through(coder: Codec, x: Tensor) -> Tensor:
+    return coder.decode(coder.encode(x), tuple(x.shape))
+
+
+@styled
+def channels(x: Tensor, top: int = 3) -> Chart:
+    """Root mean square of each channel, the largest ones marked by number.
+
+    Args:
+        x: activations (N, d) of one layer.
+        top: how many are marked.
+    """
+    rms = x.float().square().mean(dim=0).sqrt()
+    largest = rms.topk(top).indices.tolist()
+    highest, median = rms.max().item(), rms.median().item()
+    chart, axes = canvas(
+        7.6, 3.1, "A few channels are much larger than the rest", f"the largest is {highest / median:.1f} medians",
+        f"Bars of the root mean square of {len(rms)} channels: the largest, channel {rms.argmax().item()}, "
+        f"is {highest / median:.1f} times the median.",
+        right=0.9,
+    )  # fmt: skip
+    colors = [COLORS[8] if place in largest else COLORS[0] for place in range(len(rms))]
+    axes.bar(range(len(rms)), rms.tolist(), 1.0, color=colors, linewidth=0)
+    axes.axhline(median, color=INK, lw=1.0, ls="--")
+    axes.text(len(rms), median, " median", va="center", fontsize=9, color=INK)
+    for place in largest:
+        above: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 9}
+        axes.annotate(str(place), (place, rms[place].item()), (0, 2), **above)
+    axes.set_xlim(-1, len(rms))
+    axes.set_ylim(0, 1.12 * highest)
+    axes.set_xlabel("channel")
+    axes.set_ylabel("root mean square")
+    return chart
+
+
+@styled
+def error_against_size(x: Tensor, names: Sequence[str], groups: Sequence[int] = (0, 64, 32)) -> Chart:
+    """Relative error of each codec against what a value costs, one point per group.
+
+    Args:
+        x: activations (N, d).
+        names: codecs.
+        groups: values per scale; 0 is one scale per token, the open marker.
+
+    Raises:
+        BadInput: groups that do not divide d.
+    """
+    lines = {}
+    for name in names:
+        coders = [codec(name, group) for group in groups] if codec(name, 0).has_scales else [codec(name)]
+        lines[name] = [(bits_per_value(coder, x.shape[-1]), relative_error(coder, x)) for coder in coders]
+    spans = ", ".join(str(group) if group else "a token (open)" for group in groups)
+    ends = ", ".join(f"{name} {points[-1][1]:.3f} at {points[-1][0]:.2f} bits" for name, points in lines.items())
+    chart, axes = canvas(
+        7.6, 4.3, "Fewer bits, larger error; finer scales help", f"values per scale, from left: {spans}",
+        f"Lines of relative error against bits per value; with the finest scales: {ends}.", left=0.12,
+    )  # fmt: skip
+    for place, (name, points) in enumerate(lines.items()):
+        sizes, errors = zip(*points, strict=True)
+        look: dict[str, Any] = {"color": _COLOR[name], "marker": MARKERS[place], "ms": 6}
+        axes.plot(sizes, errors, lw=1.4, **look)
+        axes.plot(sizes[:1], errors[:1], mfc=PAPER, lw=0, **look)
+    axes.set_yscale("log")
+    axes.set_xscale("log", base=2)
+    plain_numbers(axes.xaxis, [1, 2, 4, 8, 16])
+    plain_numbers(axes.yaxis)
+    axes.set_xlim(0.9, 25)
+    axes.grid(axis="both")
+    axes.set_xlabel("bits per value, scales counted")
+    axes.set_ylabel("relative error")
+    label_points(axes, [(*points[-1], name) for name, points in lines.items()])
+    return chart
+
+
+@styled
+def one_token(x: Tensor, coder: Codec) -> Chart:
+    """The channels of one token before and after a codec.
+
+    Args:
+        x: activations (d,) of one token.
+        coder: what they go through.
+    """
+    words = lost(x, coder)
+    chart, axes = canvas(7.6, 3.4, str(coder), words, f"Channels of one token before and after {coder}: {words}.")
+    places = range(len(x))
+    axes.bar(places, x.tolist(), 1.0, color=COLORS[5], linewidth=0, label="before")
+    axes.plot(places, _through(coder, x.unsqueeze(0))[0].tolist(), "o", ms=3.6, color=COLORS[8], label="after")
+    for border in range(coder.group, len(x), coder.group) if coder.group else ():
+        axes.axvline(border - 0.5, color=MUTED, lw=0.8, ls=":")
+    reach = 1.1 * x.abs().max().item()
+    axes.set_xlim(-1, len(x))
+    axes.set_ylim(-reach, reach)
+    axes.set_xlabel("channel")
+    axes.legend(loc="upper right", ncols=2)
+    return chart
+
+
+@styled
+def accuracy(found: Mapping[str, float], width: int, controls: Mapping[str, float], group: int = 64) -> Chart:
+    """Accuracy after training on activations that went through each codec.
+
+    Args:
+        found: accuracy by codec, 0..1.
+        width: d.
+        controls: accuracy by name, drawn as lines.
+        group: values per scale.
+
+    Raises:
+        BadInput: nothing was found.
+    """
+    if not found:
+        raise BadInput("No accuracies to draw.", "Train at least once.")
+    sizes = [bits_per_value(codec(name, group), width) for name in found]
+    chart, axes = canvas(
+        7.6, 3.6, "Training puts up with coarse activations, up to a point", f"one scale per {group} values",
+        f"Line of test accuracy against bits per value: {accuracies_in_order(found)}; "
+        f"dashed: {accuracies_in_order(controls)}.",
+    )  # fmt: skip
+    heights = [100 * value for value in found.values()]
+    axes.plot(sizes, heights, color=COLORS[0], marker="o", ms=7, lw=1.4)
+    for name, value in controls.items():
+        axes.axhline(100 * value, color=MUTED, lw=1.0, ls="--")
+        axes.text(44, 100 * value, name, ha="right", va="bottom", fontsize=9, color=MUTED)
+    axes.set_xscale("log", base=2)
+    plain_numbers(axes.xaxis, [1, 2, 4, 8, 16, 32])
+    axes.set_xlim(1.1, 45)
+    axes.set_ylim(45, 104)
+    axes.grid(axis="y")
+    axes.set_xlabel("bits per value, scales counted")
+    axes.set_ylabel("test accuracy, %")
+    label_points(axes, list(zip(sizes, heights, found, strict=True)))
+    return chart
+
+
+def accuracies_in_order(found: Mapping[str, float]) -> str:
+    """One line: what each codec's training came to."""
+    return ", ".join(f"{name} {value:.0%}" for name, value in found.items())
+
+
+@styled
+def layer_shares(shares: Mapping[str, Sequence[float]], subtitle: str = "") -> Chart:
+    """Bars per layer: how much of each tapped activation is in the side network's last state.
+
+    Args:
+        shares: per label a share, 0..1, for each layer 1 .. L.
+        subtitle: of which model.
+
+    Raises:
+        BadInput: nothing to draw.
+    """
+    if not shares or not all(len(found) for found in shares.values()):
+        raise BadInput("There is nothing to draw.", "Give at least one number for each label.")
+    parts = [f"{label} {', '.join(f'{100 * share:.0f} %' for share in found)}" for label, found in shares.items()]
+    alt = f"Bars, share of each layer from the first to the last: {'; '.join(parts)}."
+    chart, axes = canvas(7.2, 3.6, "What each layer contributes to the side's state", subtitle, alt)
+    width = 0.8 / len(shares)
+    for place, (label, found) in enumerate(shares.items()):
+        left = [layer + (place - (len(shares) - 1) / 2) * width for layer in range(1, len(found) + 1)]
+        heights, color = [100 * share for share in found], method_look(place)[0]
+        bars = axes.bar(left, heights, 0.92 * width, color=color, label=label)
+        axes.bar_label(bars, fmt="%.0f", fontsize=8, color=INK, padding=1)
+    axes.margins(y=0.12)
+    axes.set_xticks(range(1, max(map(len, shares.values())) + 1))
+    axes.set_xlabel("layer")
+    axes.set_ylabel("%")
+    axes.legend(loc="upper left")
+    return chart

@@ -1,0 +1,394 @@
+"""Charts of runs: accuracy as training goes on, accuracy against memory, who worked when.
+
+One message per chart; the controls stand in each that has an axis of accuracy.
+
+Knows: run records and their timelines.  Knows nothing of: how they were made, pages, widgets.
+
+Taught in: notebooks/08_device_and_server.ipynb, notebooks/09_comparison.ipynb
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+from mobillm_kit.common import MIB
+from mobillm_kit.errors import BadInput
+from mobillm_kit.methods import CONTROLS, LABELS
+from mobillm_kit.record import CurvePoint, RunRecord, Span
+from mobillm_kit.show.chart import (  # fmt: skip
+    COLORS,
+    MUTED,
+    ON_DARK,
+    PAPER,
+    Axes,
+    Bbox,
+    Chart,
+    Patch,
+    canvas,
+    label_ends,
+    label_points,
+    legend_above,
+    mean_and_band,
+    method_look,
+    plain_numbers,
+    styled,
+)
+from mobillm_kit.show.tables import MB, finished, grouped, ledger, measured_mib
+
+Clock = Literal["step", "forwards", "seconds", "bytes"]
+Memory = Literal["counted", "measured"]
+
+_CLOCKS: Mapping[str, tuple[str, str, Callable[[CurvePoint], float]]] = {
+    "step": ("with the optimizer's steps", "optimizer steps", lambda point: point.step),
+    "forwards": (
+        "with samples forwarded",
+        "samples passed through the backbone",
+        lambda point: point.forwards,
+    ),
+    "seconds": ("with time", "seconds of training", lambda point: point.seconds),
+    "bytes": ("with data sent", "sent by the device, MB", lambda point: point.bytes_sent / MB),
+}
+
+STAGES = {
+    "forward": ("device", COLORS[0]),
+    "encode": ("device", COLORS[5]),
+    "send": ("link", COLORS[2]),
+    "decode": ("server", COLORS[1]),
+    "train": ("server", COLORS[8]),
+}
+"""Party and colour of each stage; a batch that waits in the server's queue occupies nobody."""
+
+PARTIES = ("device", "link", "server")
+NUMBERED_SHARE = 0.02
+"""Bars at least this share of the axis wide carry their step's number."""
+
+
+# --- accuracy as training goes on -----------------------------------------------------------------------
+
+
+@styled
+def convergence(records: Iterable[RunRecord], x: Clock = "step") -> Chart:
+    """Dev accuracy of each method as training goes on: mean of the seeds, band from the lowest to the highest.
+
+    Args:
+        records: any methods and seeds of one comparison.
+        x: what the horizontal axis counts. With ``bytes`` only methods that send anything have a curve.
+
+    Raises:
+        BadInput: no finished record with a curve, or an ``x`` that is none of the four.
+    """
+    records = list(records)
+    lines, levels = _lines(records, x), _levels(records, "dev_accuracy")
+    best, worst = (choose(lines, key=lambda line: line.end) for choose in (max, min))
+    grows, x_label, _ = _CLOCKS[x]
+    chart, axes = canvas(
+        9.0, 5.2, f"How accuracy grows {grows}", _seeds_subtitle(records),
+        f"Lines of dev accuracy against {x_label} for {_methods(len(lines))}: they end between "
+        f"{worst.end:.1f} % ({worst.label}) and {best.end:.1f} % ({best.label}).",
+        right=0.735,
+    )  # fmt: skip
+    for line in lines:
+        mean_and_band(axes, line.points, method_look(line.place))
+    _time_axis(axes, lines)
+    axes.set_xlabel(x_label)
+    _accuracy_axis(axes, "dev accuracy, %", [y for line in lines for _, y in line.points], levels)
+    label_ends(axes, [*((line.end, line.label, method_look(line.place)) for line in lines), *levels])
+    return chart
+
+
+@dataclass(frozen=True)
+class _Line:
+    label: str
+    place: int
+    """Decides colour, marker and dashes."""
+    points: tuple[tuple[float, float], ...]
+    """x (mean of the seeds at a step) and accuracy in percent, one pair per step and seed."""
+    end: float
+    """Mean accuracy of the last step, percent."""
+
+
+def _lines(records: Sequence[RunRecord], x: str) -> list[_Line]:
+    if x not in _CLOCKS:
+        raise BadInput(f"x={x!r} is not one of {', '.join(_CLOCKS)}.")
+    lines = []
+    for place, label, runs in _trained(records):
+        done = [run for run in runs if run.curve]
+        if done and (x != "bytes" or any(run.bytes_sent for run in done)):
+            lines.append(_line(label, place, done, _CLOCKS[x][2]))
+    if not lines:
+        reason = "has sent a byte" if x == "bytes" else "has a curve"
+        raise BadInput(f"No finished record {reason}.", "Choose another x, or run a method that has one.")
+    return lines
+
+
+def _line(label: str, place: int, runs: Sequence[RunRecord], clock: Callable[[CurvePoint], float]) -> _Line:
+    # a seed that stopped early would bend the mean where it leaves: only steps that all seeds have
+    steps = sorted(set.intersection(*({point.step for point in run.curve} for run in runs)))
+    by_step = {step: [next(p for p in run.curve if p.step == step) for run in runs] for step in steps}
+    pairs = [
+        (sum(map(clock, points)) / len(points), 100 * point.dev_accuracy)
+        for points in by_step.values()
+        for point in points
+    ]
+    last = [accuracy for _, accuracy in pairs[-len(runs) :]]
+    return _Line(label, place, tuple(pairs), sum(last) / len(last))
+
+
+def _time_axis(axes: Axes, lines: Sequence[_Line]) -> None:
+    """From 0; logarithmic after the first point where the methods' ends lie too far apart for one linear axis."""
+    values = [x for line in lines for x, _ in line.points if x > 0]
+    ends = [max(x for x, _ in line.points) for line in lines]
+    ticks = None
+    if values and max(ends) > 6 * min(end for end in ends if end > 0):
+        axes.set_xscale("symlog", linthresh=min(values), linscale=0.35)
+        exponents = range(math.ceil(math.log10(min(values))), math.floor(math.log10(max(values))) + 1)
+        ticks = [0, *(10.0**exponent for exponent in exponents)]
+    plain_numbers(axes.xaxis, ticks)
+    axes.set_xlim(left=0)
+
+
+# --- accuracy against memory ----------------------------------------------------------------------------
+
+
+@styled
+def pareto(records: Iterable[RunRecord], memory: Memory = "counted") -> Chart:
+    """Test accuracy against memory on the device; methods that no other beats in both are joined by a line.
+
+    Args:
+        records: any methods and seeds of one comparison.
+        memory: ``counted``: the ledger's total; ``measured``: the peak on top of the loaded model.
+
+    Raises:
+        BadInput: no finished record with both, or a ``memory`` that is neither.
+    """
+    records = list(records)
+    points, levels = _points(records, memory), _levels(records, "test_accuracy")
+    front = pareto_front(points)
+    named = "; ".join(f"{point.label} ({point.memory_mib:,.0f} MiB, {point.accuracy:.1f} %)" for point in front)
+    chart, axes = canvas(
+        9.0, 5.2, "Accuracy against memory: up and to the left is better",
+        f"{_seeds_subtitle(records, 'bar')}; line: no method is better in both",
+        f"Points of test accuracy against {memory} memory on the device for {_methods(len(points))}; "
+        f"no method is better in both than: {named}.",
+        right=0.80,
+    )  # fmt: skip
+    stairs: dict[str, Any] = {"color": MUTED, "lw": 1.4, "drawstyle": "steps-post", "zorder": 2}
+    axes.plot([p.memory_mib for p in front], [p.accuracy for p in front], **stairs)
+    for point in points:
+        color, marker, _ = method_look(point.place)
+        axes.plot([point.memory_mib] * 2, [point.lowest, point.highest], color=color, lw=1.6, zorder=3)
+        look: dict[str, Any] = {"color": color, "marker": marker, "s": 85, "edgecolor": PAPER, "linewidth": 0.9}
+        axes.scatter([point.memory_mib], [point.accuracy], zorder=4, **look)
+    _memory_axis(axes, [point.memory_mib for point in points])
+    what = "counted, weights included" if memory == "counted" else "measured peak on top of the loaded model"
+    axes.set_xlabel(f"device memory, MiB: {what}")
+    _accuracy_axis(axes, "test accuracy, %", [y for p in points for y in (p.lowest, p.highest)], levels)
+    label_ends(axes, levels)
+    label_points(axes, [(p.memory_mib, p.accuracy, p.label) for p in points], _strokes(points, front))
+    return chart
+
+
+@dataclass(frozen=True)
+class Point:
+    """One method in the plane of memory and accuracy."""
+
+    label: str
+    place: int
+    """Decides colour and marker."""
+    memory_mib: float
+    accuracy: float
+    """Mean of the seeds, percent."""
+    lowest: float
+    highest: float
+
+
+def pareto_front(points: Iterable[Point]) -> list[Point]:
+    """Points that no other beats or equals in both memory and accuracy, from the least memory on.
+
+    Of points that are equal in both, the first is kept.
+    """
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.memory_mib, -point.accuracy)):
+        if not front or point.accuracy > front[-1].accuracy:
+            front.append(point)
+    return front
+
+
+def _points(records: Sequence[RunRecord], memory: str) -> list[Point]:
+    if memory not in ("counted", "measured"):
+        raise BadInput(f"memory={memory!r} is neither 'counted' nor 'measured'.")
+    points = []
+    for place, label, runs in _trained(records):
+        done = [run for run in runs if "test_accuracy" in run.scores]
+        mib = _memory_mib(done, memory)
+        if mib is not None:
+            scores = [100 * run.scores["test_accuracy"] for run in done]
+            mean = sum(scores) / len(scores)
+            points.append(Point(label, place, mib, mean, min(scores), max(scores)))
+    if not points:
+        raise BadInput(f"No finished record has a test accuracy and {memory} memory.")
+    return points
+
+
+def _memory_mib(runs: Sequence[RunRecord], memory: str) -> float | None:
+    if memory == "measured":
+        measured = measured_mib(runs, "device")
+        return sum(measured) / len(measured) if measured else None
+    counted = ledger(runs, "device")
+    return counted.total_bytes / MIB if counted else None
+
+
+def _memory_axis(axes: Axes, values: Sequence[float]) -> None:
+    low, high = min(values), max(values)
+    if low > 0 and high / low > 6:
+        axes.set_xscale("log")
+        plain_numbers(axes.xaxis, [m * 10.0**e for e in range(-1, 7) for m in (1, 2, 5)])
+        # room on both sides for labels
+        axes.set_xlim(low / 1.9, high * 1.6)
+    else:
+        span = (high - low) or high or 1.0
+        plain_numbers(axes.xaxis)
+        axes.set_xlim(max(0.0, low - 0.2 * span), high + 0.25 * span)
+
+
+def _strokes(points: Sequence[Point], front: Sequence[Point]) -> list[Bbox]:
+    """What labels keep clear of beside the markers: bars of the seeds, the stairs of the Pareto line."""
+    boxes = [Bbox([[p.memory_mib, p.lowest], [p.memory_mib, p.highest]]) for p in points]
+    for a, b in pairwise(front):
+        boxes.append(Bbox([[a.memory_mib, a.accuracy], [b.memory_mib, a.accuracy]]))
+        boxes.append(Bbox([[b.memory_mib, a.accuracy], [b.memory_mib, b.accuracy]]))
+    return boxes
+
+
+# --- what both share ------------------------------------------------------------------------------------
+
+
+def _trained(records: Sequence[RunRecord]) -> list[tuple[int, str, list[RunRecord]]]:
+    """Place, label and finished runs of each method that trains.
+
+    The place comes from the table of methods, so that a method keeps its look when others are left out.
+    """
+    groups = [group for group in grouped(records) if group[0] not in CONTROLS]
+    known = [name for name in LABELS if name not in CONTROLS]
+    order = {name: place for place, name in enumerate(dict.fromkeys([*known, *(name for name, *_ in groups)]))}
+    return [(order[name], label, finished(runs)) for name, label, runs in groups]
+
+
+def _levels(records: Sequence[RunRecord], score: str) -> list[tuple[float, str, None]]:
+    """The controls' accuracies, percent, and labels; test accuracy where the wanted score is not in the record."""
+    levels = []
+    for name, label, runs in grouped(records):
+        scored = [run.scores for run in finished(runs)]
+        own = [scores[score] for scores in scored if score in scores]
+        values = own or [scores["test_accuracy"] for scores in scored if "test_accuracy" in scores]
+        if name in CONTROLS and values:
+            levels.append((100 * sum(values) / len(values), label if own else f"{label} (test)", None))
+    return levels
+
+
+def _accuracy_axis(axes: Axes, name: str, values: Sequence[float], levels: Sequence[tuple[float, str, None]]) -> None:
+    everything = [*values, *(level for level, *_ in levels)]
+    low, high = min(everything), max(everything)
+    margin = max(1.0, 0.1 * (high - low))  # room for labels, also above 100 %
+    axes.set_ylim(max(0.0, low - margin), high + margin)
+    axes.set_yticks([tick for tick in axes.get_yticks() if low - margin <= tick <= min(100.0, high + margin)])
+    axes.set_ylabel(name)
+    axes.grid(axis="y")
+    for level, *_ in levels:
+        axes.axhline(level, color=MUTED, lw=1.2, ls=(0, (1, 2)), zorder=1.5)
+
+
+def _seeds_subtitle(records: Sequence[RunRecord], mark: str = "band") -> str:
+    task, backbone = records[0].task.name, records[0].backbone.name
+    seeds = len({run.seed for run in records if run.method not in CONTROLS})
+    spread = f"mean of {seeds} seeds, {mark}: lowest to highest" if seeds > 1 else "one seed"
+    return f"{Path(backbone).name} on {task}; {spread}"
+
+
+def _methods(n: int) -> str:
+    return "1 method" if n == 1 else f"{n} methods"
+
+
+# --- who worked when ------------------------------------------------------------------------------------
+
+
+@styled
+def gantt(spans: Sequence[Span], first: int = 8, steps: int = 8) -> Chart:
+    """When device, link and server worked on which step.
+
+    Args:
+        spans: of a run's record.
+        first: the picture begins with this step's forward; the first ones of a run are not its steady state.
+        steps: it ends so many forwards later.  What the link and the server do meanwhile belongs to earlier steps.
+
+    Raises:
+        BadInput: no spans of those steps.
+    """
+    begin, end = _window(spans, first, steps)
+    shown = cut(spans, begin, end)
+    shares = ", ".join(f"{party} busy {share:.0%}" for party, share in busy(shown, begin, end).items())
+    chart, axes = canvas(
+        7.6, 2.9, "Device, link and server work at the same time", f"numbers are steps; {shares}",
+        f"Timeline of steps {first} to {first + steps - 1}: {shares}.", legend_above=True,
+    )  # fmt: skip
+    for span in shown:
+        _span_bar(axes, span, begin, end)
+    axes.set_yticks(range(len(PARTIES)), PARTIES)
+    axes.set_ylim(len(PARTIES) - 0.5, -0.6)
+    axes.set_xlim(0, (end - begin) * 1e3)
+    axes.set_xlabel("milliseconds since the first step shown")
+    axes.tick_params(axis="y", length=0)
+    present = {span.stage for span in shown}
+    keys = [Patch(color=color, label=stage) for stage, (_, color) in STAGES.items() if stage in present]
+    legend_above(axes, keys)
+    return chart
+
+
+def cut(spans: Sequence[Span], begin: float, end: float) -> list[Span]:
+    """What of the spans lies between two moments, in seconds; a batch that waits in a queue is left out."""
+    found = []
+    for span in spans:
+        left, right = max(span.start_s, begin), min(span.start_s + span.seconds, end)
+        if span.stage in STAGES and left < right:
+            found.append(Span(stage=span.stage, step=span.step, start_s=left, seconds=right - left))
+    return found
+
+
+def busy(spans: Sequence[Span], begin: float, end: float) -> dict[str, float]:
+    """Share of a time in which each party works on something; the slowest stage is the one near 1."""
+    worked: dict[str, list[tuple[float, float]]] = {party: [] for party in PARTIES}
+    for span in cut(spans, begin, end):
+        worked[STAGES[span.stage][0]].append((span.start_s, span.start_s + span.seconds))
+    return {party: _covered(intervals) / (end - begin) for party, intervals in worked.items()}
+
+
+def _window(spans: Sequence[Span], first: int, steps: int) -> tuple[float, float]:
+    """From the first forward shown to the one after the last; to the end of all where there is none."""
+    begun = {span.step: span.start_s for span in spans if span.stage == "forward"}
+    if first not in begun:
+        raise BadInput(f"There are no spans of steps {first} to {first + steps - 1}.", "Show steps that were run.")
+    end = max(span.start_s + span.seconds for span in spans)
+    return begun[first], begun.get(first + steps, end)
+
+
+def _covered(intervals: Sequence[tuple[float, float]]) -> float:
+    """Length of a union of intervals."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def _span_bar(axes: Axes, span: Span, begin: float, end: float) -> None:
+    party, color = STAGES[span.stage]
+    place = PARTIES.index(party)
+    left, width = (span.start_s - begin) * 1e3, span.seconds * 1e3
+    axes.barh(place, width, left=left, height=0.62, color=color, edgecolor=PAPER, linewidth=0.6)
+    if span.stage in ("forward", "send", "train") and span.seconds > NUMBERED_SHARE * (end - begin):
+        axes.text(left + width / 2, place, str(span.step), ha="center", va="center", fontsize=8, color=ON_DARK)

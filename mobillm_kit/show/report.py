@@ -1,0 +1,260 @@
+"""A comparison as a folder to look at: tables, figures, and one page that holds them all.
+
+The page is one file without outside resources. It is light or dark as its reader's system is, so its figures stand
+in it as inline SVG whose ground, letters and grid take the page's colours.
+
+Knows: run records, tables, figures, a template.  Knows nothing of: how the records were made.
+
+Taught in: notebooks/09_comparison.ipynb
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import starmap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mobillm_kit.errors import BadInput, MissingExtra
+from mobillm_kit.files import write_bytes
+from mobillm_kit.record import RunRecord, Scalar
+from mobillm_kit.show.tables import MEMORY, RESULTS, Row, cells, csv, grouped, markdown, rows
+
+if TYPE_CHECKING:
+    from mobillm_kit.show.chart import Chart
+
+TEMPLATE = "report.html.j2"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A chart and what goes with it on the page."""
+
+    name: str
+    """File name without suffix."""
+    reading: str
+    """How to read it, one or two sentences."""
+    chart: Chart
+
+
+def write_report(folder: Path, records: Iterable[RunRecord], title: str = "") -> Path:
+    """Write ``table.md``, ``table.csv``, ``figures/*.png``, ``figures/*.svg`` and ``index.html`` into ``folder``.
+
+    The same records give the same bytes. A chart whose data is in no record is left out.
+
+    Args:
+        folder: made where it does not exist.
+        records: any methods and seeds of one task and one backbone.
+        title: of the page; by default the backbone and the task.
+
+    Returns:
+        The page.
+
+    Raises:
+        BadInput: no records, or of several tasks or backbones.
+        MissingExtra: the libraries that draw charts and fill the page are not installed.
+        SaveFailed: the disk is full or the folder cannot be written.
+    """
+    from mobillm_kit.show.chart import save
+
+    records = list(records)
+    table = rows(records)
+    shown = pictures(records)
+    text = page(records, title, shown)
+    write_bytes(folder / "table.md", markdown(table).encode())
+    write_bytes(folder / "table.csv", csv(table).encode())
+    for picture in shown:
+        save(picture.chart, folder / "figures" / picture.name)
+    write_bytes(folder / "index.html", text.encode())
+    return folder / "index.html"
+
+
+def pictures(records: Sequence[RunRecord]) -> list[Picture]:
+    """Every chart that the records have data for, in the order of the page.
+
+    Raises:
+        BadInput: no records, or of several tasks or backbones.
+        MissingExtra: a library that draws charts is not installed.
+    """
+    from mobillm_kit.show import plots_memory, plots_runs
+
+    rows(records)  # refuses what cannot be compared, before charts without data are skipped
+    wanted: list[tuple[str, str, Callable[[], Chart]]] = [
+        ("device_memory", _READINGS["memory"], lambda: plots_memory.device_memory(records)),
+        ("pareto_counted", _READINGS["pareto"], lambda: plots_runs.pareto(records, "counted")),
+        ("pareto_measured", _READINGS["pareto"], lambda: plots_runs.pareto(records, "measured")),
+        ("convergence_step", _READINGS["step"], lambda: plots_runs.convergence(records, "step")),
+        ("convergence_forwards", _READINGS["forwards"], lambda: plots_runs.convergence(records, "forwards")),
+        ("convergence_seconds", _READINGS["seconds"], lambda: plots_runs.convergence(records, "seconds")),
+        ("convergence_bytes", _READINGS["bytes"], lambda: plots_runs.convergence(records, "bytes")),
+    ]
+    for _, label, (run, *_) in grouped(records):
+        if run.timeline:
+            name = "timeline_" + re.sub(r"[^\w-]", "-", run.method)  # names files and the page's parts
+            wanted.append((name, f"{label}: {_READINGS['timeline']}", partial(plots_runs.gantt, run.timeline)))
+    return [picture for picture in starmap(_picture, wanted) if picture is not None]
+
+
+def page(records: Sequence[RunRecord], title: str = "", shown: Sequence[Picture] | None = None) -> str:
+    """The page as HTML; arguments and errors as for :func:`write_report`.
+
+    Args:
+        shown: charts that are drawn already.
+    """
+    shown = pictures(records) if shown is None else shown
+    table = rows(records)
+    first = records[0]
+    return _template().render(
+        title=title or f"{Path(first.backbone.name).name} on {first.task.name}",
+        task=first.task,
+        backbone=first.backbone,
+        findings=findings(table),
+        results=_cells(table, RESULTS),
+        memory=_cells([row for row in table if not row.control], MEMORY),
+        pictures=[(picture, _inline(picture)) for picture in shown],
+        settings=_settings(records),
+        how=_distinct(memory.how for record in records for memory in record.measured),
+        provenance=_provenance(records),
+        sends=any(record.bytes_sent for record in records),
+        interrupted=sum(row.interrupted for row in table),
+    )
+
+
+def findings(table: Sequence[Row]) -> list[str]:
+    """What the table says, in a few sentences; only those that its rows allow."""
+    scored = [row for row in table if row.test_accuracy]
+    controls = [row for row in scored if row.control]
+    counted = {row.method: row.device_total_mib for row in scored if not row.control and row.device_total_mib}
+    sentences = []
+    if controls:
+        best = max(controls, key=_accuracy)
+        sentences.append(
+            f"Without training a language model, the best control reaches {_percent(best)} ({best.label})."
+        )
+    if not counted:
+        return sentences
+    best = max((row for row in scored if row.method in counted), key=_accuracy)
+    sentences.append(
+        f"The highest accuracy is {_percent(best)} ({best.label}), "
+        f"with {counted[best.method]:,.1f} MiB counted on the device."
+    )
+    without = [row for row in scored if row.method in counted and row.device_saved_mib == 0]
+    if without and best not in without:
+        small = max(without, key=_accuracy)
+        sentences.append(
+            f"Of the methods that keep no activations on the device for a backward pass, {small.label} reaches "
+            f"most: {_percent(small)}, with {counted[small.method]:,.1f} MiB on the device, "
+            f"{100 * counted[small.method] / counted[best.method]:.0f} % of that."
+        )
+        if small.server_total_mib is not None:
+            sentences.append(
+                f"For that its device sends {small.sent_mb:,.1f} MB to a server, which needs "
+                f"{small.server_total_mib:,.1f} MiB."
+            )
+    return sentences
+
+
+_READINGS = {
+    "memory": "A bar is the ledger: bytes of tensors, the same on every machine. The diamond is what the operating "
+    "system measured: the interpreter's and the allocator's own needs come on top.",
+    "pareto": "Along the line nothing is both better and smaller. Dotted: the controls; a method below them has "
+    "learned nothing that is worth its memory.",
+    "step": "Steps are not equally dear: one step of a forward-only method costs no backward pass.",
+    "forwards": "The device's work: a sample that is forwarded with several perturbations counts once for each.",
+    "seconds": "Seconds of this machine, evaluation left out.",
+    "bytes": "Only methods that send something have a line.",
+    "timeline": "while the server trains on one batch, the next one is under way and the device forwards the one "
+    "after it.",
+}
+
+
+def _picture(name: str, reading: str, draw: Callable[[], Chart]) -> Picture | None:
+    try:
+        return Picture(name, reading, draw())
+    except BadInput:
+        return None
+
+
+def _inline(picture: Picture) -> str:
+    """The chart's SVG for the middle of a page: names that are its own, and the page's colours."""
+    from mobillm_kit.show import chart
+
+    text = picture.chart.svg()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{picture.name}-", text)
+    for name in ("paper", "ink", "muted", "grid"):
+        text = text.replace(getattr(chart, name.upper()), f"var(--{name})")
+    # the description stands beside it, for readers without pictures
+    return text.replace("<svg ", f'<svg role="img" aria-labelledby="{picture.name}-alt" ', 1)
+
+
+def _cells(table: Sequence[Row], columns: Sequence[Any]) -> dict[str, Any]:
+    heads, body = cells(table, columns)
+    return {"heads": heads, "rows": list(zip(table, body, strict=True))}
+
+
+def _settings(records: Sequence[RunRecord]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Label and settings of each method; a setting that differs between seeds shows all its values."""
+    found = []
+    for _, label, runs in grouped(records):
+        keys = _distinct(key for run in runs for key in run.settings)
+        pairs = [(key, ", ".join(_distinct(_shown(run.settings.get(key)) for run in runs))) for key in keys]
+        if pairs:
+            found.append((label, pairs))
+    return found
+
+
+def _provenance(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
+    """What, and every value of it that occurs."""
+    sources = [record.provenance for record in records]
+    pairs = [
+        ("command", _distinct(source.command for source in sources)),
+        ("commit", _distinct(source.commit for source in sources)),
+        ("started", [min(source.started for source in sources)]),
+    ]
+    for group in ("versions", "hardware"):
+        keys = _distinct(key for source in sources for key in getattr(source, group))
+        for key in keys:
+            pairs.append((key, _distinct(_shown(getattr(source, group).get(key)) for source in sources)))
+    return [(name, "; ".join(values)) for name, values in pairs if any(values)]
+
+
+def _shown(value: Scalar) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "none" if value is None else str(value)
+
+
+def _distinct(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def _accuracy(row: Row) -> float:
+    return row.test_accuracy.mean if row.test_accuracy else 0.0
+
+
+def _percent(row: Row) -> str:
+    return f"{100 * _accuracy(row):.1f} %"
+
+
+def _template() -> Any:
+    try:
+        import jinja2
+    except ModuleNotFoundError as error:
+        raise MissingExtra(
+            "The page needs jinja2, which is not installed.",
+            "Install the extra: pip install 'mobillm-kit[lab]'.",
+        ) from error
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mobillm_kit.show", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(TEMPLATE)

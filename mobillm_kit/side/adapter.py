@@ -1,0 +1,222 @@
+"""A trained side network as something to keep: saved, loaded, shared, and put back on its backbone.
+
+A folder holds ``model.safetensors``, ``config.json`` (shape of the side network, task, and the backbone's name,
+revision and fingerprint) and ``README.md``, a card written from the run's record.
+
+    logits = head(pool(A_L + side(A_1 … A_L)))
+
+Knows: side networks, heads, files.  Knows nothing of: training, devices, sockets.
+
+Taught in: notebooks/00_start_here.ipynb
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+
+from mobillm_kit.errors import BackboneMismatch, BadInput
+from mobillm_kit.files import write_with
+from mobillm_kit.side.description import USUAL, SideSpec
+from mobillm_kit.side.heads import LabelWordHead, PooledHead
+from mobillm_kit.side.networks import PrunedLadderSide, build_side, even_layers, last_layers
+from mobillm_kit.side.pruning import block_sizes, start_from
+
+if TYPE_CHECKING:  # a server has no backbone and need not import what loads one
+    from mobillm_kit.backbone.split import Backbone
+
+WEIGHTS_FILE = "model.safetensors"
+CARD = (Path(__file__).with_name("adapter_card.md.j2")).read_text(encoding="utf-8")
+
+
+class SideAdapter(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="mobillm_kit",
+    license="apache-2.0",
+    model_card_template=CARD,
+    coders={SideSpec: (msgspec.to_builtins, lambda given: msgspec.convert(given, SideSpec))},
+):
+    """A side network, the trained part of its head, and the name of the backbone that it belongs to.
+
+    Args:
+        side: the side network's description.
+        backbone: name, for the reader.
+        backbone_revision: on the hub; empty for a folder.
+        fingerprint: of the backbone's weights; another backbone is refused.
+        task, prompt, labels, label_words, paired, max_length: of the task, so that the folder alone can label texts.
+
+    Raises:
+        BadInput: a side network that cannot be.
+    """
+
+    def __init__(
+        self,
+        side: SideSpec,
+        *,
+        backbone: str = "",
+        backbone_revision: str = "",
+        fingerprint: str = "",
+        task: str = "",
+        prompt: str = "{text}",
+        labels: Sequence[str] = (),
+        label_words: Sequence[str] = (),
+        paired: bool = False,
+        max_length: int = 256,
+    ) -> None:
+        super().__init__()
+        self.spec = side
+        self.side = build_side(side)
+        pooling = side.pooling
+        self.head = pooling and PooledHead(side.width, side.n_labels, pooling=pooling, seed=side.seed)
+        self.fingerprint = fingerprint
+        self.backbone_name = backbone
+        self.task = task
+        self.prompt = prompt
+        self.labels = tuple(labels)
+        self.label_words = tuple(label_words)
+        self.paired = paired
+        self.max_length = max_length
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        write_with(save_directory / WEIGHTS_FILE, lambda target: save_model(self, str(target)))
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, config: dict[str, Any], map_location: str = "cpu", **kwargs: Any
+    ) -> SideAdapter:
+        """Safetensors only, every weight present and none too many."""
+        hub = {key: kwargs.pop(key) for key in HUB_ARGUMENTS if key in kwargs}
+        file = Path(model_id) / WEIGHTS_FILE
+        if not Path(model_id).is_dir():
+            file = Path(hf_hub_download(repo_id=model_id, filename=WEIGHTS_FILE, **hub))
+        try:
+            adapter = cls(**{**kwargs, "side": _described(config)})
+            load_model(adapter, str(file), strict=True, device=map_location)
+        except (OSError, SafetensorError, RuntimeError, TypeError, KeyError, msgspec.ValidationError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BadInput(
+                f"{model_id}: not a side network that can be loaded ({reason}).",
+                "Name a folder that `mobillm train` or `save_pretrained` wrote.",
+            ) from error
+        return adapter.eval()
+
+
+def _described(config: Mapping[str, Any]) -> SideSpec:
+    """The description in a folder's config.json; folders of before it was one part hold its fields side by side."""
+    side = config["side"]
+    if isinstance(side, str):
+        names = SideSpec.__struct_fields__
+        side = msgspec.to_builtins(USUAL) | {name: config[name] for name in names if name in config} | {"kind": side}
+    return msgspec.convert(side, SideSpec)
+
+
+HUB_ARGUMENTS = ("revision", "cache_dir", "force_download", "local_files_only", "token", "strict")
+
+
+class SideTuned(nn.Module):
+    """What the server runs: the side network and the head, from activations to logits.
+
+    Args:
+        adapter: the side network; for encoders it holds the classifier too.
+        head: the frozen label-word head for decoders, None for encoders.
+    """
+
+    def __init__(self, adapter: SideAdapter, head: LabelWordHead | None) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.head: LabelWordHead | PooledHead = adapter.head if head is None else head
+
+    def forward(self, taps: Sequence[Tensor], mask: Tensor, positions: Tensor) -> Tensor:
+        """Taps (B, T, d) per layer, the last of them h_L; mask (B, T); positions (B,); to logits (B, C).
+
+        The side network works in its own precision, whatever the taps arrive in.
+        """
+        wide = [tap.to(self.adapter.side.gates.dtype) for tap in taps]
+        hidden = wide[-1] + self.adapter.side(wide, mask)
+        return self.head(self.head.pool(hidden, mask, positions))
+
+    @property
+    def one_token_is_enough(self) -> bool:
+        """Exact with the prediction token alone: the side works token by token and the head reads one token."""
+        return self.adapter.side.token_wise and self.head.single_token
+
+
+def new_adapter(
+    backbone: Backbone,
+    *,
+    n_labels: int,
+    layers: int | Sequence[int] | None = None,
+    about: Mapping[str, Any] | None = None,
+    **given: Any,
+) -> SideAdapter:
+    """A fresh side network for a backbone.
+
+    Args:
+        backbone: whose width, depth and fingerprint it gets.
+        n_labels: C.
+        layers: how many, or which; all by default.  A number is of evenly spaced layers, with ``start="backbone"``
+            of the last ones.
+        about: the task's words, as :class:`SideAdapter` takes them.
+        given: further fields of the description, over the usual ones.
+
+    Raises:
+        BadInput: ``start="backbone"`` on a family whose blocks are not of BERT's shape.
+    """
+    spec = SideSpec.of(**given)
+    counted = last_layers if spec.start == "backbone" else even_layers
+    chosen = counted(backbone.n_layers, layers) if layers is None or isinstance(layers, int) else layers
+    encoder = backbone.kind == "encoder"
+    sizes = block_sizes(backbone, spec.reduction) if spec.start == "backbone" else {}
+    spec = msgspec.structs.replace(
+        spec,
+        width=backbone.width,
+        layers=[int(layer) for layer in chosen],
+        n_labels=n_labels,
+        causal=not encoder,
+        pooling=(spec.pooling or "mean") if encoder else None,
+        **sizes,
+    )
+    adapter = SideAdapter(
+        spec,
+        backbone=backbone.name,
+        backbone_revision=backbone.revision,
+        fingerprint=backbone.fingerprint,
+        **(about or {}),
+    )
+    if isinstance(adapter.side, PrunedLadderSide):
+        start_from(adapter.side, backbone)
+    return adapter
+
+
+def attach(adapter: SideAdapter, backbone: Backbone, head: LabelWordHead | PooledHead) -> SideTuned:
+    """Put a side network on its backbone.
+
+    Args:
+        adapter: fresh or loaded.
+        backbone: the one it was made for.
+        head: the task's head on that backbone; of a decoder's a small frozen copy is taken.
+
+    Raises:
+        BackboneMismatch: the backbone's weights are not those that the side network was trained on.
+        BadInput: the side network does not tap the backbone's last layer.
+    """
+    if adapter.fingerprint != backbone.fingerprint:
+        raise BackboneMismatch(
+            f"This side network was trained on '{adapter.backbone_name}' (fingerprint {adapter.fingerprint[:12]}), "
+            f"not on '{backbone.name}' ({backbone.fingerprint[:12]}).",
+            "Load the backbone that its config.json names.",
+        )
+    if adapter.side.layers[-1] != backbone.n_layers:
+        raise BadInput(
+            f"The last tapped layer is {adapter.side.layers[-1]}, the backbone's last is {backbone.n_layers}.",
+            "Tap the last layer too: its state is what the side network adds to.",
+        )
+    return SideTuned(adapter, head.server_copy() if isinstance(head, LabelWordHead) else None)

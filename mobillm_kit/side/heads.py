@@ -1,0 +1,132 @@
+"""A backbone with a head for one task: from a batch of tokens to class logits.
+
+    decoders:  logits_c = W_head[word_c] · P(norm(h_L[prediction token]))       label words, MeZO section 2
+    encoders:  logits   = W_c pool(h_L) + b_c                                   a trained classifier
+
+Knows: backbones and batches.  Knows nothing of: how anything is trained.
+
+Taught in: notebooks/00_start_here.ipynb
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:  # a server has no backbone and need not import what loads one
+    pass
+
+Pooling = Literal["mean", "first"]
+
+
+class Head(Protocol):
+    """Turns the last hidden state into class logits, in two steps that can live on different machines."""
+
+    single_token: bool
+    """Whether one token's state is all that the head reads."""
+
+    def pool(self, hidden: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """(B, T, d), (B, T), (B,) to (B, d)."""
+
+    def __call__(self, pooled: Tensor) -> Tensor:
+        """(B, d) to (B, C) logits."""
+
+
+class LabelWordHead(nn.Module):
+    """The frozen language-model head, read at the label words only.
+
+    Args:
+        norm: the final norm, None for post-norm models.
+        project_out: projection to the embedding's width, None where it is equal.
+        lm_head: linear (d_e -> vocabulary).
+        word_ids: token id of each label's word, C of them.
+        softcap: the final logits' cap c of Gemma 2, ``c tanh(x / c)``; None for the others.
+    """
+
+    single_token = True
+    word_ids: Tensor
+
+    def __init__(
+        self,
+        norm: nn.Module | None,
+        project_out: nn.Module | None,
+        lm_head: nn.Linear,
+        word_ids: Sequence[int],
+        softcap: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm = norm if norm is not None else nn.Identity()
+        self.project_out = project_out if project_out is not None else nn.Identity()
+        self.lm_head = lm_head
+        self.softcap = softcap
+        self.register_buffer("word_ids", torch.tensor(list(word_ids)), persistent=False)
+
+    def pool(self, hidden: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """The prediction token's state, (B, d)."""
+        return _one_token(hidden, positions)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(B, d) to (B, C)."""
+        words, bias = self._word_rows()
+        pooled = pooled.to(words.dtype)  # a side network may hand over a wider type
+        logits = nn.functional.linear(self.project_out(self.norm(pooled)), words, bias)
+        return logits if not self.softcap else self.softcap * torch.tanh(logits / self.softcap)
+
+    def server_copy(self) -> LabelWordHead:
+        """A frozen copy that holds the C rows of the label words instead of the whole vocabulary."""
+        words, bias = self._word_rows()
+        rows = nn.Linear(words.shape[1], words.shape[0], bias=bias is not None, device="meta")
+        rows.weight = nn.Parameter(words.detach().clone())
+        if bias is not None:
+            rows.bias = nn.Parameter(bias.detach().clone())
+        norm, project_out = copy.deepcopy(self.norm), copy.deepcopy(self.project_out)
+        head = LabelWordHead(norm, project_out, rows, range(len(words)), self.softcap)
+        return head.requires_grad_(False)
+
+    def _word_rows(self) -> tuple[Tensor, Tensor | None]:
+        """The label words' rows of the projection, (C, d_e), and of its bias, (C,)."""
+        bias = self.lm_head.bias
+        return self.lm_head.weight[self.word_ids], None if bias is None else bias[self.word_ids]
+
+
+def _one_token(hidden: Tensor, positions: Tensor) -> Tensor:
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), positions]
+
+
+class PooledHead(nn.Module):
+    """A linear classifier on a pooled state, trained by every method.
+
+    Args:
+        width: d.
+        n_labels: C.
+        pooling: ``mean`` over real tokens, or the ``first`` token.
+        seed: of the classifier's initial weights, N(0, 0.02) as BERT's.
+    """
+
+    def __init__(self, width: int, n_labels: int, *, pooling: Pooling = "mean", seed: int = 0) -> None:
+        super().__init__()
+        self.pooling = pooling
+        self.single_token = pooling == "first"
+        self.classifier = nn.Linear(width, n_labels, device="meta").to_empty(device="cpu")
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.normal_(self.classifier.weight, std=0.02, generator=generator)
+        nn.init.zeros_(self.classifier.bias)
+
+    def pool(self, hidden: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """The first token's state, or the mean over real tokens, (B, d)."""
+        if self.pooling == "first":
+            return _one_token(hidden, positions)
+        weight = mask.to(hidden.dtype).unsqueeze(-1)
+        return (hidden * weight).sum(dim=1) / weight.sum(dim=1)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(B, d) to (B, C)."""
+        return self.classifier(pooled.to(self.classifier.weight.dtype))
+
+    def server_copy(self) -> PooledHead:
+        """A copy, to be trained on the server."""
+        return copy.deepcopy(self)

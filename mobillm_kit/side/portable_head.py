@@ -1,0 +1,195 @@
+"""The head of a decoder as plain numbers, so that a server can rebuild it without the backbone; and the way back.
+
+    logits_c = softcap( W_c · P(norm(h)) + b_c )        W: the C rows of the label words
+
+Every family's final norm is one of four forms; which one is found by trying them on random states: the form whose
+output is equal to the last bit.
+
+    none             h
+    layer            (h - mean) / sqrt(var + eps) · w + b
+    rms              h / sqrt(mean(h^2) + eps) · w              normalised in float32, then back, then times w
+    rms-plus-one     h / sqrt(mean(h^2) + eps) · (1 + w)        all in float32, then back (Gemma)
+
+Knows: heads and tensors.  Knows nothing of: backbones, sockets, training.
+
+Taught in: notebooks/08_device_and_server.ipynb
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from mobillm_kit.errors import BadInput, ServerRefused
+from mobillm_kit.side.description import HeadSpec
+from mobillm_kit.side.heads import LabelWordHead
+
+NORMS = ("layer", "rms", "rms-plus-one")
+
+
+class RootMeanSquareNorm(nn.Module):
+    """The two root-mean-square forms above.
+
+    Args:
+        weight: w, (d,).
+        eps: added under the root.
+        plus_one: the second form.
+    """
+
+    def __init__(self, weight: Tensor, eps: float, *, plus_one: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.eps = eps
+        self.plus_one = plus_one
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(…, d) to (…, d)."""
+        wide = hidden.float()
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        if self.plus_one:
+            return (normed * (1.0 + self.weight.float())).to(hidden.dtype)
+        return self.weight * normed.to(hidden.dtype)
+
+
+def describe_head(head: LabelWordHead) -> tuple[HeadSpec, dict[str, Tensor]]:
+    """A head as numbers and tensors.
+
+    Raises:
+        BadInput: the final norm has none of the four forms.
+    """
+    rows = head.server_copy()
+    norm, eps, tensors = _describe_norm(rows.norm)
+    tensors["words.weight"] = rows.lm_head.weight.detach()
+    if rows.lm_head.bias is not None:
+        tensors["words.bias"] = rows.lm_head.bias.detach()
+    projected = not isinstance(rows.project_out, nn.Identity)
+    if projected:
+        tensors["project_out.weight"] = rows.project_out.weight.detach()
+    width = rows.project_out.in_features if projected else rows.lm_head.in_features
+    spec = HeadSpec(
+        norm=norm,
+        eps=eps,
+        project_out=projected,
+        bias=rows.lm_head.bias is not None,
+        softcap=head.softcap or None,
+        width=width,
+        rows=rows.lm_head.out_features,
+    )
+    return spec, {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def build_head(spec: HeadSpec, tensors: Mapping[str, Tensor]) -> LabelWordHead:
+    """The head again; equal to the one described, to the bit.
+
+    Raises:
+        BadInput: a tensor is missing, too many, of a wrong shape, or not finite.
+    """
+    check_head(spec, tensors)
+    words = _frozen_linear(tensors["words.weight"], tensors.get("words.bias"))
+    project_out = _frozen_linear(tensors["project_out.weight"], None) if spec.project_out else None
+    return LabelWordHead(_build_norm(spec, tensors), project_out, words, range(spec.rows), spec.softcap)
+
+
+def check_head(spec: HeadSpec, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are not exactly those that ``spec`` describes.
+
+    Raises:
+        BadInput: names the tensor and what is wrong with it.
+    """
+    shapes = _shapes(spec, tensors)
+    if set(shapes) != set(tensors):
+        raise BadInput(f"The head's tensors are {sorted(tensors)}; they must be {sorted(shapes)}.")
+    for name, shape in shapes.items():
+        if tuple(tensors[name].shape) != shape:
+            raise BadInput(f"The head's '{name}' has shape {tuple(tensors[name].shape)}; it must have {shape}.")
+        if not tensors[name].is_floating_point() or not torch.isfinite(tensors[name]).all():
+            raise BadInput(f"The head's '{name}' holds values that are not finite numbers.")
+
+
+def checked_result(data: bytes, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The side network that came back, safe to put into place.
+
+    Raises:
+        ServerRefused: not safetensors, other names, shapes or types than expected, or values that are not finite.
+    """
+    remedy = "Keep the last checkpoint and look at the server."
+    try:
+        tensors = load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ServerRefused(f"The side network that came back is not safetensors ({error}).", remedy) from error
+    if set(tensors) != set(expected):
+        odd = sorted(set(tensors) ^ set(expected))[:3]
+        raise ServerRefused(f"The side network that came back has other tensors than ours ({', '.join(odd)}).", remedy)
+    for name, tensor in tensors.items():
+        ours = expected[name]
+        if tensor.shape != ours.shape or tensor.dtype != ours.dtype:
+            raise ServerRefused(
+                f"'{name}' came back as {tensor.dtype} {tuple(tensor.shape)}, "
+                f"ours is {ours.dtype} {tuple(ours.shape)}.",
+                remedy,
+            )
+        if not torch.isfinite(tensor).all():
+            raise ServerRefused(f"'{name}' came back with values that are not finite.", remedy)
+    return tensors
+
+
+def _shapes(spec: HeadSpec, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    words = tensors.get("words.weight")
+    inner = words.shape[1] if spec.project_out and words is not None and words.ndim == 2 else spec.width
+    shapes: dict[str, tuple[int, ...]] = {"words.weight": (spec.rows, inner)}
+    if spec.bias:
+        shapes["words.bias"] = (spec.rows,)
+    if spec.project_out:
+        shapes["project_out.weight"] = (inner, spec.width)
+    if spec.norm != "none":
+        shapes["norm.weight"] = (spec.width,)
+    if spec.norm == "layer":
+        shapes["norm.bias"] = (spec.width,)
+    return shapes
+
+
+def _describe_norm(norm: nn.Module) -> tuple[str, float, dict[str, Tensor]]:
+    if isinstance(norm, nn.Identity):
+        return "none", 0.0, {}
+    tensors = {f"norm.{name}": parameter.detach() for name, parameter in norm.named_parameters()}
+    eps = float(getattr(norm, "eps", None) or getattr(norm, "variance_epsilon", 0.0))
+    weight = tensors.get("norm.weight")
+    if weight is not None:
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.randn(8, weight.shape[0], generator=generator).to(weight)
+        with torch.no_grad():
+            expected = norm(probe)
+            for form in NORMS:
+                if ("norm.bias" in tensors) == (form == "layer") and torch.equal(
+                    _norm(form, eps, tensors)(probe), expected
+                ):
+                    return form, eps, tensors
+    raise BadInput(
+        f"The final norm {type(norm).__name__} has none of the known forms ({', '.join(NORMS)}).",
+        "Train in one process, or add the norm's form to portable.py.",
+    )
+
+
+def _build_norm(spec: HeadSpec, tensors: Mapping[str, Tensor]) -> nn.Module | None:
+    return None if spec.norm == "none" else _norm(spec.norm, spec.eps, tensors)
+
+
+def _norm(form: str, eps: float, tensors: Mapping[str, Tensor]) -> nn.Module:
+    weight = tensors["norm.weight"]
+    if form != "layer":
+        return RootMeanSquareNorm(weight, eps, plus_one=form == "rms-plus-one")
+    norm = nn.LayerNorm(weight.shape[0], eps=eps, device="meta").to_empty(device=weight.device).to(weight.dtype)
+    norm.load_state_dict({"weight": weight, "bias": tensors["norm.bias"]})
+    return norm.requires_grad_(False)
+
+
+def _frozen_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias, requires_grad=False)
+    return layer

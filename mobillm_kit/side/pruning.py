@@ -1,0 +1,117 @@
+"""A side network's first weights out of the backbone's own, by magnitude (LST, arXiv 2206.06522, section 3.2).
+
+    importance of feature j = sum over the blocks of |W_q[:, j]| + |W_k[:, j]| + |W_v[:, j]| + |W_wide[:, j]|
+    kept: the d/k features with the largest sums, the same in every block; then, block by block and on these,
+          the H/k attention heads and the F/k feed-forward units with the largest sums
+    W_i = the rows of the identity at the kept features
+
+LST prunes each layer on its own; here one choice of features holds for all of them, since they meet in one residual
+stream.  The server needs these weights: they are the public backbone's, and hold nothing of the user's.
+
+Knows: BERT-like blocks and the side network of their shape.  Knows nothing of: training, tasks, sockets.
+
+Taught in: notebooks/09_comparison.ipynb
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from mobillm_kit.errors import BadInput
+from mobillm_kit.side.networks import PostNormBlock, PrunedLadderSide
+
+if TYPE_CHECKING:
+    from mobillm_kit.backbone.split import Backbone
+
+BERT_LIKE = ("bert", "roberta", "xlm-roberta")
+
+
+def block_sizes(backbone: Backbone, reduction: int) -> dict[str, int | float]:
+    """``heads``, ``feed_forward`` and ``norm_eps`` of a backbone's blocks pruned by k.
+
+    Raises:
+        BadInput: a family whose blocks are of another shape, or a k that does not divide width, heads and feed-forward.
+    """
+    config = backbone.config
+    if config.model_type not in BERT_LIKE or config.hidden_act != "gelu":
+        raise BadInput(
+            f"start='backbone': the blocks of '{backbone.name}' ({config.model_type}) are not of BERT's shape.",
+            f"Choose start='random', or a backbone of these families: {', '.join(BERT_LIKE)}.",
+        )
+    sizes = (config.hidden_size, config.num_attention_heads, config.intermediate_size)
+    if reduction < 1 or any(size % reduction for size in sizes):
+        raise BadInput(
+            f"start='backbone': reduction {reduction} does not divide width {sizes[0]}, {sizes[1]} heads and "
+            f"feed-forward {sizes[2]} of '{backbone.name}'.",
+            "Choose a reduction that divides all three, or start='random'.",
+        )
+    return {
+        "heads": config.num_attention_heads // reduction,
+        "feed_forward": config.intermediate_size // reduction,
+        "norm_eps": config.layer_norm_eps,
+    }
+
+
+@torch.no_grad()
+def start_from(side: PrunedLadderSide, backbone: Backbone) -> None:
+    """Give the side network's blocks the pruned weights of the backbone's blocks l + 1 … L.
+
+    Raises:
+        BadInput: a backbone whose blocks are streamed or coded: there are no weights to begin with.
+    """
+    sources = [backbone.blocks[layer] for layer in side.layers[:-1]]  # A_l enters blocks[l]
+    if any(parameter.is_meta for source in sources for parameter in source.parameters()):
+        raise BadInput(
+            f"start='backbone': the blocks of '{backbone.name}' are streamed or in few bits, no weights to begin with.",
+            "Choose start='random', or a whole backbone.",
+        )
+    features = kept_features(sources, side.up.in_features)
+    for source, block, down in zip(sources, side.blocks, side.down, strict=True):
+        _fill(block, source, features)
+        down.weight.zero_()
+        down.weight[torch.arange(len(features)), features] = 1.0
+        down.bias.zero_()
+
+
+def kept_features(blocks: Sequence[nn.Module], count: int) -> Tensor:
+    """(count,) indices, ascending: the residual stream's features that the blocks read with the largest weights."""
+    importance = sum(layer.weight.float().abs().sum(dim=0) for block in blocks for layer in _readers(block))
+    return _largest(importance, count)
+
+
+def _readers(block: nn.Module) -> tuple[nn.Linear, ...]:
+    attention = block.attention.self
+    return attention.query, attention.key, attention.value, block.intermediate.dense
+
+
+def _fill(block: PostNormBlock, source: nn.Module, features: Tensor) -> None:
+    *projections, wide = _readers(source)
+    head_width = block.query.out_features // block.heads
+    per_row = sum(layer.weight[:, features].float().abs().sum(dim=1) for layer in projections)
+    heads = _largest(per_row.view(-1, head_width).sum(dim=1), block.heads)
+    rows = (heads.unsqueeze(1) * head_width + torch.arange(head_width, device=heads.device)).flatten()
+    units = _largest(wide.weight[:, features].float().abs().sum(dim=1), block.wide.out_features)
+    for target, layer in zip((block.query, block.key, block.value), projections, strict=True):
+        _copy(target, layer, rows, features)
+    _copy(block.out, source.attention.output.dense, features, rows)
+    _copy(block.wide, wide, units, features)
+    _copy(block.narrow, source.output.dense, features, units)
+    for norm, given in (
+        (block.attention_norm, source.attention.output.LayerNorm),
+        (block.mlp_norm, source.output.LayerNorm),
+    ):
+        norm.weight.copy_(given.weight[features])
+        norm.bias.copy_(given.bias[features])
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    return values.topk(count).indices.sort().values
+
+
+def _copy(target: nn.Linear, source: nn.Linear, rows: Tensor, columns: Tensor) -> None:
+    target.weight.copy_(source.weight[rows][:, columns])
+    target.bias.copy_(source.bias[rows])

@@ -1,0 +1,298 @@
+"""From texts to tensors: prompts filled in and tokenized, rows padded to a batch.
+
+    decoder   ids = [BOS] prompt(text, pair)             loss at the last real token, over the label words
+    encoder   ids = [CLS] text [SEP] (pair [SEP])        loss at the first token
+
+A text that does not fit is cut at its end, the longer of two first, and the prompt around it stays whole: the
+prediction hangs on the prompt's last words.
+
+Knows: tokenizers, prompts, padding.  Knows nothing of: models, devices, the order of batches.
+Taught in: notebooks/00_start_here.ipynb
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from mobillm_kit.errors import BadInput
+from mobillm_kit.texts.tasks import Example, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_log = logging.getLogger("mobillm_kit")
+
+_STAND_IN = "it"
+"""Takes the text's place where only the prompt matters."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One example as token ids."""
+
+    ids: tuple[int, ...]
+    type_ids: tuple[int, ...] | None
+    """Segment of each token (first or second text), where the tokenizer has segments."""
+    label: int
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Rows padded to one length T."""
+
+    input_ids: Tensor
+    """(B, T), int64."""
+    attention_mask: Tensor
+    """(B, T), int64, 1 at real tokens."""
+    labels: Tensor
+    """(B,), int64, label ids."""
+    positions: Tensor
+    """(B,), int64, index of the token that enters the loss: decoder the last real one, encoder the first."""
+    token_type_ids: Tensor | None = None
+    """(B, T), int64."""
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        return self.input_ids.shape[0]
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens in the batch, padding not counted."""
+        return int(self.attention_mask.sum())
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on ``device``."""
+        types = self.token_type_ids
+        return Batch(
+            input_ids=self.input_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            labels=self.labels.to(device),
+            positions=self.positions.to(device),
+            token_type_ids=None if types is None else types.to(device),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class TextEncoder:
+    """Encodes the texts of one task for one backbone.
+
+    Raises:
+        BadInput: unknown kind or side, a context too short for any text, or nothing to pad with.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    task: Task
+    kind: Literal["decoder", "encoder"]
+    max_length: int
+    """The context: most tokens in one row."""
+    padding_side: Literal["left", "right"] = "right"
+    notes: list[str] = field(default_factory=list)
+    """One sentence for every call of :meth:`encode` that had to cut texts."""
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("kind", self.kind, ("decoder", "encoder")),
+            ("padding_side", self.padding_side, ("left", "right")),
+        ):
+            if value not in known:
+                raise BadInput(f"The {name} '{value}' does not exist.", f"Give {' or '.join(known)}.")
+        _ = self.pad_id
+        if self.max_length <= self._frame_tokens():
+            raise BadInput(
+                f"A context of {self.max_length} tokens leaves no room for a text: the task "
+                f"'{self.task.name}' needs {self._frame_tokens()} for what stands around it.",
+                "Give a longer context, or a shorter prompt.",
+            )
+
+    @property
+    def pad_id(self) -> int:
+        """Token that fills rows up: the padding token, else the end-of-text token, else the unknown token."""
+        for token_id in (
+            self.tokenizer.pad_token_id,
+            self.tokenizer.eos_token_id,
+            self.tokenizer.unk_token_id,
+        ):
+            if token_id is not None:
+                return token_id
+        raise BadInput(
+            "The tokenizer has no padding token, no end-of-text token and no unknown token.",
+            "Set tokenizer.pad_token to a token of its vocabulary.",
+        )
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        """Token ids of every example, at most ``max_length`` each.
+
+        Texts that had to be cut are counted in :attr:`notes`; the first time also as one warning of the
+        logger ``mobillm_kit``.
+
+        Raises:
+            BadInput: an empty text, a pair that is missing or not asked for, or a pair too long to cut.
+        """
+        self._check(examples)
+        if not examples:
+            return []
+        rows, cut = self._decoder_rows(examples) if self.kind == "decoder" else self._encoder_rows(examples)
+        if cut:
+            self._say_cut(cut, len(examples))
+        return rows
+
+    def collate(self, rows: Sequence[Encoded], pad_to: int | None = None) -> Batch:
+        """Rows padded on ``padding_side`` to the longest of them, or to ``pad_to`` tokens.
+
+        Raises:
+            BadInput: no rows, or a row longer than ``pad_to``.
+        """
+        if not rows:
+            raise BadInput("A batch of no rows was asked for.", "Give at least one encoded example.")
+        lengths = torch.tensor([len(row.ids) for row in rows])
+        longest = int(lengths.max())
+        width = longest if pad_to is None else pad_to
+        if longest > width:
+            raise BadInput(f"A row of {longest} tokens does not fit into pad_to={width}.", "Give a larger pad_to.")
+        left = self.padding_side == "left"
+        starts = width - lengths if left else torch.zeros_like(lengths)
+        typed = rows[0].type_ids is not None
+        return Batch(
+            input_ids=_padded([row.ids for row in rows], width, self.pad_id, left),
+            attention_mask=_padded([(1,) * len(row.ids) for row in rows], width, 0, left),
+            labels=torch.tensor([row.label for row in rows]),
+            positions=starts + lengths - 1 if self.kind == "decoder" else starts,
+            token_type_ids=_padded([row.type_ids or () for row in rows], width, 0, left) if typed else None,
+        )
+
+    def label_ids(self) -> tuple[int, ...]:
+        """For each label, the first token of its word as it really follows the prompt.
+
+        Tokenizers split by context (a leading space becomes part of the word's first token, or a token of its
+        own), so the prompt is tokenized with and without the word, and the first token that differs is taken.
+
+        Raises:
+            BadInput: an encoder has no label words; a word melts into the prompt's last token; or two labels
+                share their first token and so could not be told apart.
+        """
+        if self.kind != "decoder":
+            raise BadInput("An encoder predicts with a classifier, not with label words.", "Use its pooled head.")
+        prompt = self.task.fill(_STAND_IN, _STAND_IN)
+        bare = self._prompt_ids(prompt)
+        found: dict[int, str] = {}
+        for word in self.task.label_words:
+            ids = self._prompt_ids(prompt + word)
+            if ids[: len(bare)] != bare or len(ids) == len(bare):
+                raise BadInput(
+                    f"The label word {word!r} has no token of its own after the prompt {self.task.prompt!r}.",
+                    "End the prompt with a word and begin the label word with a space.",
+                )
+            first = ids[len(bare)]
+            if first in found:
+                token = self.tokenizer.convert_ids_to_tokens(first)
+                raise BadInput(
+                    f"The label words {found[first]!r} and {word!r} both begin with the token {token!r} (id {first}).",
+                    "Choose words whose first tokens differ for this tokenizer.",
+                )
+            found[first] = word
+        return tuple(found)
+
+    def _check(self, examples: Sequence[Example]) -> None:
+        paired = self.task.pair_column is not None
+        for number, example in enumerate(examples, 1):
+            if (example.pair is not None) != paired:
+                raise BadInput(
+                    f"Example {number} has {'one text' if paired else 'two texts'}, "
+                    f"the task '{self.task.name}' reads {'two' if paired else 'one'}.",
+                    f"Give pair={'...' if paired else 'None'}.",
+                )
+            if not example.text.strip() or (paired and not (example.pair or "").strip()):
+                raise BadInput(f"Example {number} has an empty text.", "Give it a text, or leave it out.")
+
+    def _say_cut(self, cut: int, of: int) -> None:
+        note = f"{cut} of {of} texts did not fit into {self.max_length} tokens and were cut at their end."
+        if not self.notes:
+            _log.warning("%s", note)
+        self.notes.append(note)
+
+    def _frame_tokens(self) -> int:
+        """Tokens of a row with an empty text."""
+        if self.kind == "encoder":
+            return self.tokenizer.num_special_tokens_to_add(pair=self.task.pair_column is not None)
+        return len(self._prompt_ids(self.task.fill("", "")))
+
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        return self._prompts_ids([prompt])[0]
+
+    def _prompts_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Ids with the tokenizer's opening tokens, without its closing ones: the label word is to follow."""
+        # verbose=False: the tokenizer's own remark on length comes before the text is cut.
+        encoded = self.tokenizer(list(prompts), return_special_tokens_mask=True, verbose=False)
+        rows = []
+        for ids, special in zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
+            end = len(ids)
+            while end and special[end - 1]:
+                end -= 1
+            rows.append(ids[:end])
+        return rows
+
+    def _decoder_rows(self, examples: Sequence[Example]) -> tuple[list[Encoded], int]:
+        rows, cut = [], 0
+        prompts = [self.task.fill(example.text, example.pair) for example in examples]
+        for example, ids in zip(examples, self._prompts_ids(prompts), strict=True):
+            if len(ids) > self.max_length:
+                ids = self._shortened(example)
+                cut += 1
+            rows.append(Encoded(tuple(ids), None, example.label))
+        return rows, cut
+
+    def _shortened(self, example: Example) -> list[int]:
+        """Ids of the prompt around the first n characters of each text, with the largest n that fits."""
+        text, pair = example.text, example.pair or ""
+        fits, too_many = 0, max(len(text), len(pair))
+        best: list[int] = []
+        while too_many - fits > 1:
+            middle = (fits + too_many) // 2
+            ids = self._prompt_ids(self.task.fill(text[:middle].rstrip(), pair[:middle].rstrip()))
+            if len(ids) <= self.max_length:
+                fits, best = middle, ids
+            else:
+                too_many = middle
+        if not best:
+            raise BadInput(
+                f"A context of {self.max_length} tokens leaves no room for one character of the text '{text[:40]}'.",
+                "Give a longer context, or a shorter prompt.",
+            )
+        return best
+
+    def _encoder_rows(self, examples: Sequence[Example]) -> tuple[list[Encoded], int]:
+        whole = self._segments(examples, cut=False)
+        long = [index for index, row in enumerate(whole) if len(row.ids) > self.max_length]
+        if long:
+            for index, row in zip(long, self._segments([examples[i] for i in long], cut=True), strict=True):
+                whole[index] = row
+        return whole, len(long)
+
+    def _segments(self, examples: Sequence[Example], cut: bool) -> list[Encoded]:
+        pairs = None if self.task.pair_column is None else [example.pair for example in examples]
+        encoded = self.tokenizer(
+            [example.text for example in examples],
+            pairs,
+            truncation="longest_first" if cut else False,
+            max_length=self.max_length if cut else None,
+            verbose=False,
+        )
+        types = encoded.get("token_type_ids") or [None] * len(examples)
+        return [
+            Encoded(tuple(ids), None if kinds is None else tuple(kinds), example.label)
+            for example, ids, kinds in zip(examples, encoded["input_ids"], types, strict=True)
+        ]
+
+
+def _padded(rows: Sequence[Sequence[int]], width: int, fill: int, left: bool) -> Tensor:
+    """(B, width), int64."""
+    return torch.tensor(
+        [[*[fill] * (width - len(row)), *row] if left else [*row, *[fill] * (width - len(row))] for row in rows]
+    )

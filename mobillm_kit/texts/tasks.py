@@ -1,0 +1,147 @@
+"""Classification tasks: a prompt and label words turn a text with a label into next-word prediction.
+
+    "a moving film", label 1   ->   "a moving film It was" + " great"              (MeZO, arXiv 2305.17333)
+
+The loss of every decoder method is the cross-entropy over the label words' logits after the prompt; encoders
+read the bare text.  ``tasks.toml`` holds the tasks that are known by name, with the origin of every prompt.
+
+Knows: prompts, labels, names of columns.  Knows nothing of: files, tokens, tensors, models.
+
+Taught in: notebooks/00_start_here.ipynb
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mobillm_kit.errors import BadInput, UnknownName
+from mobillm_kit.files import data_folder
+
+METRIC_NAMES = ("accuracy", "f1", "matthews")
+"""What ``Task.metric`` may be; computed by ``mobillm_kit.texts.metrics``."""
+
+REVIEWS = "reviews"
+"""The packaged task."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One text, or a pair of texts, with its label."""
+
+    text: str
+    pair: str | None
+    label: int
+    """Label id: index into ``Task.labels``."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a classification task is, without its texts. Checked when it is made.
+
+    Raises:
+        BadInput: a prompt without ``{text}`` (or ``{pair}`` where there are two texts), label words that do
+            not match the labels, or an unknown metric.
+    """
+
+    name: str
+    description: str
+    text_column: str
+    label_column: str
+    labels: tuple[str, ...]
+    """Human names; the index is the label id."""
+    prompt: str
+    """Decoder template with ``{text}`` (and ``{pair}``); the label word follows directly."""
+    label_words: tuple[str, ...]
+    """One per label, with a leading space where the prompt ends without white space."""
+    metric: str
+    """``accuracy``, ``f1`` or ``matthews``: GLUE's metric of the task."""
+    source: str
+    """Citation, and where the prompt comes from."""
+    pair_column: str | None = None
+    """Of the second text, where a row has two."""
+    hub: tuple[str, ...] = ()
+    """Repository, configuration and revision on the Hugging Face hub, as far as they are needed."""
+    other_columns: Mapping[str, str] = field(default_factory=dict)
+    """Columns' names in other copies of the data, and the names that are meant."""
+    headerless: tuple[str, ...] = ()
+    """Columns of a file that comes without a header."""
+
+    def __post_init__(self) -> None:
+        for slot, needed in (("{text}", True), ("{pair}", self.pair_column is not None)):
+            times = self.prompt.count(slot)
+            if times != int(needed):
+                raise BadInput(
+                    f"Task '{self.name}': {slot} stands {times} times in the prompt {self.prompt!r}.",
+                    "It must stand there once." if needed else "The task has one text column: leave it out.",
+                )
+        if len(self.labels) < 2 or len(self.label_words) != len(self.labels):
+            raise BadInput(
+                f"Task '{self.name}': {len(self.label_words)} label words for {len(self.labels)} labels "
+                f"({', '.join(self.labels)}).",
+                "Give at least two labels and one word for each, in the order of the labels.",
+            )
+        if not all(word.strip() for word in self.label_words) or len(set(self.label_words)) < len(self.labels):
+            raise BadInput(
+                f"Task '{self.name}': the label words {self.label_words} are not all different words.",
+                "Give each label its own word.",
+            )
+        if self.metric not in METRIC_NAMES:
+            raise BadInput(
+                f"Task '{self.name}': there is no metric '{self.metric}'.", f"Known: {', '.join(METRIC_NAMES)}."
+            )
+
+    @property
+    def text_columns(self) -> list[str]:
+        """One or two."""
+        return [self.text_column] if self.pair_column is None else [self.text_column, self.pair_column]
+
+    def fill(self, text: str, pair: str | None = None) -> str:
+        """The prompt with ``text`` (and ``pair``) in place; braces inside the texts stay as they are."""
+        values = {"{text}": text, "{pair}": pair or ""}
+        return re.sub(r"\{text\}|\{pair\}", lambda slot: values[slot[0]], self.prompt)
+
+
+def _known_tasks() -> dict[str, Task]:
+    rows: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_name("tasks.toml").read_text(encoding="utf-8"))
+    rows[REVIEWS] |= _packaged_prompt(data_folder(REVIEWS) / "task.json")
+    return msgspec.convert({name: row | {"name": name} for name, row in rows.items()}, dict[str, Task])
+
+
+def _packaged_prompt(path: Path) -> dict[str, Any]:
+    try:
+        words = json.loads(path.read_text(encoding="utf-8"))
+        return {"prompt": str(words["prompt"]), "label_words": [str(word) for word in words["label_words"]]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(
+            f"{path} cannot be used ({type(error).__name__}: {error}).",
+            'It must be an object such as {"prompt": "{text} it was", "label_words": [" bad", " good"]}.',
+        ) from error
+
+
+TASKS: Mapping[str, Task] = _known_tasks()
+"""All tasks that are known by name."""
+
+
+def get_task(name: str) -> Task:
+    """The task called ``name``.
+
+    Raises:
+        UnknownName: there is none; the message lists the known names and the closest one.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    close = difflib.get_close_matches(name.lower(), TASKS, n=1)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    raise UnknownName(
+        f"There is no task '{name}'.{hint}",
+        f"Known: {', '.join(TASKS)}; for a file of your own use custom_task (--data FILE).",
+    )

@@ -1,0 +1,188 @@
+"""The ledger: bytes of tensors, counted, so that the number is the same on every machine.
+
+    weights | gradients | optimizer state | activations saved for backward | messages
+
+Each storage counts once and whole, however many tensors look into it: tied weights, views and slices add nothing.
+Temporaries that live for less than one operation are not in the ledger; what a process really needs on top of it is
+measured in mobillm_kit.memory.measure.
+
+Knows: tensors, storages, autograd's hooks.  Knows nothing of: methods, models, processes.
+
+Taught in: notebooks/09_comparison.ipynb
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, UntypedStorage
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+
+T = TypeVar("T")
+
+
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the storages behind ``tensors``, each storage once.
+
+    Args:
+        tensors: any device, ``meta`` included; any mix of views, slices and tied tensors.
+    """
+    return sum(storage.nbytes() for storage in _storages(tensors))
+
+
+def gradient_bytes(parameters: Iterable[Tensor]) -> int:
+    """Bytes of the gradients that ``parameters`` hold at this moment; 0 before the first backward pass."""
+    return storage_bytes(p.grad for p in parameters if p.grad is not None)
+
+
+def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of every tensor in the optimizer's state; 0 before its first step.
+
+    AdamW keeps two moments and a float32 step counter: ``8 n + 4`` bytes for a float32 parameter of n values.
+    """
+    return storage_bytes(_tensors_in(optimizer.state))
+
+
+def saved_for_backward(forward: Callable[[], T], exclude: Iterable[Tensor]) -> tuple[T, int]:
+    """Run ``forward`` once and count what autograd keeps of it.
+
+    Args:
+        forward: any computation; under ``no_grad`` it keeps nothing.
+        exclude: tensors that are counted elsewhere, as a rule the model's parameters and buffers.
+
+    Returns:
+        The result of ``forward``, and the bytes saved when it returned.
+    """
+    with SavedActivations(exclude) as saved:
+        result = forward()
+        return result, saved.live_bytes
+
+
+class SavedActivations:
+    """Counts what autograd saves between forward and backward, as long as it is saved.
+
+    Wrap a whole training step to get its peak. Each storage counts once, from the moment autograd saves it until
+    autograd lets go of it. Under gradient checkpointing the blocks' inputs count from the forward pass on, and the
+    activations that the backward pass computes again, block by block, count while they live.
+
+    Args:
+        exclude: tensors that are counted elsewhere, as a rule the model's parameters and buffers.
+
+    Example:
+        >>> with SavedActivations(model.parameters()) as saved:
+        ...     loss = step(batch)
+        ...     loss.backward()
+        >>> saved.peak_bytes
+    """
+
+    def __init__(self, exclude: Iterable[Tensor]) -> None:
+        self.peak_bytes = 0
+        """Largest number of bytes saved at one time, so far."""
+        self._excluded = weakref.WeakSet(_storages(exclude))
+        self._live: weakref.WeakKeyDictionary[UntypedStorage, int] = weakref.WeakKeyDictionary()
+        self._hooks = saved_tensors_hooks(self._pack, _Saved.unpack)
+        self._recomputation = _Recomputation(self)
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes saved at this moment."""
+        return sum(storage.nbytes() for storage in self._live)
+
+    def __enter__(self) -> SavedActivations:
+        self._hooks.__enter__()
+        self._recomputation.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._recomputation.__exit__(kind, error, trace)
+        self._hooks.__exit__(kind, error, trace)
+
+    def hold(self, storages: Iterable[UntypedStorage]) -> None:
+        """Note one more reason to keep each of ``storages``."""
+        for storage in storages:
+            if storage not in self._excluded:
+                self._live[storage] = self._live.get(storage, 0) + 1
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+
+    def release(self, storage: UntypedStorage) -> None:
+        """Take one reason back; without a reason left the storage counts no more."""
+        if storage not in self._live:
+            return
+        self._live[storage] -= 1
+        if self._live[storage] == 0:
+            del self._live[storage]
+
+    def _pack(self, tensor: Tensor) -> _Saved:
+        return _Saved(tensor, self)
+
+
+class _Saved:
+    """What autograd keeps in a saved tensor's place: it is dropped exactly when the tensor would be."""
+
+    def __init__(self, tensor: Tensor, ledger: SavedActivations) -> None:
+        # detached: a node that saves its own output would otherwise hold itself alive
+        self.tensor = tensor.detach()
+        self._ledger = ledger
+        ledger.hold([tensor.untyped_storage()])
+
+    def unpack(self) -> Tensor:
+        return self.tensor
+
+    def __del__(self) -> None:
+        self._ledger.release(self.tensor.untyped_storage())
+
+
+class _Recomputation(TorchDispatchMode):
+    """Finds the activations that gradient checkpointing computes again inside the backward pass.
+
+    torch's checkpoint puts hooks of its own over ours, so ours do not hear of them. They show themselves otherwise:
+    during a backward pass only a recomputation runs with gradients enabled. When it is over, the next operation has
+    gradients disabled, and of the storages made meanwhile just those are alive that checkpoint has kept.
+    """
+
+    def __init__(self, ledger: SavedActivations) -> None:
+        super().__init__()
+        self._ledger = ledger
+        self._made: weakref.WeakSet[UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if torch._C._current_graph_task_id() == -1:  # no backward pass is running
+            return func(*args, **(kwargs or {}))
+        if not torch.is_grad_enabled():
+            self._settle()
+            return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        self._made.update(_storages(_tensors_in(result)))
+        return result
+
+    def _settle(self) -> None:
+        kept = [storage for storage in self._made if storage not in self._ledger._live]
+        self._made.clear()
+        if kept:
+            # no release: the storage leaves the ledger when checkpoint lets it die
+            self._ledger.hold(kept)
+
+
+def _storages(tensors: Iterable[Tensor]) -> set[UntypedStorage]:
+    # torch hands out one Python object per storage as long as the storage lives
+    return {tensor.untyped_storage() for tensor in tensors}
+
+
+def _tensors_in(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors_in(item)
+    elif isinstance(value, list | tuple | set):
+        for item in value:
+            yield from _tensors_in(item)
