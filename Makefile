@@ -69,6 +69,7 @@ faults: setup
 lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-cache > .lint-imports.txt || { cat .lint-imports.txt; exit 1; }; rm -f .lint-imports.txt
 
 lab: setup
 	@$(BIN)/python -m jupyterlab notebooks/00_start_here.ipynb

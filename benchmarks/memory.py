@@ -189,7 +189,7 @@ def server(case: Case, folder: Path, sent: Path) -> dict[str, Any]:
     from benchmarks.pieces import Piece, assemble, outline
     from mobillm_kit.quant import codec
     from mobillm_kit.quant.parcels import unpack
-    from mobillm_kit.server.side_trainer import Server
+    from mobillm_kit.server.side_trainer import SideTrainer
     from mobillm_kit.side.adapter import SideAdapter, SideTuned
     from mobillm_kit.side.description import SideSpec
     from mobillm_kit.side.heads import LabelWordHead
@@ -209,7 +209,7 @@ def server(case: Case, folder: Path, sent: Path) -> dict[str, Any]:
     head = LabelWordHead(nn.LayerNorm(d), None, rows, (0, 1)).to(torch.bfloat16)
     head.load_state_dict(weights)
     adapter = SideAdapter(SideSpec.of(width=d, layers=list(layers)))
-    trainer = Server(SideTuned(adapter, head.requires_grad_(False)))
+    trainer = SideTrainer(SideTuned(adapter, head.requires_grad_(False)))
     started = time.perf_counter()
     losses = [trainer.train(upload, LR), trainer.train(upload, LR)]
     seconds = (time.perf_counter() - started) / 2

@@ -1,6 +1,6 @@
 """Memory predicted, counted and measured: `python benchmarks/memory_prediction.py [MODEL …] [--quick | --check]`.
 
-    predicted   a training step on tensors without values (mobillm_kit/memory/prediction.py), plus 22 MiB of work buffers
+    predicted   a training step on tensors without values (memory/prediction.py), plus 22 MiB of work buffers
     counted     the ledger of the same method on real tensors
     measured    VmHWM of a fresh process that builds the model with random weights and trains, less its imports
 

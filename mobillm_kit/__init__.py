@@ -1,9 +1,10 @@
 """mobillm_kit: fine-tune a language model from a device that runs forward passes only.
 
-The names below are imported when they are first used, so that ``import mobillm_kit`` costs nothing: no
-torch, no sockets, no plots.  ``fit`` and ``compare`` stand in modules of their own name and are imported from
-there (``from mobillm_kit.runs.loop import fit``): a package attribute of that name would be the function or the
-module, depending on what was imported first.
+    import mobillm_kit as kit
+
+The names below are imported when they are first used, so that ``import mobillm_kit`` costs nothing: no torch, no
+sockets, no plots.  They are what the notebooks use, and the notebooks use nothing else; ``docs/architecture.md`` draws
+the house behind them.
 
 Knows: where each public name lives.  Knows nothing of: what it does.
 
@@ -17,45 +18,199 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mobillm_kit.backbone.split import Backbone, load_backbone
-    from mobillm_kit.methods import METHODS, load_method
-    from mobillm_kit.record import RunRecord, load_record
-    from mobillm_kit.side.networks import FullWidthSide, LadderSide
-    from mobillm_kit.texts.loading import TaskData, load_task
-    from mobillm_kit.texts.tasks import Task, get_task
+    from mobillm_kit.backbone.architectures import architecture
+    from mobillm_kit.backbone.lowbit import quantize_backbone, quantize_in_memory
+    from mobillm_kit.backbone.meta_model import random_folder
+    from mobillm_kit.backbone.split import load_backbone
+    from mobillm_kit.backbone.streaming import Tokens, stream_backbone
+    from mobillm_kit.channel import BatchMessage, Limits, from_frames, to_frames
+    from mobillm_kit.common import derived_seed, fresh_environment
+    from mobillm_kit.device.forward import Device
+    from mobillm_kit.device.inversion import NearestToken, labels_by_sign, recovered
+    from mobillm_kit.errors import BadInput, NotEnoughMemory
+    from mobillm_kit.link.overlap import StepCost, slowest
+    from mobillm_kit.link.rates import Link
+    from mobillm_kit.link.shaping import LinkProcess
+    from mobillm_kit.memory.budget import Step, backbone_bytes, parse_bytes, reason, streamed
+    from mobillm_kit.memory.measure import current_rss_bytes, give_back_free_memory, peak_rss_bytes, reset_peak
+    from mobillm_kit.memory.prediction import RUNTIME_BYTES, predict, shape_batch, shape_model
+    from mobillm_kit.methods import LABELS, load_method
+    from mobillm_kit.methods.zeroth_order import replay, step_seed
+    from mobillm_kit.quant import FP4, NF4, codec
+    from mobillm_kit.quant.parcels import pack
+    from mobillm_kit.runs.doctor import examine
+    from mobillm_kit.runs.inference import load_side
+    from mobillm_kit.runs.loop import evaluate
+    from mobillm_kit.runs.prepare import build_method, prepare
+    from mobillm_kit.runs.run import run, untrained_logits
+    from mobillm_kit.runs.spec import RunSpec
+    from mobillm_kit.server.process import serve
+    from mobillm_kit.show.chart import Chart
+    from mobillm_kit.show.panels import CodecPanel, FitPanel, LinkPanel, MemoryPanel, RankPanel
+    from mobillm_kit.show.plots_activations import (
+        accuracies_in_order,
+        accuracy_by_bits,
+        bits_per_value,
+        channels,
+        error_against_size,
+        layer_shares,
+        lost,
+        relative_error,
+        token_with_outlier,
+    )
+    from mobillm_kit.show.plots_memory import (
+        budget_bars,
+        device_memory,
+        fit_grid,
+        memory_growth,
+        memory_over_time,
+        step_memory,
+    )
+    from mobillm_kit.show.plots_runs import convergence, gantt, pareto
+    from mobillm_kit.show.tables import markdown, rows
+    from mobillm_kit.side.adapter import SideAdapter
+    from mobillm_kit.side.networks import FullWidthSide, gate_shares, layers_by_gate
+    from mobillm_kit.texts.batches import batch_indices
+    from mobillm_kit.texts.metrics import accuracy
+    from mobillm_kit.training.ledger import saved_for_backward
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "Backbone": "backbone",
-    "load_backbone": "backbone",
-    "FullWidthSide": "side",
-    "LadderSide": "side",
-    "Task": "tasks",
-    "TaskData": "texts",
-    "get_task": "tasks",
-    "load_task": "texts",
-    "METHODS": "methods",
-    "load_method": "methods",
-    "RunRecord": "record",
-    "load_record": "record",
+_ROOMS = {
+    "backbone.architectures": ("architecture",),
+    "backbone.lowbit": (
+        "quantize_backbone",
+        "quantize_in_memory",
+    ),
+    "backbone.meta_model": ("random_folder",),
+    "backbone.split": ("load_backbone",),
+    "backbone.streaming": (
+        "Tokens",
+        "stream_backbone",
+    ),
+    "channel": (
+        "BatchMessage",
+        "Limits",
+        "from_frames",
+        "to_frames",
+    ),
+    "common": (
+        "derived_seed",
+        "fresh_environment",
+    ),
+    "device.forward": ("Device",),
+    "device.inversion": (
+        "NearestToken",
+        "labels_by_sign",
+        "recovered",
+    ),
+    "errors": (
+        "BadInput",
+        "NotEnoughMemory",
+    ),
+    "link.overlap": (
+        "StepCost",
+        "slowest",
+    ),
+    "link.rates": ("Link",),
+    "link.shaping": ("LinkProcess",),
+    "memory.budget": (
+        "Step",
+        "backbone_bytes",
+        "parse_bytes",
+        "reason",
+        "streamed",
+    ),
+    "memory.measure": (
+        "current_rss_bytes",
+        "give_back_free_memory",
+        "peak_rss_bytes",
+        "reset_peak",
+    ),
+    "memory.prediction": (
+        "RUNTIME_BYTES",
+        "predict",
+        "shape_batch",
+        "shape_model",
+    ),
+    "methods": (
+        "LABELS",
+        "load_method",
+    ),
+    "methods.zeroth_order": (
+        "replay",
+        "step_seed",
+    ),
+    "quant": (
+        "FP4",
+        "NF4",
+        "codec",
+    ),
+    "quant.parcels": ("pack",),
+    "runs.doctor": ("examine",),
+    "runs.inference": ("load_side",),
+    "runs.loop": ("evaluate",),
+    "runs.prepare": (
+        "build_method",
+        "prepare",
+    ),
+    "runs.run": (
+        "run",
+        "untrained_logits",
+    ),
+    "runs.spec": ("RunSpec",),
+    "server.process": ("serve",),
+    "show.chart": ("Chart",),
+    "show.panels": (
+        "CodecPanel",
+        "FitPanel",
+        "LinkPanel",
+        "MemoryPanel",
+        "RankPanel",
+    ),
+    "show.plots_activations": (
+        "accuracies_in_order",
+        "accuracy_by_bits",
+        "bits_per_value",
+        "channels",
+        "error_against_size",
+        "layer_shares",
+        "lost",
+        "relative_error",
+        "token_with_outlier",
+    ),
+    "show.plots_memory": (
+        "budget_bars",
+        "device_memory",
+        "fit_grid",
+        "memory_growth",
+        "memory_over_time",
+        "step_memory",
+    ),
+    "show.plots_runs": (
+        "convergence",
+        "gantt",
+        "pareto",
+    ),
+    "show.tables": (
+        "markdown",
+        "rows",
+    ),
+    "side.adapter": ("SideAdapter",),
+    "side.networks": (
+        "FullWidthSide",
+        "gate_shares",
+        "layers_by_gate",
+    ),
+    "texts.batches": ("batch_indices",),
+    "texts.metrics": ("accuracy",),
+    "training.ledger": ("saved_for_backward",),
 }
+"""Per module, its public names."""
 
-__all__ = [
-    "METHODS",
-    "Backbone",
-    "FullWidthSide",
-    "LadderSide",
-    "RunRecord",
-    "Task",
-    "TaskData",
-    "__version__",
-    "get_task",
-    "load_backbone",
-    "load_method",
-    "load_record",
-    "load_task",
-]
+_HOME = {name: module for module, names in _ROOMS.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME)]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""From words to one of the commands of ``commands/run.py`` and ``commands/tools.py``, and from what went wrong to one sentence.
+"""From words to one of the commands of ``commands/``, and from what went wrong to one sentence.
 
 tyro reads the commands' fields, their types and the sentences below them; there is no second list of options.
 `mobillm --tyro-print-completion bash` (or zsh, tcsh) prints the completion of a shell.

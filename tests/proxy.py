@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mobillm_kit.common import derived_seed
-from mobillm_kit.link.forwarder import NEVER, READ_BYTES, Address, Connection, Forwarder, Pipe, bound_socket, now
+from mobillm_kit.link.forwarder import NEVER, READ_BYTES, Address, Forwarder, Pipe, Relay, bound_socket, now
 
 DIRECTIONS = {"up": ("up",), "down": ("down",), "both": ("up", "down")}
 
@@ -75,7 +75,7 @@ class FaultProxy(Forwarder):
         self._timeout_s = NEVER
         self._alarms: list[asyncio.TimerHandle] = []
         self._passed_bytes: dict[Pipe, int] = {}
-        self._lost: set[Connection] = set()
+        self._lost: set[Relay] = set()
         self._toxics = self._fresh()
         super().__init__(target, port=port)
 
@@ -193,11 +193,11 @@ class FaultProxy(Forwarder):
             for pipe in connection.pipes:
                 pipe.hasten(0.0)
 
-    def _limit_time(self, connection: Connection) -> None:
+    def _limit_time(self, connection: Relay) -> None:
         if self._timeout_s < NEVER:
             self._alarms.append(self._loop.call_later(self._timeout_s, self._end, connection))
 
-    async def _connect(self, connection: Connection) -> None:
+    async def _connect(self, connection: Relay) -> None:
         self._limit_time(connection)
         if not all(toxics.swallowing for toxics in self._toxics.values()):
             await super()._connect(connection)
@@ -269,7 +269,7 @@ class FaultProxy(Forwarder):
     def _end_due_s(self, pipe: Pipe) -> float:
         return super()._end_due_s(pipe) + self._toxics[pipe.direction].slow_close_s
 
-    def _end(self, connection: Connection) -> None:
+    def _end(self, connection: Relay) -> None:
         super()._end(connection)
         self._lost.discard(connection)
         for pipe in connection.pipes:

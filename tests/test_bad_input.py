@@ -20,7 +20,7 @@ from safetensors.torch import save
 from mobillm_kit.channel import (
     ERROR_CODES,
     Ack,
-    Batch,
+    BatchMessage,
     Bye,
     Checkpoint,
     Error,
@@ -134,7 +134,7 @@ class RawDevice:
         self.say(*self.hello(**changes))
         return self.hear(Welcome)
 
-    def batch(self, sequence: int = 0, **changes) -> tuple[Batch, list[bytes]]:
+    def batch(self, sequence: int = 0, **changes) -> tuple[BatchMessage, list[bytes]]:
         message, payloads = self.uplink.made(sequence)
         return msgspec.structs.replace(message, **changes), [bytes(payload) for payload in payloads]
 

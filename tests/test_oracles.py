@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from mobillm_kit.methods import METHODS, load_method
 from mobillm_kit.quant.parcels import Upload
-from mobillm_kit.server.side_trainer import Server
+from mobillm_kit.server.side_trainer import SideTrainer
 from mobillm_kit.side.adapter import attach, new_adapter
 from tests.builders import random_batch, tiny_task_model
 
@@ -104,7 +104,7 @@ def test_prediction_differences_are_trained_by_the_mean_square_written_out():
     residual = F.one_hot(batch.labels, 2) - start.softmax(-1)
     own = {n: p.detach().clone() for n, p in tuned.named_parameters() if p.requires_grad}
     moments = {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in own.items()}
-    server = Server(tuned)
+    server = SideTrainer(tuned)
     for step in (1, 2, 3):
         leaves = {n: p.clone().requires_grad_() for n, p in own.items()}
         logits = torch.func.functional_call(tuned, leaves, (taps, batch.attention_mask, batch.positions))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import json
 import re
 import socket
 import subprocess
@@ -24,6 +25,12 @@ import mobillm_kit
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "mobillm_kit").rglob("*.py"))
+CELLS = [
+    "".join(cell["source"])
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+    if cell["cell_type"] == "code"
+]
 HEAVY = {"torch", "transformers", "peft", "zmq", "numpy", "pandas", "matplotlib", "ipywidgets", "datasets"}
 
 
@@ -80,7 +87,13 @@ def test_every_requirement_has_a_lower_bound_and_no_upper_one(project):
 
 
 def test_every_library_that_the_package_imports_is_declared(project):
-    imported = {"zmq": "pyzmq", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn"}
+    imported = {
+        "zmq": "pyzmq",
+        "huggingface_hub": "huggingface-hub",
+        "sklearn": "scikit-learn",
+        "adjustText": "adjusttext",
+    }
+    imported |= {"adjustText": "adjusttext"}
     imported |= {"IPython": "ipykernel", "memory_profiler": "memory-profiler", "jupyter_core": "jupyterlab"}
     user_lists = [project["dependencies"], *(project["optional-dependencies"][x] for x in ("lab", "hub"))]
     declared = {name_of(requirement) for requirement in chain(*user_lists)}
@@ -143,6 +156,16 @@ def test_no_public_name_is_also_a_module():
 
 def test_the_list_of_names_and_the_map_of_names_agree():
     assert set(mobillm_kit.__all__) == {*mobillm_kit._HOME, "__version__"}
+
+
+def test_the_public_names_are_those_that_the_notebooks_use():
+    used = set(re.findall(r"\bkit\.(\w+)", "\n".join(CELLS)))
+    assert used == set(mobillm_kit.__all__) - {"__version__"}
+
+
+def test_the_notebooks_import_the_package_as_kit_and_nothing_else_of_it():
+    imports = re.findall(r"^.*\bimport\b.*$|^.*mobillm_kit\..*$", "\n".join(CELLS), re.MULTILINE)
+    assert {line.strip(' "') for line in imports if "mobillm_kit" in line} == {"import mobillm_kit as kit"}
 
 
 def test_a_misspelt_name_is_an_attribute_error_that_names_the_closest():

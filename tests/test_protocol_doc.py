@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 TEXT = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
 SECTIONS = {int(part[0]): part for part in re.split(r"^## (?=\d\.)", TEXT, flags=re.MULTILINE)[1:]}
 DEVICE, SERVER = get_args(FromDevice), get_args(FromServer)
-MESSAGES = {kind.__name__.lower(): kind for kind in (*DEVICE, *SERVER)}
+MESSAGES = {kind.__struct_config__.tag: kind for kind in (*DEVICE, *SERVER)}
 PARTS = {"plan": Plan, "side": SideSpec, "head": HeadSpec, "frame": FrameInfo}
 
 EXAMPLES = re.findall(

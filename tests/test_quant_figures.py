@@ -48,10 +48,10 @@ def test_the_token_with_an_outlier_is_found_by_rank():
 
 
 def test_accuracies_stand_at_the_size_of_their_codec():
-    axes = plots_activations.accuracy({"int8": 0.9, "sign": 0.5}, 128, {"zero-shot": 0.6}).axes[0]
+    axes = plots_activations.accuracy_by_bits({"int8": 0.9, "sign": 0.5}, 128, {"zero-shot": 0.6}).axes[0]
     assert axes.lines[0].get_xdata().tolist() == [8.5, 1.5]
     with pytest.raises(BadInput, match="No accuracies"):
-        plots_activations.accuracy({}, 128, {})
+        plots_activations.accuracy_by_bits({}, 128, {})
 
 
 def test_sliders_change_picture_and_text(x):

@@ -7,7 +7,7 @@ import pytest
 
 from mobillm_kit.channel import Limits
 from mobillm_kit.channel.server_socket import ServerSocket
-from mobillm_kit.device.route import reach
+from mobillm_kit.device.route import route_to
 from mobillm_kit.errors import BadInput
 
 
@@ -18,7 +18,7 @@ def children() -> set[int]:
 def test_a_link_stands_between_and_ends_with_the_run():
     before = children()
     with ServerSocket("tcp://127.0.0.1:0", limits=Limits()) as server:
-        reached = reach(server.address, link="80mbit,1ms")
+        reached = route_to(server.address, link="80mbit,1ms")
         (link,) = children() - before
         with reached.connect() as device:
             device.wait_connected()
@@ -33,7 +33,7 @@ def test_a_link_stands_between_and_ends_with_the_run():
 def test_without_a_link_the_way_is_the_servers_own_address():
     before = children()
     with ServerSocket("tcp://127.0.0.1:0", limits=Limits()) as server:
-        reached = reach(server.address)
+        reached = route_to(server.address)
         with reached.connect() as device:
             assert device.address == server.address
         assert children() == before
@@ -43,10 +43,10 @@ def test_without_a_link_the_way_is_the_servers_own_address():
 def test_a_link_that_is_none_is_refused_and_leaves_no_process():
     before = children()
     with pytest.raises(BadInput):
-        reach("tcp://127.0.0.1:5", link="quick,please")
+        route_to("tcp://127.0.0.1:5", link="quick,please")
     assert children() == before
 
 
 def test_what_is_no_server_is_refused():
     with pytest.raises(BadInput, match="'nowhere' is no server"):
-        reach("nowhere")
+        route_to("nowhere")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mobillm_kit.errors import RecordError, SaveFailed
 from mobillm_kit.files import write_bytes, write_with
-from mobillm_kit.record import FORMAT, RunRecord, load_record
+from mobillm_kit.record import FORMAT, load_record
 from tests.records import MIB, a_comparison, a_control, a_record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -208,9 +208,3 @@ def test_a_really_full_disk_leaves_the_old_record(tmp_path):
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip("mounting a small file system is not allowed here")
     assert done.stdout == "whole\n", done.stderr
-
-
-def test_the_record_type_is_the_one_that_is_exported():
-    import mobillm_kit
-
-    assert mobillm_kit.RunRecord is RunRecord

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from mobillm_kit.channel.join import JoinString
-from mobillm_kit.device.route import reach
+from mobillm_kit.device.route import route_to
 from mobillm_kit.errors import BadInput, HandshakeFailed, ServerRefused
 from mobillm_kit.server.process import ServerProcess, serve
 from tests.uplink import trained
@@ -62,7 +62,7 @@ def test_another_bind_than_loopback_needs_keys(tmp_path):
 @pytest.mark.parametrize("nonsense", ["nowhere", "http://127.0.0.1:80", "tcp://host", "mobillm://host:1"])
 def test_what_is_no_server_is_refused_at_once(nonsense):
     with pytest.raises(BadInput):
-        reach(nonsense)
+        route_to(nonsense)
 
 
 def test_a_server_ends_with_the_process_that_started_it(tmp_path):

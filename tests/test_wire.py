@@ -15,7 +15,7 @@ from mobillm_kit.channel import (
     ERROR_CODES,
     VERSION,
     Ack,
-    Batch,
+    BatchMessage,
     Bye,
     Checkpoint,
     Durable,
@@ -74,7 +74,7 @@ PLAN = Plan(
     cache=True,
 )
 HELLO = Hello(session="a" * 32, name="a phone", code="", position=0, plan=PLAN)
-BATCH = Batch(
+BATCH = BatchMessage(
     sequence=3,
     lr=1e-3,
     samples=[5, 6, 7],
@@ -316,7 +316,7 @@ def numbers(values, place=()):
 
 def test_the_largest_batch_has_a_header_within_the_limit():
     rows, layers = MOST_SAMPLES, MOST_LAYERS
-    batch = Batch(
+    batch = BatchMessage(
         sequence=2**31,
         lr=1e-5,
         samples=[2**31 - 1] * rows,
@@ -387,7 +387,7 @@ def payload_bytes(codec: str, group: int, shape: tuple[int, int]) -> int:
     return made(codec, group).wire_bytes(shape)
 
 
-def sizes(batch: Batch) -> list[int]:
+def sizes(batch: BatchMessage) -> list[int]:
     one = payload_bytes(batch.codec, batch.group, (sum(batch.lengths), 64))
     return [one] * len(batch.layers) if batch.fresh else []
 
@@ -581,7 +581,7 @@ def test_no_mutated_message_raises_anything_but_a_documented_refusal():
         sender, frames = chance.choice(originals)
         try:
             message, payloads = from_frames(mutated(frames, chance), sender=sender, limits=Limits())
-            if isinstance(message, Batch):
+            if isinstance(message, BatchMessage):
                 check_batch(message, PLAN, [len(payload) for payload in payloads], payload_bytes)
             elif isinstance(message, Hello):
                 check_plan(message.plan)

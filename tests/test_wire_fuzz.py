@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from mobillm_kit.channel import (
     ERROR_CODES,
-    Batch,
+    BatchMessage,
     Hello,
     Limits,
     Welcome,
@@ -65,7 +65,7 @@ def judged(frames, sender: str) -> str:
     started, refusal = time.thread_time(), None
     try:
         message, payloads = from_frames(frames, sender=sender, limits=Limits())
-        if isinstance(message, Batch):
+        if isinstance(message, BatchMessage):
             check_batch(message, PLAN, [len(payload) for payload in payloads], payload_bytes)
         elif isinstance(message, Hello):
             check_plan(message.plan)

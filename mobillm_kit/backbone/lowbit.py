@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from mobillm_kit.backbone.meta_model import checkpoint_names, fingerprint, need_disk, parts, skeleton
+from mobillm_kit.backbone.meta_model import checkpoint_names, fingerprint, meta_model, need_disk, parts
 from mobillm_kit.backbone.shards import INDEX, Shards, write_shards
 from mobillm_kit.backbone.split import Backbone
 from mobillm_kit.errors import BadInput
@@ -103,7 +103,7 @@ class CodedMatrix:
         return matrix
 
 
-def attach(owner: nn.Module, attribute: str, matrix: CodedMatrix) -> None:
+def attach_codes(owner: nn.Module, attribute: str, matrix: CodedMatrix) -> None:
     """Give a module its matrix for as long as its forward pass takes."""
     absent = nn.Parameter(torch.empty(matrix.shape, dtype=matrix.dtype, device="meta"), requires_grad=False)
     owner._parameters[attribute] = absent
@@ -152,7 +152,7 @@ def quantize_in_memory(backbone: Backbone, kind: str, *, group: int = GROUP) -> 
             matrix = CodedMatrix(kind, tuple(dense.shape), group=group, dtype=dense.dtype)
             matrix.codes = matrix.encode(dense, name)
             owner = block.get_submodule(path)
-            attach(owner, attribute, matrix)
+            attach_codes(owner, attribute, matrix)
             owner.register_buffer(f"{attribute}_codes", matrix.codes, persistent=False)  # so that a ledger finds it
     backbone.fingerprint = stands_for  # in the place of the cached one: the weights it was taken of are gone
     return backbone
@@ -195,7 +195,7 @@ def quantize_backbone(folder_in: str | Path, folder_out: str | Path, kind: str, 
     if read_low_bit(source):
         raise BadInput(f"{source}: is coded already.", "Name the folder of the unquantized model.")
     config = AutoConfig.from_pretrained(source)
-    model = skeleton(config, torch.float32)
+    model = meta_model(config, torch.float32)
     names = checkpoint_names(model, shards)
     around, *blocks = parts(model)
     shapes = {name: tuple(block[name].shape) for block in blocks for name in coded_names(block)}

@@ -40,7 +40,7 @@ _READ_AT_A_TIME = 4 * 2**20
 """Values."""
 
 
-def skeleton(config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:
+def meta_model(config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:
     """The model that ``AutoModelForCausalLM`` (decoders) or ``AutoModel`` (encoders) builds, without values.
 
     Torch's global generator is left as it was.
@@ -76,7 +76,7 @@ def checkpoint_names(
     """Which tensor of the files each entry of the model's state is.
 
     Args:
-        model: as :func:`skeleton` gives it.
+        model: as :func:`meta_model` gives it.
         shards: the files.
         coded: names and shapes of matrices that the files hold as codes, under another name.
 
@@ -178,7 +178,7 @@ def random_folder(
         KitError: the disk has no room for it; nothing is written.
     """
     folder = Path(folder)
-    model = skeleton(config, dtype)
+    model = meta_model(config, dtype)
     pieces = parts(model)
     need_disk(folder, sum(tensor.nbytes for piece in pieces for tensor in piece.values()))
     random = (

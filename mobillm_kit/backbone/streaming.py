@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from mobillm_kit.backbone.buffers import BufferedBlocks, Place, RowsOnDisk, put_parameter
-from mobillm_kit.backbone.lowbit import CODES, CodedMatrix, LowBit, attach, read_low_bit
-from mobillm_kit.backbone.meta_model import checkpoint_names, fingerprint, skeleton
+from mobillm_kit.backbone.lowbit import CODES, CodedMatrix, LowBit, attach_codes, read_low_bit
+from mobillm_kit.backbone.meta_model import checkpoint_names, fingerprint, meta_model
 from mobillm_kit.backbone.pretrained import from_pretrained, public_name, resolve, torch_dtype
 from mobillm_kit.backbone.shards import Shards
 from mobillm_kit.backbone.split import Backbone, BlockInputs
@@ -121,7 +121,7 @@ class StreamedBackbone(Backbone):
     Everything that only runs forward works with it as with a :class:`Backbone`; nothing of it can be trained.
 
     Args:
-        model: without values, as :func:`mobillm_kit.backbone.meta_model.skeleton` gives it.
+        model: without values, as :func:`mobillm_kit.backbone.meta_model.meta_model` gives it.
         shards: the model's files.
         dtype: in which it works.
         name, revision: as for :class:`Backbone`.
@@ -274,7 +274,7 @@ class StreamedBackbone(Backbone):
     def _place(self, name: str, owner: nn.Module, attribute: str, tensor: Tensor, offset: int) -> Place:
         if self._low_bit and name in self._low_bit.shapes:
             matrix = CodedMatrix(self._low_bit.kind, tuple(tensor.shape), group=self._low_bit.group, dtype=self._dtype)
-            attach(owner, attribute, matrix)
+            attach_codes(owner, attribute, matrix)
             self._check_codes(name, matrix, self._low_bit.kind)
             return Place(
                 name + CODES, torch.Size([matrix.n_bytes]), torch.uint8, offset, partial(setattr, matrix, "codes")
@@ -322,7 +322,7 @@ def stream_backbone(
     shards = Shards(source)
     config = from_pretrained(AutoConfig, source)
     backbone = StreamedBackbone(
-        skeleton(config, torch_dtype(dtype)),
+        meta_model(config, torch_dtype(dtype)),
         shards,
         dtype=torch_dtype(dtype),
         name=public_name(name),

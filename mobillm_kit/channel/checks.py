@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from mobillm_kit.channel.messages import VERSION, Batch, Gradient, Plan, Welcome, WireError
+from mobillm_kit.channel.messages import VERSION, BatchMessage, Gradient, Plan, Welcome, WireError
 from mobillm_kit.common import FLOAT_BYTES
 from mobillm_kit.errors import BadInput
 from mobillm_kit.side.description import SideSpec
@@ -104,7 +104,7 @@ def check_welcome(welcome: Welcome, plan: Plan) -> None:
         )
 
 
-def check_batch(batch: Batch, plan: Plan, sizes: Sequence[int], payload_bytes: PayloadBytes) -> None:
+def check_batch(batch: BatchMessage, plan: Plan, sizes: Sequence[int], payload_bytes: PayloadBytes) -> None:
     """Refuse a batch whose numbers do not fit together, or do not fit the plan.
 
     Args:
@@ -142,7 +142,7 @@ def check_gradient(gradient: Gradient, sizes: Sequence[int]) -> None:
         raise WireError("bad-shape", f"The gradient came in {len(sizes)} frames.", "Send one, (B, C) float32.")
 
 
-def _check_samples(batch: Batch, plan: Plan) -> None:
+def _check_samples(batch: BatchMessage, plan: Plan) -> None:
     rows = len(batch.samples)
     if rows > plan.max_rows:
         raise WireError("bad-shape", f"{rows} samples in a batch; the plan says {plan.max_rows} at most.", SAY_ALIKE)
@@ -151,7 +151,7 @@ def _check_samples(batch: Batch, plan: Plan) -> None:
         raise WireError("bad-values", f"Sample {strange[0]} of {plan.n_samples}.", "Number samples from 0.")
 
 
-def _check_targets(batch: Batch, plan: Plan) -> None:
+def _check_targets(batch: BatchMessage, plan: Plan) -> None:
     wanted = len(batch.samples) if plan.labels == "server" else 0
     if len(batch.targets) != wanted:
         raise WireError(
@@ -165,7 +165,7 @@ def _check_targets(batch: Batch, plan: Plan) -> None:
         raise WireError("bad-values", f"Label {strange[0]} of {plan.side.n_labels}.", "Number labels from 0.")
 
 
-def _check_fresh(batch: Batch, plan: Plan) -> None:
+def _check_fresh(batch: BatchMessage, plan: Plan) -> None:
     fresh = list(batch.fresh)
     if fresh != sorted(set(fresh)) or (fresh and fresh[-1] >= len(batch.samples)):
         raise WireError(
@@ -197,7 +197,7 @@ def _check_fresh(batch: Batch, plan: Plan) -> None:
         )
 
 
-def _expected_sizes(batch: Batch, plan: Plan, payload_bytes: PayloadBytes) -> list[int]:
+def _expected_sizes(batch: BatchMessage, plan: Plan, payload_bytes: PayloadBytes) -> list[int]:
     try:
         per_layer = payload_bytes(batch.codec, batch.group, (sum(batch.lengths), plan.side.width))
     except BadInput as error:

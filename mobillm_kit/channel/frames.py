@@ -168,7 +168,7 @@ def _check_form(message: Message, described: Sequence[FrameInfo]) -> None:
     if (single and len(described) != 1) or (isinstance(message, Hello) and len(described) > 1):
         raise WireError(
             "bad-frames",
-            f"A '{type(message).__name__.lower()}' with {len(described)} payload frames.",
+            f"A '{type(message).__struct_config__.tag}' with {len(described)} payload frames.",
             "Send one; a hello without a head sends none.",
         )
     if isinstance(message, Logits) and described[0].n_bytes != message.rows * message.columns * FLOAT_BYTES:

@@ -131,7 +131,7 @@ class Hello(_Message, frozen=True):
     frames: Frames = []
 
 
-class Batch(_Message, frozen=True):
+class BatchMessage(_Message, frozen=True, tag="batch"):
     """One step's samples, with the activations that the server does not hold."""
 
     sequence: Count
@@ -245,6 +245,6 @@ class Error(_Message, frozen=True):
     """False: the session goes on."""
 
 
-FromDevice = Hello | Batch | Gradient | Checkpoint | Fetch | Ping | Bye
+FromDevice = Hello | BatchMessage | Gradient | Checkpoint | Fetch | Ping | Bye
 FromServer = Welcome | Ack | Durable | Need | Logits | Result | Pong | Error | Bye
 Message = FromDevice | FromServer

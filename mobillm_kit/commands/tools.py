@@ -24,7 +24,7 @@ from mobillm_kit.methods import LABELS, METHODS, method_row
 from mobillm_kit.runs.spec import Count
 
 if TYPE_CHECKING:  # torch is imported by the commands that need it, so that --help answers at once
-    from mobillm_kit.memory.prediction import Need
+    from mobillm_kit.memory.prediction import MemoryNeed
 
 
 class Doctor(Command, frozen=True, kw_only=True):
@@ -200,7 +200,7 @@ class Quantize(Command, frozen=True, kw_only=True):
         return 0
 
 
-def _need_table(need: Need, title: str) -> Table:
+def _need_table(need: MemoryNeed, title: str) -> Table:
     from mobillm_kit.memory.budget import table
 
     shown = Table("MiB", "at its highest", "at the peak", title=f"{escape(title)}: {need.party}")

@@ -5,7 +5,7 @@
     drained    everything up to a step is trained
     fetch      the trained side network            checkpoint   everything so far is durable on the server
 
-What is said when is decided in ``device/conversation.py``; here stand the clock, the lock, the thread and the connection.
+What is said when is decided in ``device/conversation.py``; here are clock, lock, thread and connection.
 
 Knows: the conversation, one connection.  Knows nothing of: zmq, backbones, activations, what is trained.
 
@@ -21,7 +21,7 @@ from typing import Protocol
 
 from mobillm_kit.channel import (
     Ack,
-    Batch,
+    BatchMessage,
     Bye,
     Checkpoint,
     Fetch,
@@ -65,7 +65,7 @@ class Connection(Protocol):
         """Close for good, from any thread."""
 
 
-class RemoteServer:
+class ServerClient:
     """A session with a server, kept alive by a thread.
 
     Args:
@@ -124,7 +124,7 @@ class RemoteServer:
         with self._cond:
             return self._link.holds(sample)
 
-    def offer(self, message: Batch, payloads: Sequence[bytes | memoryview]) -> bool:
+    def offer(self, message: BatchMessage, payloads: Sequence[bytes | memoryview]) -> bool:
         """Hand over one batch; waits while another one waits to be sent.
 
         Returns:

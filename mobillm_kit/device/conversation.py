@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from mobillm_kit.channel import (
     Ack,
-    Batch,
+    BatchMessage,
     Bye,
     Checkpoint,
     Durable,
@@ -48,10 +48,10 @@ class ConnectionLost(Exception):
 
 
 @dataclass(frozen=True)
-class Upload:
+class Outgoing:
     """A batch that waits to be sent, or is on its way."""
 
-    message: Batch
+    message: BatchMessage
     frames: Frames
     n_bytes: int
     sent_at: float = 0.0
@@ -79,13 +79,13 @@ class Conversation:
         self.wanted = self.acked = self.known = position
         """``known``: steps whose losses are known."""
         self.welcome = False
-        self.outbox: Upload | None = None
+        self.outbox: Outgoing | None = None
         self.durable = 0
         self.result: tuple[int, bytes] | None = None
         self._hello = hello
         self._sent = 0  # one more than the highest sequence number sent since the welcome
         self._credit = 0
-        self._under_way: dict[int, Upload] = {}
+        self._under_way: dict[int, Outgoing] = {}
         self._held: set[int] = set()
         self._losses: list[float] = []
         self._early_losses: dict[int, float] = {}  # of steps whose predecessors' losses are not known yet
@@ -101,11 +101,11 @@ class Conversation:
         """Whether the server has, or is about to have, a sample's activations."""
         return sample in self._held or any(sample in upload.carried for upload in self._under_way.values())
 
-    def offer(self, message: Batch, frames: Frames) -> bool:
+    def offer(self, message: BatchMessage, frames: Frames) -> bool:
         """Put one batch into the outbox; False where it is no longer the one that is wanted."""
         if self.wanted != message.sequence:
             return False
-        self.outbox = Upload(message, frames, sum(len(frame) for frame in frames))
+        self.outbox = Outgoing(message, frames, sum(len(frame) for frame in frames))
         self.wanted += 1
         return True
 
@@ -154,7 +154,7 @@ class Conversation:
             return None
         sequence, frames = self.outbox.message.sequence, self.outbox.frames
         # its frames are the socket's now: on its way it is a note of what was sent, and a lost one is made again
-        self._under_way[sequence] = Upload(self.outbox.message, (), self.outbox.n_bytes, now)
+        self._under_way[sequence] = Outgoing(self.outbox.message, (), self.outbox.n_bytes, now)
         self._sent = max(self._sent, sequence + 1)
         self.outbox = None
         return frames
@@ -166,7 +166,7 @@ class Conversation:
         self._request_sent = self._request is not None
         return self._request
 
-    def take(self, message: Message, payloads: Sequence[memoryview], now: float) -> Upload | None:
+    def take(self, message: Message, payloads: Sequence[memoryview], now: float) -> Outgoing | None:
         """A message came.
 
         Returns:
@@ -246,7 +246,7 @@ class Conversation:
         self.outbox = None
         self._forget_request()
 
-    def _ack(self, message: Ack, now: float) -> Upload | None:
+    def _ack(self, message: Ack, now: float) -> Outgoing | None:
         """A step is trained; so are those before it, whose own acknowledgements may be lost."""
         if message.sequence >= self._sent:
             return None  # never sent: it belongs to another session

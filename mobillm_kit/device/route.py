@@ -28,7 +28,7 @@ DEVICE_KEYS = Path("~/.config/mobillm_kit/device/forward")
 
 
 @dataclass(frozen=True)
-class Reach:
+class Route:
     """How to come to a server, and what to do when one is done with it."""
 
     connect: Callable[[], Connection]
@@ -36,7 +36,7 @@ class Reach:
     close: Callable[[], None]
 
 
-def reach(server: str, *, link: str = "", keys: str = "", folder: Path | None = None) -> Reach:
+def route_to(server: str, *, link: str = "", keys: str = "", folder: Path | None = None) -> Route:
     """Connections to a server.
 
     Args:
@@ -61,7 +61,7 @@ def reach(server: str, *, link: str = "", keys: str = "", folder: Path | None = 
     def connect() -> DeviceSocket:
         return DeviceSocket(address, server_key=server_key or None, keys=pair, limits=limits)
 
-    return Reach(connect, code, close)
+    return Route(connect, code, close)
 
 
 def _address(server: str, stack: ExitStack, folder: Path | None) -> tuple[str, str, str]:

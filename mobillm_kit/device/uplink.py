@@ -31,13 +31,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mobillm_kit import quant
-from mobillm_kit.channel import Batch as BatchMessage
-from mobillm_kit.channel import Hello, Limits, Plan
+from mobillm_kit.channel import BatchMessage, Hello, Limits, Plan
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import MIB
-from mobillm_kit.device.client import RemoteServer
+from mobillm_kit.device.client import ServerClient
 from mobillm_kit.device.forward import Device
-from mobillm_kit.device.route import Reach
+from mobillm_kit.device.route import Route, route_to
 from mobillm_kit.errors import BadInput
 from mobillm_kit.link.timeline import Timeline
 from mobillm_kit.quant import Codec
@@ -45,8 +44,7 @@ from mobillm_kit.quant.bitwidth import BitWidthController
 from mobillm_kit.quant.flat import from_bytes, to_bytes
 from mobillm_kit.quant.parcels import Parcel, Upload, merge, pack, split, unpack
 from mobillm_kit.record import Stage
-from mobillm_kit.server import process as serve
-from mobillm_kit.server.side_trainer import Server
+from mobillm_kit.server.side_trainer import SideTrainer
 from mobillm_kit.side.heads import LabelWordHead
 from mobillm_kit.side.portable_head import checked_result, describe_head
 from mobillm_kit.texts.batches import Batches, StepBatch
@@ -77,8 +75,8 @@ class Wire:
     def __init__(
         self,
         device: Device,
-        local: Server,
-        reach: Callable[[], Reach],
+        local: SideTrainer,
+        reach: Callable[[], Route],
         *,
         coder: Codec | None,
         group: int = 64,
@@ -92,7 +90,7 @@ class Wire:
         self._device = device
         self._local = local
         self._reach = reach
-        self._reached: Reach | None = None
+        self._reached: Route | None = None
         self._coder = coder
         self._controller = None if coder else BitWidthController(self._average_s, group=group)
         self._labels = labels
@@ -109,7 +107,7 @@ class Wire:
         self._counted_bytes = 0
         self._forwards = 0
         self._residual: dict[int, Tensor] = {}
-        self._remote: RemoteServer | None = None
+        self._remote: ServerClient | None = None
 
     # ------------------------------------------------------------------ the uplink's protocol
 
@@ -198,12 +196,12 @@ class Wire:
         return fresh
 
     @property
-    def remote(self) -> RemoteServer:
+    def remote(self) -> ServerClient:
         """The session with the server; begun where it is first asked for."""
         if self._remote is None:
             plan, head = self.plan()
             self._reached = reached = self._reach()
-            self._remote = RemoteServer(
+            self._remote = ServerClient(
                 reached.connect,
                 Hello(session=self._session, name="device", code=reached.code, position=0, plan=plan, frames=[]),
                 [save(head)] if head else [],
@@ -365,7 +363,7 @@ class Wire:
 
 def wire(
     device: Device,
-    local: Server,
+    local: SideTrainer,
     server: str,
     codec: str,
     group: int,
@@ -407,7 +405,7 @@ def wire(
     return Wire(
         device,
         local,
-        lambda: serve.reach(server, link=link, keys=keys, folder=None if folder is None else folder / "server"),
+        lambda: route_to(server, link=link, keys=keys, folder=None if folder is None else folder / "server"),
         coder=None if codec == "adaptive" else quant.codec("fp32" if codec == "none" else codec, group),
         group=group,
         labels=labels,

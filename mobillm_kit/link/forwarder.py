@@ -105,7 +105,7 @@ class Pipe:
             alarm.cancel()
 
 
-class Connection:
+class Relay:
     """A client, a target, and a pipe each way."""
 
     task: asyncio.Task[None]
@@ -143,7 +143,7 @@ class Forwarder:
         self.accepted = 0
         """Connections so far."""
         self._target = resolved(target)
-        self._connections: list[Connection] = []
+        self._connections: list[Relay] = []
         self._listener = listening_socket(port)
         self.address: Address = self._listener.getsockname()[:2]
         """Where to connect to instead of the target."""
@@ -195,7 +195,7 @@ class Forwarder:
 
     # --------------------------------------------------------------------------------- what a subclass decides
 
-    async def _connect(self, connection: Connection) -> None:
+    async def _connect(self, connection: Relay) -> None:
         """Reach the target."""
         connection.started = True
         await self._loop.sock_connect(connection.server, self._target)
@@ -272,12 +272,12 @@ class Forwarder:
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
             server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
-            connection = Connection(self.accepted, client, server)
+            connection = Relay(self.accepted, client, server)
             self.accepted += 1
             self._connections.append(connection)
             connection.task = self._loop.create_task(self._serve(connection))
 
-    async def _serve(self, connection: Connection) -> None:
+    async def _serve(self, connection: Relay) -> None:
         try:
             await self._connect(connection)
             async with asyncio.TaskGroup() as tasks:
@@ -333,14 +333,14 @@ class Forwarder:
     def _pipes(self, direction: str) -> list[Pipe]:
         return [pipe for connection in self._connections for pipe in connection.pipes if pipe.direction == direction]
 
-    def _abort(self, connection: Connection) -> None:
+    def _abort(self, connection: Relay) -> None:
         """End a connection by a reset on both sides."""
         for sock in (connection.client, connection.server):
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         self._end(connection)
 
-    def _end(self, connection: Connection) -> None:
+    def _end(self, connection: Relay) -> None:
         if connection not in self._connections:
             return
         self._connections.remove(connection)

@@ -39,9 +39,9 @@ from mobillm_kit.link.forwarder import (
     CLOSE_LIMIT_S,
     READ_BYTES,
     Address,
-    Connection,
     Forwarder,
     Pipe,
+    Relay,
     now,
     resolved,
 )
@@ -191,7 +191,7 @@ class ShapedLink(Forwarder):
         line = self._lines[pipe.direction]
         return (pipe.ended_s or 0.0) + (line.link.latency_ms / 1e3 if line else 0.0)
 
-    def _end(self, connection: Connection) -> None:
+    def _end(self, connection: Relay) -> None:
         for pipe in connection.pipes:
             self._delays.pop(pipe, None)
         super()._end(connection)

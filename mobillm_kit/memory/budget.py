@@ -21,7 +21,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from mobillm_kit.errors import BadInput
-from mobillm_kit.memory.prediction import RUNTIME_BYTES, Need, predict, shape_model, shapes_only
+from mobillm_kit.memory.prediction import RUNTIME_BYTES, MemoryNeed, predict, shape_model, shapes_only
 from mobillm_kit.methods import LABELS
 from mobillm_kit.training.ledger import storage_bytes
 
@@ -74,7 +74,7 @@ class Step:
     dtype: str = "float32"
     options: Mapping[str, Any] | None = None
 
-    def needs(self, **changes: Any) -> tuple[Need, ...]:
+    def needs(self, **changes: Any) -> tuple[MemoryNeed, ...]:
         """Predicted need per party, with some of the settings changed."""
         given = {
             "method": self.method,
@@ -110,7 +110,7 @@ def parse_bytes(text: str) -> int:
 # ---------------------------------------------------------------------- why, and what else
 
 
-def reason(need: Need, ram_bytes: int) -> str:
+def reason(need: MemoryNeed, ram_bytes: int) -> str:
     """One or two sentences: whether it fits, and what takes the room."""
     over = need.process_bytes - ram_bytes
     if over <= 0:
@@ -165,7 +165,7 @@ _PRICES = {
 }
 
 
-def largest_batch(step: Step, ram_bytes: int) -> tuple[int, tuple[Need, ...]] | None:
+def largest_batch(step: Step, ram_bytes: int) -> tuple[int, tuple[MemoryNeed, ...]] | None:
     """The largest batch up to the step's own with which its method fits, and its need; None where one text is too much.
 
     Memory is close to a straight line in the batch, so a line finds the place and a prediction proves it.
@@ -222,7 +222,7 @@ def backbone_bytes(config: PreTrainedConfig, dtype: str) -> tuple[int, int, int]
         )
 
 
-def table(need: Need) -> list[tuple[str, int | None, int]]:
+def table(need: MemoryNeed) -> list[tuple[str, int | None, int]]:
     """Rows of one party: category, bytes at its own highest, bytes at the peak of the step; the process last."""
     counted, peak = need.counted, need.at_peak
     return [
@@ -238,12 +238,12 @@ def table(need: Need) -> list[tuple[str, int | None, int]]:
     ]
 
 
-def _way(label: str, needs: tuple[Need, ...], price: str) -> Way:
+def _way(label: str, needs: tuple[MemoryNeed, ...], price: str) -> Way:
     server = needs[1].process_bytes if len(needs) > 1 else None
     return Way(label, _process(needs), server, price)
 
 
-def _process(needs: tuple[Need, ...]) -> int:
+def _process(needs: tuple[MemoryNeed, ...]) -> int:
     return needs[0].process_bytes
 
 

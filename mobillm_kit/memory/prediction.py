@@ -85,7 +85,7 @@ class Alive:
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryNeed:
     """What one party's part of a training step needs."""
 
     party: Literal["device", "server"]
@@ -118,7 +118,7 @@ def predict(
     labels: int = 2,
     pooling: Pooling = "mean",
     options: Mapping[str, Any] | None = None,
-) -> tuple[Need, ...]:
+) -> tuple[MemoryNeed, ...]:
     """Memory of one training step, from shapes alone.
 
     Args:
@@ -158,7 +158,7 @@ def predict(
             trained=weights,
             batch=_tensors(batch),
         )
-        return (Need("device", counted[0], at_peak),)
+        return (MemoryNeed("device", counted[0], at_peak),)
 
 
 def _built(build: Callable[..., Method], model: TaskModel, name: str, options: Mapping[str, Any]) -> Method:
@@ -173,7 +173,7 @@ def _built(build: Callable[..., Method], model: TaskModel, name: str, options: M
 
 def _device_and_server(
     method: MobiLLM, model: TaskModel, batch: Batch, counted: tuple[CountedMemory, ...], built: LiveTensors
-) -> tuple[Need, ...]:
+) -> tuple[MemoryNeed, ...]:
     """Two processes: the device runs forward and uploads, the server has the upload and no backbone."""
     sent: list[Upload] = []
     backbone = [*model.backbone.parameters(), *model.backbone.buffers()]
@@ -188,7 +188,9 @@ def _device_and_server(
     kept = [storage for storage in built.alive() if storage not in elsewhere]
     trained = list(server.parameters.values())
     at_peak = _peak(lambda: server.train(sent[0], _LR), weights=weights, kept=kept, trained=trained, messages=messages)
-    return Need("device", counted[0], _as_messages(device.peak, counted[0])), Need("server", counted[1], at_peak)
+    return MemoryNeed("device", counted[0], _as_messages(device.peak, counted[0])), MemoryNeed(
+        "server", counted[1], at_peak
+    )
 
 
 def _as_messages(alive: Alive, counted: CountedMemory) -> Alive:

@@ -2,8 +2,8 @@
 
     device: taps of the batch -> uplink -> server: side network, loss, backward, step
 
-The uplink is an object of this process or leads to a server in another one (``device/uplink.py``): the same device, the same
-server, equal bytes.
+The uplink is an object of this process or leads to a server in another one (``device/uplink.py``): the same device, the
+same server, equal bytes.
 
 Knows: device, server and what joins them.  Knows nothing of: other methods, sockets.
 
@@ -26,7 +26,7 @@ from mobillm_kit.methods.task_model import TaskModel
 from mobillm_kit.quant import Codec
 from mobillm_kit.quant.parcels import Upload, pack, unpack
 from mobillm_kit.record import CountedMemory
-from mobillm_kit.server.side_trainer import Server
+from mobillm_kit.server.side_trainer import SideTrainer
 from mobillm_kit.side.adapter import attach, new_adapter
 from mobillm_kit.side.description import USUAL
 from mobillm_kit.side.heads import LabelWordHead
@@ -79,7 +79,7 @@ class InProcess:
 
     codecs: tuple[str, ...] = ()
 
-    def __init__(self, device: Device, server: Server, coder: Codec | None = None) -> None:
+    def __init__(self, device: Device, server: SideTrainer, coder: Codec | None = None) -> None:
         self.timeline = Timeline()
         self._device = device
         self._server = server
@@ -132,7 +132,7 @@ class MobiLLM:
         device_weights: what the device holds, for the ledger.
     """
 
-    def __init__(self, device: Device, server: Server, uplink: Uplink, device_weights: Sequence[Tensor]) -> None:
+    def __init__(self, device: Device, server: SideTrainer, uplink: Uplink, device_weights: Sequence[Tensor]) -> None:
         self.adapter = server.model.adapter
         self.name = f"mobillm-{'full-width' if self.adapter.side.token_wise else 'ladder'}"
         self.device = device
@@ -257,7 +257,7 @@ def build(
     tuned = attach(adapter, model.backbone, head)
     one_token = _one_token(tokens, exact=tuned.one_token_is_enough) and top_tokens is None
     device = Device(model.backbone, adapter.side.layers, one_token=one_token, top_tokens=top_tokens)
-    trainer = Server(tuned, weight_decay=weight_decay)
+    trainer = SideTrainer(tuned, weight_decay=weight_decay)
     way: Uplink
     if server == "in-process":
         if uplink or codec == "adaptive":

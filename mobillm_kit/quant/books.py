@@ -37,7 +37,8 @@ _FP4_ORDER = (11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3)
 """Codes of FP4 by value.  Code 8 stands right of 0, as in bitsandbytes."""
 
 BOOKS = {"nf4": NF4, "fp4": FP4}
-_ORDERS = {"nf4": tuple(range(16)), "fp4": _FP4_ORDER}
+_ORDERS = {"fp4": _FP4_ORDER}
+"""The others stand in the order of their values."""
 
 _CELLS = 2**16
 _HALF = _CELLS // 2 - 1
@@ -83,7 +84,7 @@ def _cells(y: Tensor, out: Tensor) -> Tensor:
 @cache
 def _tables(name: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Codes by value, midpoints by value, and each cell's code or the mark that says "search"."""
-    order = torch.tensor(_ORDERS[name])
+    order = torch.tensor(_ORDERS.get(name, range(16)))
     values = torch.tensor(BOOKS[name])[order]
     midpoints = (values[:-1] + values[1:]) / 2
     marked = _cells(midpoints, torch.empty_like(midpoints)).to(torch.int32)

@@ -44,7 +44,7 @@ class Codec:
     """Values per scale, or 0: one scale per token; 0 for fp32, fp16 and bf16, which have none."""
 
     def __post_init__(self) -> None:
-        if self.name not in CODECS:
+        if self.name not in BITS:
             raise UnknownName(f"There is no codec {self.name!r}.", f"Choose one of {', '.join(CODECS)}.")
         if type(self.group) is not int or self.group not in _POSSIBLE_GROUPS:
             raise BadInput(

@@ -18,11 +18,10 @@ from mobillm_kit.quant.books import BOOKS, largest_gap, nearest
 from mobillm_kit.quant.packing import byte_table
 from mobillm_kit.quant.scratch import scratch
 
-CODECS: tuple[str, ...] = ("fp32", "fp16", "bf16", "fp8", "int8", "int4", "int2", "sign", "nf4", "fp4")
-"""Names, floats first."""
-
 BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "fp8": 8, "int8": 8, "int4": 4, "int2": 2, "sign": 1, "nf4": 4, "fp4": 4}
-"""Bits of one code, scales not counted."""
+"""Bits of one code, scales not counted, by name; floats first."""
+
+CODECS: tuple[str, ...] = tuple(BITS)
 
 FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Codecs without scales."""
@@ -30,7 +29,7 @@ FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _UNITS = {"fp32": (0.0, 0.0), "fp16": (2.0**-11, 2.0**-25), "bf16": (2.0**-8, 2.0**-134)}
 """Of FLOATS: largest relative error, and half of the smallest step."""
 
-_TOP = {"fp8": 448.0, "int8": 127.0, "int4": 7.0, "int2": 1.0, "nf4": 1.0, "fp4": 1.0}
+TOP = {"fp8": 448.0, "int8": 127.0, "int4": 7.0, "int2": 1.0, "nf4": 1.0, "fp4": 1.0}
 """Largest code; the largest value of a group becomes it."""
 
 _LARGEST = 2.0**127
@@ -53,7 +52,7 @@ def scales_of(groups: Tensor, name: str, place: str) -> Tensor:
     absolute = torch.abs(groups, out=_like("work", groups))
     peaks = absolute.amax(dim=-1)
     check_peaks(peaks, _LARGEST, place)
-    scales = _mean(absolute, peaks) if name == "sign" else peaks / _TOP[name]
+    scales = _mean(absolute, peaks) if name == "sign" else peaks / TOP[name]
     return scales.masked_fill_(scales < _SMALLEST_NORMAL, 0.0)
 
 

@@ -31,7 +31,7 @@ from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import FLOAT_BYTES, MIB
 from mobillm_kit.server.cache import ActivationCache
 from mobillm_kit.server.session import Session
-from mobillm_kit.server.session_trainer import Trainer, load_head
+from mobillm_kit.server.session_trainer import SessionTrainer, load_head
 from mobillm_kit.server.training_thread import TrainingThread
 
 
@@ -153,7 +153,7 @@ class Service:
         settings = self._settings
         before = self._ended.pop(hello.session, None)
 
-        def trainer() -> Trainer:
+        def trainer() -> SessionTrainer:
             if before is not None:
                 before.wait_closed()  # it may be writing into the same folder
             cache = None
@@ -163,7 +163,7 @@ class Service:
                     memory_bytes=settings.cache_memory_bytes,
                     disk_bytes=settings.cache_disk_bytes,
                 )
-            return Trainer(plan, head, folder, cache)
+            return SessionTrainer(plan, head, folder, cache)
 
         budget_bytes = settings.budget_bytes // settings.max_sessions
         session = Session(plan, credit=self._credit(hello), budget_bytes=budget_bytes)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mobillm_kit.channel import (
-    Batch,
+    BatchMessage,
     Checkpoint,
     Error,
     Fetch,
@@ -52,7 +52,7 @@ class Job:
     @property
     def n_bytes(self) -> int:
         """Of a batch's payloads; other messages count by their number."""
-        return sum(map(len, self.payloads)) if isinstance(self.message, Batch) else 0
+        return sum(map(len, self.payloads)) if isinstance(self.message, BatchMessage) else 0
 
 
 class Session:
@@ -111,7 +111,7 @@ class Session:
                 self._replies.append((Pong(nonce=message.nonce), []))
         elif self.failed:
             raise WireError("session-over", "This session has ended with an error.", "Start a new session.")
-        elif isinstance(message, Batch):
+        elif isinstance(message, BatchMessage):
             check_batch(message, self.plan, [len(payload) for payload in payloads], _payload_bytes)
             self._take_batch(Job(message, payloads, now), message.sequence)
         elif isinstance(message, Gradient | Checkpoint | Fetch):
@@ -143,7 +143,7 @@ class Session:
         if self.failed:  # what was trained last may be half a step
             self._jobs.clear()
         for number, job in enumerate(self._jobs):
-            if waiting and isinstance(job.message, Batch | Checkpoint | Fetch):
+            if waiting and isinstance(job.message, BatchMessage | Checkpoint | Fetch):
                 continue
             if isinstance(job.message, Hello):
                 while number:  # what has waited since before it

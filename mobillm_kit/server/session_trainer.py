@@ -24,13 +24,25 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save, save_file
 from torch import Tensor
 
-from mobillm_kit.channel import Ack, Batch, Durable, Error, Gradient, Logits, Message, Need, Plan, Result, WireError
+from mobillm_kit.channel import (
+    Ack,
+    BatchMessage,
+    Durable,
+    Error,
+    Gradient,
+    Logits,
+    Message,
+    Need,
+    Plan,
+    Result,
+    WireError,
+)
 from mobillm_kit.errors import BadInput, SaveFailed
 from mobillm_kit.files import write_with
 from mobillm_kit.quant.flat import from_bytes, to_bytes
 from mobillm_kit.quant.parcels import Parcel, Upload, merge, split, unpack
 from mobillm_kit.server.cache import ActivationCache
-from mobillm_kit.server.side_trainer import Server
+from mobillm_kit.server.side_trainer import SideTrainer
 from mobillm_kit.side.adapter import SideAdapter, SideTuned
 from mobillm_kit.side.portable_head import build_head
 
@@ -39,7 +51,7 @@ Reply = tuple[Message, list[bytes]]
 KEPT_CHECKPOINTS = 3
 
 
-class Trainer:
+class SessionTrainer:
     """Trains one session's side network.
 
     Args:
@@ -57,7 +69,7 @@ class Trainer:
         self.cache = cache
         self._head = head
         self._folder = folder
-        self._waiting: tuple[Batch, Upload, bool, float, float] | None = None
+        self._waiting: tuple[BatchMessage, Upload, bool, float, float] | None = None
         self._start()
         self._load(self._checkpoints())
 
@@ -71,7 +83,7 @@ class Trainer:
         """Whether a step stands in its middle, waiting for the device's gradient."""
         return self._waiting is not None
 
-    def batch(self, message: Batch, payloads: Sequence[memoryview], queue_s: float = 0.0) -> list[Reply]:
+    def batch(self, message: BatchMessage, payloads: Sequence[memoryview], queue_s: float = 0.0) -> list[Reply]:
         """Train on a batch; a batch out of turn is left out without a word (its turn comes again)."""
         if message.sequence != self.sequence:
             return []
@@ -150,7 +162,7 @@ class Trainer:
         trained = {name: parameter.detach().contiguous() for name, parameter in self._server.parameters.items()}
         return [(Result(sequence=sequence), [save(trained)])]
 
-    def _upload(self, message: Batch, payloads: Sequence[memoryview]) -> tuple[Upload | None, bool]:
+    def _upload(self, message: BatchMessage, payloads: Sequence[memoryview]) -> tuple[Upload | None, bool]:
         """The batch's activations, fresh ones from the message and the others from the cache."""
         fresh = _parcel(message, payloads, self.plan)
         if self.cache is None:
@@ -206,7 +218,7 @@ class Trainer:
         plan = self.plan
         try:
             head = None if plan.head is None else build_head(plan.head, self._head)
-            self._server = Server(
+            self._server = SideTrainer(
                 SideTuned(SideAdapter(plan.side, fingerprint=plan.fingerprint), head), weight_decay=plan.weight_decay
             )
         except BadInput as error:
@@ -269,7 +281,7 @@ def _read_checkpoint(path: Path, plan: Plan) -> dict[str, Tensor] | None:
     return state if whole else None
 
 
-def _parcel(message: Batch, payloads: Sequence[memoryview], plan: Plan) -> Parcel | None:
+def _parcel(message: BatchMessage, payloads: Sequence[memoryview], plan: Plan) -> Parcel | None:
     if not message.fresh:
         return None
     return Parcel(
@@ -289,7 +301,7 @@ def _whole(parcel: Parcel | None) -> Parcel:
     return parcel
 
 
-def _unpacked(parcels: Sequence[Parcel], message: Batch) -> Upload:
+def _unpacked(parcels: Sequence[Parcel], message: BatchMessage) -> Upload:
     """One upload; samples that came at different bit widths are decoded apart."""
     labels = list(message.targets)
     if len({(parcel.codec, parcel.group) for parcel in parcels}) == 1:

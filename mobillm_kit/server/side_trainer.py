@@ -28,7 +28,7 @@ FLOOR = 1e-6
 """Lowest probability of a label where prediction differences are added to probabilities."""
 
 
-class Server:
+class SideTrainer:
     """Trains a side network on uploads.
 
     Args:

@@ -15,10 +15,21 @@ from collections.abc import Callable
 
 import torch
 
-from mobillm_kit.channel import VERSION, Ack, Batch, Checkpoint, Fetch, Gradient, Hello, Message, Welcome, WireError
+from mobillm_kit.channel import (
+    VERSION,
+    Ack,
+    BatchMessage,
+    Checkpoint,
+    Fetch,
+    Gradient,
+    Hello,
+    Message,
+    Welcome,
+    WireError,
+)
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.server.session import Job, Session
-from mobillm_kit.server.session_trainer import Reply, Trainer
+from mobillm_kit.server.session_trainer import Reply, SessionTrainer
 
 HELD_RANGES = 3000
 """Ranges of cached samples that fit into a welcome's header; the others are sent once more."""
@@ -35,12 +46,12 @@ class TrainingThread:
     """
 
     def __init__(
-        self, session: Session, trainer: Callable[[], Trainer], *, wake: Callable[[], None], threads: int = 1
+        self, session: Session, trainer: Callable[[], SessionTrainer], *, wake: Callable[[], None], threads: int = 1
     ) -> None:
         self.last_heard = time.monotonic()
         self._session = session
         self._make_trainer = trainer
-        self._trainer: Trainer | None = None
+        self._trainer: SessionTrainer | None = None
         self._closing = False
         self._wake = wake
         self._changed = threading.Condition()
@@ -128,11 +139,11 @@ class TrainingThread:
         with self._changed:
             self._session.fail(job, error)
 
-    def _answer(self, trainer: Trainer, job: Job) -> list[Reply]:
+    def _answer(self, trainer: SessionTrainer, job: Job) -> list[Reply]:
         message = job.message
         if isinstance(message, Hello):
             return self._welcome(trainer, message, job.again)
-        if isinstance(message, Batch):
+        if isinstance(message, BatchMessage):
             return trainer.batch(message, job.payloads, time.perf_counter() - job.arrived)
         if isinstance(message, Gradient):
             return trainer.gradient(message, job.payloads)
@@ -141,7 +152,7 @@ class TrainingThread:
         assert isinstance(message, Fetch)
         return trainer.result(message.sequence)
 
-    def _welcome(self, trainer: Trainer, hello: Hello, again: bool) -> list[Reply]:
+    def _welcome(self, trainer: SessionTrainer, hello: Hello, again: bool) -> list[Reply]:
         """Where training stands, and the losses of the steps whose acknowledgements the device may have missed.
 
         A device that missed more than acknowledgements on their way is another life of it: it goes on from an older
@@ -169,7 +180,7 @@ class TrainingThread:
         return [(welcome, []), *missed]
 
 
-def _checkpoint(trainer: Trainer, message: Checkpoint) -> list[Reply]:
+def _checkpoint(trainer: SessionTrainer, message: Checkpoint) -> list[Reply]:
     if message.sequence != trainer.sequence:
         raise WireError(
             "bad-sequence",

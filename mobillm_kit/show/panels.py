@@ -23,7 +23,7 @@ from mobillm_kit.errors import BadInput, KitError, MissingExtra
 from mobillm_kit.link.overlap import StepCost, schedule, slowest, spans
 from mobillm_kit.link.rates import Link
 from mobillm_kit.memory.budget import Step, Way, alternatives, reason
-from mobillm_kit.memory.prediction import Need, predict
+from mobillm_kit.memory.prediction import MemoryNeed, predict
 from mobillm_kit.methods import CONTROLS, LABELS
 from mobillm_kit.quant import GROUPS, codec
 from mobillm_kit.show.chart import Chart
@@ -72,7 +72,7 @@ class Panel(widgets.VBox):
 
     def show(self) -> tuple[Chart | None, str]:
         """The chart, if there is one, and the text for what is chosen."""
-        raise NotImplementedError
+        return None, ""
 
     def _redraw(self, _change: object = None) -> None:
         chart, self.text.value = self.show()
@@ -256,6 +256,6 @@ def _ways(model: str, method: str, batch: int, length: int, ram_bytes: int) -> t
 
 
 @cache
-def _needs(model: str, method: str, batch: int, length: int, rank: int | None = None) -> tuple[Need, ...]:
+def _needs(model: str, method: str, batch: int, length: int, rank: int | None = None) -> tuple[MemoryNeed, ...]:
     options = {} if rank is None else {"rank": rank}
     return predict(architecture(model), method, batch_size=batch, length=length, options=options)

@@ -164,7 +164,7 @@ def one_token(x: Tensor, coder: Codec) -> Chart:
 
 
 @styled
-def accuracy(found: Mapping[str, float], width: int, controls: Mapping[str, float], group: int = 64) -> Chart:
+def accuracy_by_bits(found: Mapping[str, float], width: int, controls: Mapping[str, float], group: int = 64) -> Chart:
     """Accuracy after training on activations that went through each codec.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Any
 
 from mobillm_kit.common import GIB, MIB
 from mobillm_kit.errors import BadInput
-from mobillm_kit.memory.prediction import Alive, Category, Need
+from mobillm_kit.memory.prediction import Alive, Category, MemoryNeed
 from mobillm_kit.record import CountedMemory, RunRecord
 from mobillm_kit.show.chart import (  # fmt: skip
     INK,
@@ -53,7 +53,7 @@ _FITS = ("#cfe6f5", "#8cc4e8", "#2a78ab", "#003f66")
 _NOWHERE = ("#d9d4cb", "#6d665c")
 """Of what fits into none of them: ground and lines of the hatch."""
 
-Curves = Mapping[str, Sequence[tuple[int, Need]]]
+Curves = Mapping[str, Sequence[tuple[int, MemoryNeed]]]
 """Per method: what is counted along the axis, and the need there."""
 
 
@@ -98,7 +98,7 @@ def device_memory(records: Iterable[RunRecord]) -> Chart:
 
 
 @styled
-def step_memory(needs: Mapping[str, Sequence[Need]], subtitle: str = "", ram_bytes: int | None = None) -> Chart:
+def step_memory(needs: Mapping[str, Sequence[MemoryNeed]], subtitle: str = "", ram_bytes: int | None = None) -> Chart:
     """One bar per method and party: the bytes alive when most are, stacked by what they are.
 
     Args:

@@ -12,9 +12,9 @@ import sys
 import threading
 import time
 
-from mobillm_kit.channel import Batch, Hello, Plan
-from mobillm_kit.device.client import RemoteServer
-from mobillm_kit.device.route import reach
+from mobillm_kit.channel import BatchMessage, Hello, Plan
+from mobillm_kit.device.client import ServerClient
+from mobillm_kit.device.route import route_to
 from mobillm_kit.errors import KitError
 from mobillm_kit.link.timeline import Timeline
 from mobillm_kit.memory.measure import current_rss_bytes, give_back_free_memory, peak_rss_bytes, reset_peak
@@ -59,8 +59,8 @@ def plan() -> Plan:
     )
 
 
-def batch(sequence: int) -> tuple[Batch, list[bytes]]:
-    message = Batch(
+def batch(sequence: int) -> tuple[BatchMessage, list[bytes]]:
+    message = BatchMessage(
         sequence=sequence,
         lr=1e-3,
         samples=list(range(ROWS)),
@@ -78,7 +78,7 @@ def batch(sequence: int) -> tuple[Batch, list[bytes]]:
 
 def main(address: str) -> None:
     hello = Hello(session="f" * 32, name="flood", code="", position=0, plan=plan(), frames=[])
-    remote = RemoteServer(reach(address).connect, hello, [], LIMITS, Timeline(), patience_s=60.0)
+    remote = ServerClient(route_to(address).connect, hello, [], LIMITS, Timeline(), patience_s=60.0)
     while (sequence := remote.wanted()) < WARM_STEPS:
         remote.offer(*batch(sequence))
     assert remote.drained(WARM_STEPS)
@@ -96,7 +96,7 @@ def main(address: str) -> None:
     remote.close()
 
 
-def offer_all(remote: RemoteServer) -> None:
+def offer_all(remote: ServerClient) -> None:
     try:
         while True:
             remote.offer(*batch(remote.wanted()))

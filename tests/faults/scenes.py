@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from mobillm_kit.channel import Ack, Batch, Fetch, Hello, Limits, Message, Welcome, from_frames
+from mobillm_kit.channel import Ack, BatchMessage, Fetch, Hello, Limits, Message, Welcome, from_frames
 from mobillm_kit.device.client import Connection
 from mobillm_kit.errors import KitError
 from mobillm_kit.methods.mobillm import MobiLLM
@@ -102,7 +102,7 @@ def phase_of(message: Message) -> str:
     """The phase whose moment this message is; empty for all others."""
     if isinstance(message, Hello):
         return "handshake"
-    if isinstance(message, Batch) and message.sequence == MIDDLE:
+    if isinstance(message, BatchMessage) and message.sequence == MIDDLE:
         return "mid-epoch"
     if isinstance(message, Fetch) and message.sequence == STEPS:
         return "result"

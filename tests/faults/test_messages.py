@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from mobillm_kit.channel import Ack, Batch, Bye, Durable, Error, Fetch, Hello, Pong, Result, Welcome, from_frames
+from mobillm_kit.channel import Ack, BatchMessage, Bye, Durable, Error, Fetch, Hello, Pong, Result, Welcome, from_frames
 from mobillm_kit.channel.device_socket import DeviceSocket
 from tests.faults.scenes import LIMITS, MIDDLE, STEPS, Script, attempt, identical, table
 
-UP = {"handshake": (Hello, None), "mid-epoch": (Batch, MIDDLE), "result": (Fetch, STEPS)}
+UP = {"handshake": (Hello, None), "mid-epoch": (BatchMessage, MIDDLE), "result": (Fetch, STEPS)}
 DOWN = {"handshake": (Welcome, None), "mid-epoch": (Ack, MIDDLE), "result": (Result, STEPS)}
 
 
@@ -74,7 +74,7 @@ def test_a_message_that_goes_astray_changes_no_byte(place, steady, oracle, fault
 @pytest.mark.faults
 @pytest.mark.parametrize(
     "kind",
-    [(Ack, 0), (Ack, STEPS - 1), (Durable, 3), (Batch, 0), (Batch, STEPS - 1)],
+    [(Ack, 0), (Ack, STEPS - 1), (Durable, 3), (BatchMessage, 0), (BatchMessage, STEPS - 1)],
     ids=["first-ack", "last-ack", "durable", "first-batch", "last-batch"],
 )
 def test_a_lost_message_at_an_edge_changes_no_byte(place, steady, oracle, kind):
@@ -156,7 +156,7 @@ def replayed(address: str, messages) -> list:
 @pytest.mark.parametrize("phase", ["handshake", "mid-epoch", "result"])
 def test_batches_replayed_from_an_old_session_are_refused_and_change_no_byte(place, steady, oracle, old_session, phase):
     undisturbed = oracle("ladder-int8")
-    batches = [(message, frames) for message, frames in old_session if isinstance(message, Batch | Fetch)]
+    batches = [(message, frames) for message, frames in old_session if isinstance(message, BatchMessage | Fetch)]
     answers = []
     script = Script(strikes={phase: lambda: answers.extend(replayed(steady.address, batches))})
     identical(attempt(place, steady.address, "ladder-int8", script), undisturbed)
@@ -185,7 +185,7 @@ class OwnPast(Script):
     def up(self, message, frames):
         self.kept.append([bytes(frame) for frame in frames])
         passing = super().up(message, frames)
-        if isinstance(message, Batch) and message.sequence in self.moments:
+        if isinstance(message, BatchMessage) and message.sequence in self.moments:
             self.moments.remove(message.sequence)
             return [*passing, *self.kept[::3]]
         return passing

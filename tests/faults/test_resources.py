@@ -17,8 +17,8 @@ import pytest
 
 from mobillm_kit.channel import Hello
 from mobillm_kit.common import fresh_environment
-from mobillm_kit.device.client import RemoteServer
-from mobillm_kit.device.route import reach
+from mobillm_kit.device.client import ServerClient
+from mobillm_kit.device.route import route_to
 from mobillm_kit.errors import ServerRefused
 from mobillm_kit.link.timeline import Timeline
 from mobillm_kit.server.process import serve
@@ -149,13 +149,13 @@ def test_a_disk_that_really_runs_full_changes_no_byte(place, oracle, tmp_path):
 # ---------------------------------------------------------------------- memory
 
 
-def huge_session(address: str) -> RemoteServer:
+def huge_session(address: str) -> ServerClient:
     """A session whose side network takes gibibytes."""
     plan = flood.plan()
     side = msgspec.structs.replace(plan.side, width=16384, rank=8000, layers=[0, 1])
     plan = msgspec.structs.replace(plan, side=side, max_rows=1, max_tokens=1)
     hello = Hello(session=os.urandom(16).hex(), name="huge", code="", position=0, plan=plan, frames=[])
-    return RemoteServer(reach(address).connect, hello, [], LIMITS, Timeline())
+    return ServerClient(route_to(address).connect, hello, [], LIMITS, Timeline())
 
 
 @pytest.mark.parametrize(
