@@ -24,15 +24,15 @@ from pathlib import Path
 
 import msgspec
 
-from mobillm_kit.errors import KitError, RecordError
-from mobillm_kit.runs.folders import RECORD, is_done, lay_out, only_one
 from mobillm_kit.common import fresh_environment
-from mobillm_kit.methods import method_row
-from mobillm_kit.runs.progress import Progress
-from mobillm_kit.record import RunRecord, load_record
-from mobillm_kit.show.report import write_report
+from mobillm_kit.errors import KitError, RecordError
 from mobillm_kit.files import write_bytes
+from mobillm_kit.methods import method_row
+from mobillm_kit.record import RunRecord, load_record
+from mobillm_kit.runs.folders import RECORD, is_done, lay_out, only_one
+from mobillm_kit.runs.progress import Progress
 from mobillm_kit.runs.spec import RunSpec
+from mobillm_kit.show.report import write_report
 
 PATIENCE_S = 30.0
 """How long a worker may take to end the step it is in and save, before it is ended."""

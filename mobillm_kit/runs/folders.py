@@ -15,8 +15,8 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from mobillm_kit.errors import BadInput, FolderBusy
-from mobillm_kit.record import load_record
 from mobillm_kit.files import write_bytes
+from mobillm_kit.record import load_record
 from mobillm_kit.runs.spec import RunSpec
 
 SPEC = "spec.json"

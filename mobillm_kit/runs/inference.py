@@ -18,19 +18,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mobillm_kit.side.adapter import SideAdapter, attach
 from mobillm_kit.backbone.split import load_backbone, load_tokenizer
 from mobillm_kit.device.forward import Device
-from mobillm_kit.texts.encode import Batch, TextEncoder
 from mobillm_kit.errors import BadInput
-from mobillm_kit.runs.folders import load_spec
 from mobillm_kit.methods import method_row
-from mobillm_kit.training.method import Method
 from mobillm_kit.methods.task_model import task_model
+from mobillm_kit.runs.folders import load_spec
 from mobillm_kit.runs.prepare import Prepared, build_method, prepare
 from mobillm_kit.runs.progress import Told
 from mobillm_kit.runs.run import control_record, held_out_scores
+from mobillm_kit.side.adapter import SideAdapter, attach
+from mobillm_kit.texts.encode import Batch, TextEncoder
 from mobillm_kit.texts.tasks import Example, Task
+from mobillm_kit.training.method import Method
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from mobillm_kit.errors import BadInput, NotEnoughMemory, TrainingDiverged
+from mobillm_kit.files import write_with
+from mobillm_kit.record import CurvePoint
+from mobillm_kit.runs.interrupts import stop_after_step
+from mobillm_kit.runs.progress import Progress, Told
 from mobillm_kit.texts.batches import Batches, FitSettings
 from mobillm_kit.texts.encode import Batch, Encoded, TextEncoder
-from mobillm_kit.errors import BadInput, NotEnoughMemory, TrainingDiverged
-from mobillm_kit.runs.interrupts import stop_after_step
 from mobillm_kit.training.method import Method, Pipelined
-from mobillm_kit.runs.progress import Progress, Told
-from mobillm_kit.record import CurvePoint
-from mobillm_kit.files import write_with
 
 
 @dataclass(frozen=True)

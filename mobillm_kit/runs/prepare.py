@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 
-from mobillm_kit.backbone.split import Backbone, load_backbone, load_tokenizer, random_backbone
-from mobillm_kit.texts.batches import Batches, FitSettings
-from mobillm_kit.texts.encode import Encoded, TextEncoder
-from mobillm_kit.errors import BadInput
 from mobillm_kit.backbone.lowbit import quantize_in_memory
+from mobillm_kit.backbone.split import Backbone, load_backbone, load_tokenizer, random_backbone
+from mobillm_kit.backbone.streaming import stream_backbone
+from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import METHODS, load_method, method_row
-from mobillm_kit.training.method import Method
 from mobillm_kit.methods.task_model import TaskModel, task_model
 from mobillm_kit.runs.presets import Preset, preset
 from mobillm_kit.runs.spec import RunSpec
-from mobillm_kit.backbone.streaming import stream_backbone
+from mobillm_kit.texts.batches import Batches, FitSettings
+from mobillm_kit.texts.encode import Encoded, TextEncoder
 from mobillm_kit.texts.loading import TaskData, custom_task, handwritten, load_task
+from mobillm_kit.training.method import Method
 
 LONGEST_TEXT = 256
 """Tokens; longer texts are cut unless the specification says otherwise."""

@@ -18,21 +18,29 @@ import msgspec
 import torch
 from torch import Tensor
 
-from mobillm_kit.texts.encode import Encoded
 from mobillm_kit.errors import BadInput
-from mobillm_kit.runs.loop import evaluate, fit
 from mobillm_kit.methods import controls, method_row
 from mobillm_kit.methods.mobillm import MobiLLM
-from mobillm_kit.training.method import Method, Pipelined
 from mobillm_kit.methods.zeroth_order import ZerothOrder
-from mobillm_kit.texts.metrics import score
-from mobillm_kit.runs.prepare import (PRESET_FIELDS, Prepared, build_method, fit_settings, method_options, prepare, training_batches)
+from mobillm_kit.record import BackboneInfo, MeasuredMemory, RunRecord, Scalar, TaskInfo
+from mobillm_kit.runs.loop import evaluate, fit
+from mobillm_kit.runs.prepare import (
+    PRESET_FIELDS,
+    Prepared,
+    build_method,
+    fit_settings,
+    method_options,
+    prepare,
+    training_batches,
+)
 from mobillm_kit.runs.progress import Progress, Told
 from mobillm_kit.runs.provenance import provenance
-from mobillm_kit.record import BackboneInfo, MeasuredMemory, RunRecord, Scalar, TaskInfo
 from mobillm_kit.runs.spec import RunSpec
-from mobillm_kit.texts.tasks import Example
+from mobillm_kit.texts.encode import Encoded
 from mobillm_kit.texts.loading import handwritten
+from mobillm_kit.texts.metrics import score
+from mobillm_kit.texts.tasks import Example
+from mobillm_kit.training.method import Method, Pipelined
 
 
 def run(

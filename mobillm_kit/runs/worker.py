@@ -23,20 +23,20 @@ from pathlib import Path
 import msgspec
 import torch
 
-from mobillm_kit.texts.batches import StepBatch
 from mobillm_kit.errors import KitError
-from mobillm_kit.runs.loop import fit_memory_error
-from mobillm_kit.runs.folders import load_spec
+from mobillm_kit.files import write_bytes
 from mobillm_kit.memory.measure import measured
 from mobillm_kit.methods import load_method
 from mobillm_kit.methods.mobillm import MobiLLM
-from mobillm_kit.training.method import Method
 from mobillm_kit.quant.parcels import Upload
+from mobillm_kit.record import MeasuredMemory
+from mobillm_kit.runs.folders import load_spec
+from mobillm_kit.runs.loop import fit_memory_error
 from mobillm_kit.runs.prepare import Prepared, build_method, fit_settings, prepare, training_batches
 from mobillm_kit.runs.progress import Progress
-from mobillm_kit.record import MeasuredMemory
 from mobillm_kit.runs.run import run
-from mobillm_kit.files import write_bytes
+from mobillm_kit.texts.batches import StepBatch
+from mobillm_kit.training.method import Method
 
 STDOUT = 1
 
