@@ -38,7 +38,7 @@ help:
 	@echo "make faults            every fault and every bad input, at length: tens of minutes"
 	@echo "make lab               open JupyterLab at notebooks/00_start_here.ipynb"
 	@echo "make setup             build .venv only (the others do it when needed)"
-	@echo "make lint              style alone"
+	@echo "make lint              style, types, floors and size of the house"
 	@echo "make benchmarks-check  hold the committed records against their bars"
 	@echo "make clean             remove .venv, build outputs and caches; runs/ stays"
 	@echo
@@ -69,7 +69,9 @@ faults: setup
 lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/lint-imports --no-cache > .lint-imports.txt || { cat .lint-imports.txt; exit 1; }; rm -f .lint-imports.txt
+	@$(BIN)/mypy
+	@found=$$($(BIN)/lint-imports --no-cache) || { echo "$$found"; exit 1; }
+	@$(BIN)/python scripts/house.py
 
 lab: setup
 	@$(BIN)/python -m jupyterlab notebooks/00_start_here.ipynb
