@@ -38,8 +38,42 @@ RETRANSMIT_FLOOR_MS = 10.0
 """A lost segment costs one round trip, and never less than this."""
 
 
+class _Timed:
+    """What a link of constant rate and a trace have in common."""
+
+    latency_ms: float
+    jitter_ms: float
+    loss: float
+
+    def finish_s(self, n_bytes: int, start_s: float) -> float:
+        """Second at which the last of ``n_bytes`` has left the sender, when the first leaves at ``start_s``."""
+        raise NotImplementedError
+
+    def seconds(self, n_bytes: int, start_s: float = 0.0) -> float:
+        """Expected seconds until the last of ``n_bytes`` has arrived (formula above), the first sent at ``start_s``.
+
+        Raises:
+            BadInput: fewer than 0 bytes.
+        """
+        if n_bytes < 0:
+            raise BadInput(f"{n_bytes} bytes cannot be sent.", "Give a number of bytes of 0 or more.")
+        line_s = self.finish_s(n_bytes, start_s) - start_s
+        lost_s = segments(n_bytes) * self.loss * retransmit_s(self)
+        return self.latency_ms / 1e3 + self.jitter_ms / 2e3 + line_s + lost_s
+
+    def json(self) -> str:
+        """One line that `parse_link` reads back to an equal link."""
+        return json.dumps({name: value for name, value in vars(self).items() if not name.startswith("_")})
+
+    def _text(self, rate: str) -> str:
+        latency = f"{self.latency_ms!r}ms" if self.latency_ms else ""
+        jitter = f"jitter={self.jitter_ms!r}ms" if self.jitter_ms else ""
+        loss = f"loss={self.loss!r}" if self.loss else ""
+        return ",".join(filter(None, (rate, latency, jitter, loss)))
+
+
 @dataclass(frozen=True)
-class Link:
+class Link(_Timed):
     """A link of constant rate, the same both ways.
 
     Raises:
@@ -69,21 +103,13 @@ class Link:
         """Second at which the last of ``n_bytes`` has left the sender, when the first leaves at ``start_s``."""
         return start_s + 8 * n_bytes / (self.mbit_per_s * 1e6)
 
-    def seconds(self, n_bytes: int, start_s: float = 0.0) -> float:
-        """Expected seconds until the last of ``n_bytes`` has arrived (the formula above)."""
-        return _seconds(self, n_bytes, start_s)
-
-    def json(self) -> str:
-        """One line that `parse_link` reads back to an equal link."""
-        return _json(self)
-
     def __str__(self) -> str:
         """The text that `parse_link` reads back to an equal link."""
-        return ",".join([f"{self.mbit_per_s!r}mbit", *_delay_words(self)])
+        return self._text(f"{self.mbit_per_s!r}mbit")
 
 
 @dataclass(frozen=True)
-class Trace:
+class Trace(_Timed):
     """A link whose rate changes over time: from ``seconds_at[i]`` on it is ``mbit_per_s[i]``.
 
     Raises:
@@ -119,47 +145,36 @@ class Trace:
         """Second at which the last of ``n_bytes`` has left the sender, when the first leaves at ``start_s``."""
         return max(self._when_sent(self._sent_until(start_s) + 8 * n_bytes / 1e6), start_s) if n_bytes else start_s
 
-    def seconds(self, n_bytes: int, start_s: float = 0.0) -> float:
-        """Expected seconds until the last of ``n_bytes`` has arrived, when the first leaves at ``start_s``."""
-        return _seconds(self, n_bytes, start_s)
-
-    def json(self) -> str:
-        """One line that `parse_link` reads back to an equal trace."""
-        return _json(self)
-
     def __str__(self) -> str:
-        return ",".join([f"trace={self.name or f'{len(self.seconds_at)} steps'}", *_delay_words(self)])
+        return self._text(f"trace={self.name or f'{len(self.seconds_at)} steps'}")
 
-    def _round(self, at_s: float) -> tuple[int, float]:
-        if self.repeat_s is None:
-            return 0, max(at_s, 0.0)
-        rounds, within_s = divmod(max(at_s, 0.0), self.repeat_s)
-        return int(rounds), within_s
+    @property
+    def _period_s(self) -> float:
+        return math.inf if self.repeat_s is None else self.repeat_s
 
     @property
     def _mbit_per_round(self) -> float:
-        return self._sent_mbit[-1] + self.mbit_per_s[-1] * ((self.repeat_s or 0.0) - self.seconds_at[-1])
+        return self._sent_mbit[-1] + self.mbit_per_s[-1] * (self._period_s - self.seconds_at[-1])
+
+    def _round(self, at_s: float) -> tuple[float, float]:
+        return divmod(max(at_s, 0.0), self._period_s)
 
     def _sent_until(self, at_s: float) -> float:
         rounds, within_s = self._round(at_s)
         step = bisect.bisect_right(self.seconds_at, within_s) - 1
         sent = self._sent_mbit[step] + self.mbit_per_s[step] * (within_s - self.seconds_at[step])
-        return sent + (rounds * self._mbit_per_round if rounds else 0.0)
+        return sent + (rounds and rounds * self._mbit_per_round)  # 0 · inf is no number
 
     def _when_sent(self, mbit: float) -> float:
-        rounds = 0
-        if self.repeat_s is not None:
-            rounds, mbit = divmod(mbit, self._mbit_per_round)
-            if (
-                mbit == 0.0 and rounds
-            ):  # exactly full rounds: they end in the last round, not after the next one's outage
-                rounds, mbit = rounds - 1, self._mbit_per_round
+        rounds, mbit = divmod(mbit, self._mbit_per_round)
+        if rounds and not mbit:  # exactly full rounds end in the last round, not after the next one's outage
+            rounds, mbit = rounds - 1, self._mbit_per_round
         # the first moment at which so much is through: before an outage, not after it
         step = max(bisect.bisect_left(self._sent_mbit, mbit) - 1, 0)
         within_s = self.seconds_at[step]
         if mbit > self._sent_mbit[step]:
             within_s += (mbit - self._sent_mbit[step]) / self.mbit_per_s[step]
-        return rounds * (self.repeat_s or 0.0) + within_s
+        return within_s + (rounds and rounds * self._period_s)
 
 
 AnyLink = Link | Trace
@@ -199,7 +214,7 @@ def segments(n_bytes: int) -> int:
     return -(-n_bytes // SEGMENT_BYTES)
 
 
-def retransmit_s(link: AnyLink) -> float:
+def retransmit_s(link: _Timed) -> float:
     """Seconds for which a lost segment holds up the stream."""
     return max(2 * link.latency_ms, RETRANSMIT_FLOOR_MS) / 1e3
 
@@ -296,19 +311,12 @@ def synthetic_trace(
 # ------------------------------------------------------------------------------------------------- what is checked
 
 
-def _seconds(link: AnyLink, n_bytes: int, start_s: float) -> float:
-    if n_bytes < 0:
-        raise BadInput(f"{n_bytes} bytes cannot be sent.", "Give a number of bytes of 0 or more.")
-    line_s = link.finish_s(n_bytes, start_s) - start_s
-    return link.latency_ms / 1e3 + link.jitter_ms / 2e3 + line_s + segments(n_bytes) * link.loss * retransmit_s(link)
-
-
 def _check_number(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise BadInput(f"{name} is {value!r}, not a finite number.", "Write it as a plain number, such as 20.")
 
 
-def _check_delays(link: AnyLink) -> None:
+def _check_delays(link: _Timed) -> None:
     for name in ("latency_ms", "jitter_ms", "loss"):
         _check_number(name, getattr(link, name))
     for name in ("latency_ms", "jitter_ms"):
@@ -330,20 +338,13 @@ def _check_steps(seconds_at: tuple[float, ...], rates: tuple[float, ...], repeat
             raise BadInput(f"At {second:g} s the rate is {rate:g} Mb/s.", "Give rates of 0 or more.")
     if seconds_at[0] != 0 or any(later <= earlier for earlier, later in pairwise(seconds_at)):
         raise BadInput("The times of a trace do not start at 0 and rise.", "Begin with second 0 and sort the lines.")
-    _check_end(seconds_at, rates, repeat_s)
-
-
-def _check_end(seconds_at: tuple[float, ...], rates: tuple[float, ...], repeat_s: float | None) -> None:
-    if repeat_s is None:
-        if rates[-1] == 0:
-            raise BadInput("A trace ends with 0 Mb/s for ever.", "End it with a rate above 0, or give repeat_s.")
-        return
-    _check_number("repeat_s", repeat_s)
-    if repeat_s <= seconds_at[-1]:
-        raise BadInput(
-            f"A trace of {seconds_at[-1]:g} s cannot start again after {repeat_s:g} s.",
-            f"Give repeat_s above {seconds_at[-1]:g}.",
-        )
+    if repeat_s is None and rates[-1] == 0:
+        raise BadInput("A trace ends with 0 Mb/s for ever.", "End it with a rate above 0, or give repeat_s.")
+    if repeat_s is not None:
+        _check_number("repeat_s", repeat_s)
+        if repeat_s <= (end_s := seconds_at[-1]):
+            problem = f"A trace of {end_s:g} s cannot start again after {repeat_s:g} s."
+            raise BadInput(problem, f"Give repeat_s above {end_s:g}.")
     if not any(rates):
         raise BadInput("A trace carries nothing: every rate is 0.", "Give at least one rate above 0.")
 
@@ -376,27 +377,23 @@ LINKS: dict[str, Link] = {
 """Round numbers to compute with; no network was measured for them."""
 
 _RATE = re.compile(r"([0-9.eE+-]+)\s*(k|m|g)bit(?:/s|ps)?", re.IGNORECASE)
-_TIME = re.compile(r"([0-9.eE+-]+)\s*ms", re.IGNORECASE)
-_PERIOD = re.compile(r"([0-9.eE+-]+)\s*s", re.IGNORECASE)
-_SHARE = re.compile(r"([0-9.eE+-]+)\s*(%?)")
+_WORDS = {
+    "latency_ms": re.compile(r"(?:latency=)?([0-9.eE+-]+)\s*(?i:ms)"),
+    "jitter_ms": re.compile(r"jitter=([0-9.eE+-]+)\s*(?i:ms)"),
+    "loss": re.compile(r"loss=([0-9.eE+-]+)\s*%?"),
+    "repeat_s": re.compile(r"repeat=([0-9.eE+-]+)\s*(?i:s)"),
+}
 _IN_MBIT = {"k": 1e-3, "m": 1.0, "g": 1e3}
 _FORM = "Write '20mbit,10ms,jitter=2ms,loss=0.5%', 'trace=FILE.csv,10ms', or a name of these: " + ", ".join(LINKS)
 
 
-def _delay_words(link: AnyLink) -> list[str]:
-    words = []
-    if link.latency_ms:
-        words.append(f"{link.latency_ms!r}ms")
-    if link.jitter_ms:
-        words.append(f"jitter={link.jitter_ms!r}ms")
-    if link.loss:
-        words.append(f"loss={link.loss!r}")
-    return words
-
-
 def _from_text(text: str) -> AnyLink:
     if text.lstrip().startswith("{"):
-        return _from_json(text)
+        try:
+            from_json = json.loads(text)
+        except ValueError as error:
+            raise BadInput(f"The link {text!r} is not JSON: {error}.", _FORM) from None
+        return _from_fields(from_json)
     first, *words = (word.strip() for word in text.split(","))
     found: dict[str, Any] = {}
     preset: dict[str, Any] = {}
@@ -417,14 +414,9 @@ def _from_text(text: str) -> AnyLink:
 
 
 def _delay_word(word: str, text: str) -> tuple[str, float]:
-    if time := _TIME.fullmatch(word.removeprefix("latency=")):
-        return "latency_ms", _number(time[1], text)
-    if word.startswith("jitter=") and (time := _TIME.fullmatch(word.removeprefix("jitter="))):
-        return "jitter_ms", _number(time[1], text)
-    if word.startswith("loss=") and (share := _SHARE.fullmatch(word.removeprefix("loss="))):
-        return "loss", _number(share[1], text) / (100 if share[2] else 1)
-    if word.startswith("repeat=") and (period := _PERIOD.fullmatch(word.removeprefix("repeat="))):
-        return "repeat_s", _number(period[1], text)
+    for name, form in _WORDS.items():
+        if found := form.fullmatch(word):
+            return name, _number(found[1], text) / (100 if word.endswith("%") else 1)
     raise BadInput(f"{word!r} says nothing about the link {text!r}.", _FORM)
 
 
@@ -433,18 +425,6 @@ def _number(word: str, text: str) -> float:
         return float(word)
     except ValueError:
         raise BadInput(f"{word!r} in the link {text!r} is not a number.", _FORM) from None
-
-
-def _json(link: AnyLink) -> str:
-    return json.dumps({each.name: getattr(link, each.name) for each in fields(link) if each.init})
-
-
-def _from_json(text: str) -> AnyLink:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise BadInput(f"The link {text!r} is not JSON: {error}.", _FORM) from None
-    return _from_fields(found)
 
 
 def _from_fields(found: dict[str, Any]) -> AnyLink:
@@ -464,8 +444,8 @@ def _from_fields(found: dict[str, Any]) -> AnyLink:
         raise BadInput("A link without mbit_per_s has no rate.", "Give mbit_per_s, or a trace.")
     if "seconds_at" not in found:
         return Link(**found)
-    columns = {name: found[name] for name in ("seconds_at", "mbit_per_s")}
-    for name, column in columns.items():
-        if not isinstance(column, list | tuple):
-            raise BadInput(f"{name} of a trace is {column!r}.", "Give a list of numbers.")
-    return Trace(**found | {name: tuple(column) for name, column in columns.items()})
+    for name in ("seconds_at", "mbit_per_s"):
+        if not isinstance(found[name], list | tuple):
+            raise BadInput(f"{name} of a trace is {found[name]!r}.", "Give a list of numbers.")
+        found[name] = tuple(found[name])
+    return Trace(**found)
