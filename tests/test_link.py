@@ -13,18 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mobillm_kit.errors import BadInput, UnknownName
-from mobillm_kit.link.rates import (
-    LINKS,
-    SEGMENT_BYTES,
-    Delays,
-    Link,
-    Trace,
-    parse_link,
-    read_trace,
-    retransmit_s,
-    segments,
-    synthetic_trace,
-)
+from mobillm_kit.link.forms import LINKS, parse_link, read_trace
+from mobillm_kit.link.rates import SEGMENT_BYTES, Delays, Link, Trace, retransmit_s, segments, synthetic_trace
 
 links = st.builds(
     Link,

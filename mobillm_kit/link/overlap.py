@@ -95,14 +95,11 @@ def finish_times(
 
 def spans(times: Sequence[StepTimes]) -> list[Span]:
     """A schedule as a timeline, to be drawn like a measured one: forward, send, train."""
-    found = []
+    found: list[Span] = []
     for step, at in enumerate(times):
-        for stage, start_s, end_s in (
-            ("forward", at.begun_s, at.made_s),
-            ("send", at.on_line_s, at.off_line_s),
-            ("train", at.training_s, at.trained_s),
-        ):
-            found.append(Span(stage=stage, step=step, start_s=start_s, seconds=end_s - start_s))
+        found.append(Span(stage="forward", step=step, start_s=at.begun_s, seconds=at.made_s - at.begun_s))
+        found.append(Span(stage="send", step=step, start_s=at.on_line_s, seconds=at.off_line_s - at.on_line_s))
+        found.append(Span(stage="train", step=step, start_s=at.training_s, seconds=at.trained_s - at.training_s))
     return found
 
 

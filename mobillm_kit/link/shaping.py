@@ -34,6 +34,7 @@ from collections.abc import Sequence
 from typing import Self, TextIO, cast
 
 from mobillm_kit.errors import BadInput, KitError
+from mobillm_kit.link.forms import parse_link
 from mobillm_kit.link.forwarder import (
     BUFFER_BYTES,
     CLOSE_LIMIT_S,
@@ -45,7 +46,7 @@ from mobillm_kit.link.forwarder import (
     now,
     resolved,
 )
-from mobillm_kit.link.rates import SEGMENT_BYTES, AnyLink, Delays, parse_link
+from mobillm_kit.link.rates import SEGMENT_BYTES, AnyLink, Delays
 
 RUN_AHEAD_S = 0.02
 WAKE_AHEAD_S = 0.015
