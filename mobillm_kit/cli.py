@@ -4,7 +4,6 @@ tyro reads the commands' fields, their types and the sentences below them; there
 `mobillm --tyro-print-completion bash` (or zsh, tcsh) prints the completion of a shell.
 
 Knows: words.  Knows nothing of: what any command does.
-
 Taught in: notebooks/00_start_here.ipynb
 """
 
@@ -63,9 +62,6 @@ def _words(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[tuple[str, ...]]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says.
 
-    Args:
-        arguments: without the program's name; those of this process by default.
-
     Returns:
         The exit status: 2 after one sentence about what the user can put right, 130 after Ctrl-C.
     """
@@ -85,12 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str]) -> cli_run.Command:
-    """The command that is asked for, its values checked against their fields.
-
-    Raises:
-        BadInput: an option or a value that there is not.
-        SystemExit: with status 0, after --help or a completion has been printed.
-    """
+    """The command that is asked for, its values checked against their fields."""
     said = io.StringIO()
     kinds: Any = reduce(or_, COMMANDS)
     try:
@@ -125,11 +116,7 @@ def _is_rule(line: str) -> bool:
 
 
 def _check(command: cli_run.Command) -> None:
-    """tyro reads types; bounds are msgspec's.
-
-    Raises:
-        BadInput: a value outside its bounds, with the option's name.
-    """
+    """tyro reads types; bounds are msgspec's."""
     plain = msgspec.to_builtins(command, enc_hook=str)
     try:
         msgspec.convert(plain, type(command), dec_hook=lambda kind, value: kind(value))

@@ -29,11 +29,7 @@ MMAP_THRESHOLD_BYTES = 131072
 
 
 def fresh_environment(*, threads: int = 1) -> dict[str, str]:
-    """The environment in which a child process can be measured: this one's, with the settings that matter.
-
-    Args:
-        threads: OpenMP threads of the child, 1 or more.
-    """
+    """The environment in which a child process can be measured: this one's, with the settings that matter."""
     return {
         **os.environ,
         MMAP_THRESHOLD: str(MMAP_THRESHOLD_BYTES),

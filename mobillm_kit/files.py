@@ -7,7 +7,6 @@ A file is written beside its place and moved over it in one step.  A full disk, 
 either the old bytes or the new ones.
 
 Knows: paths and bytes.  Knows nothing of: what the bytes mean.
-
 Taught in: notebooks/00_start_here.ipynb
 """
 
@@ -22,20 +21,12 @@ from mobillm_kit.errors import KitError, SaveFailed
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` in one step.
-
-    Raises:
-        SaveFailed: the disk is full or the folder cannot be written; the old file is untouched.
-    """
+    """Replace ``path`` by ``data`` in one step."""
     write_with(path, lambda target: target.write_bytes(data))
 
 
 def write_with(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside ``path``, then move it over ``path`` in one step.
-
-    Raises:
-        SaveFailed: as for :func:`write_bytes`.
-    """
+    """Let ``write`` fill a file beside ``path``, then move it over ``path`` in one step."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,14 +57,8 @@ _PACKAGE = Path(__file__).resolve().parent
 def data_folder(name: str) -> Path:
     """The folder of one packaged resource.
 
-    Args:
-        name: ``"pocket"`` (the pretrained pocket backbone) or ``"reviews"`` (the task beside it).
-
     Returns:
         An existing folder.
-
-    Raises:
-        KitError: the folder lies neither in the package nor beside it.
     """
     places = (_PACKAGE / "_data" / name, _PACKAGE.parent / "data" / name)
     for place in places:

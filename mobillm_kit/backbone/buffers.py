@@ -1,7 +1,6 @@
 """Weights that come from their files when they are needed: blocks in two buffers, rows of a matrix one by one.
 
 Knows: files, modules' parameters.  Knows nothing of: forward passes, which block is needed when.
-
 Taught in: notebooks/06_side_network.ipynb
 """
 
@@ -25,13 +24,7 @@ READ_LIMIT_S = 600.0
 
 
 class RowsOnDisk:
-    """Stands where a module has its embedding matrix (V, d) and reads the rows that are asked for.
-
-    Args:
-        shards: the files.
-        name: the matrix's name in them.
-        dtype: of the rows.
-    """
+    """Stands where a module has its embedding matrix (V, d) and reads the rows that are asked for."""
 
     requires_grad = False
     device = torch.device("cpu")
@@ -88,13 +81,7 @@ def put_parameter(owner: nn.Module, attribute: str, tensor: Tensor) -> None:
 
 
 class BufferedBlocks:
-    """Blocks in two buffers: one works while the other is filled.
-
-    Args:
-        places: of each block's tensors.
-        shards: the files.
-        ahead: read the next block while one works; False keeps one buffer.
-    """
+    """Blocks in two buffers: one works while the other is filled; in one, without ``ahead``."""
 
     def __init__(self, places: Sequence[Sequence[Place]], shards: Shards, *, ahead: bool) -> None:
         self._places = places

@@ -4,7 +4,6 @@ One row a family: the attribute path of the embedding, the blocks, the final nor
 A new family is a new row (and a tiny configuration in ``tests/test_backbone.py``).
 
 Knows: names.  Knows nothing of: tensors, tasks, training.
-
 Taught in: notebooks/00_start_here.ipynb
 """
 
@@ -71,11 +70,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(model_type: str) -> Family:
-    """The row of a model type.
-
-    Raises:
-        UnknownName: a family without a row; the message lists those that have one.
-    """
+    """The row of a model type."""
     try:
         return FAMILIES[model_type]
     except KeyError:

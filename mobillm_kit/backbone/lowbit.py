@@ -8,7 +8,6 @@ once, block by block (:func:`quantize_backbone`), and streamed like any other; a
 is (:func:`quantize_in_memory`).  Both give the same bits.  The paper names this as future work (arXiv 2502.20421).
 
 Knows: codecs, backbones, folders.  Knows nothing of: tasks, methods, how blocks are read.
-
 Taught in: notebooks/06_side_network.ipynb
 """
 
@@ -108,14 +107,14 @@ def attach_codes(owner: nn.Module, attribute: str, matrix: CodedMatrix) -> None:
     absent = nn.Parameter(torch.empty(matrix.shape, dtype=matrix.dtype, device="meta"), requires_grad=False)
     owner._parameters[attribute] = absent
 
-    def before(module: nn.Module, given: Any) -> None:
+    def _before(module: nn.Module, given: Any) -> None:
         module._parameters[attribute] = nn.Parameter(matrix.dense(), requires_grad=False)
 
-    def after(module: nn.Module, given: Any, output: Any) -> None:
+    def _after(module: nn.Module, given: Any, output: Any) -> None:
         module._parameters[attribute] = absent
 
-    owner.register_forward_pre_hook(before)
-    owner.register_forward_hook(after, always_call=True)
+    owner.register_forward_pre_hook(_before)
+    owner.register_forward_hook(_after, always_call=True)
 
 
 def coded_names(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -126,9 +125,6 @@ def coded_names(tensors: Mapping[str, Tensor]) -> list[str]:
 def coded_fingerprint(fingerprint: str, kind: str, group: int) -> str:
     """Of a coded backbone, from that of the backbone it was made of: coding is a function."""
     return hashlib.sha256(f"{fingerprint} {kind} {group}".encode()).hexdigest()
-
-
-# ---------------------------------------------------------------------- in memory
 
 
 def quantize_in_memory(backbone: Backbone, kind: str, *, group: int = GROUP) -> Backbone:
@@ -159,16 +155,9 @@ def quantize_in_memory(backbone: Backbone, kind: str, *, group: int = GROUP) -> 
 
 
 def check_kind(kind: str) -> None:
-    """Refuse what is no low-precision type.
-
-    Raises:
-        BadInput: lists those that are.
-    """
+    """Refuse what is no low-precision type."""
     if kind not in KINDS:
         raise BadInput(f"Unknown weight type '{kind}'.", f"Choose one of: {', '.join(KINDS)}.")
-
-
-# ---------------------------------------------------------------------- in a folder
 
 
 def quantize_backbone(folder_in: str | Path, folder_out: str | Path, kind: str, *, group: int = GROUP) -> Path:
@@ -234,11 +223,7 @@ def _copy_companions(source: Path, target: Path) -> None:
 
 
 def read_low_bit(folder: str | Path) -> LowBit | None:
-    """What a folder's codes are; None for an ordinary model.
-
-    Raises:
-        BadInput: the file that says so is damaged.
-    """
+    """What a folder's codes are; None for an ordinary model."""
     file = Path(folder) / FILE
     if not file.is_file():
         return None

@@ -6,7 +6,6 @@
                       do not depend on the values
 
 Knows: configurations, names, files.  Knows nothing of: forward passes, texts, memory limits.
-
 Taught in: notebooks/06_side_network.ipynb
 """
 
@@ -44,10 +43,6 @@ def meta_model(config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:
     """The model that ``AutoModelForCausalLM`` (decoders) or ``AutoModel`` (encoders) builds, without values.
 
     Torch's global generator is left as it was.
-
-    Args:
-        config: of any supported family.
-        dtype: of the parameters.
     """
     factory, extra = auto_class(config.model_type)
     with torch.random.fork_rng(devices=[]), parameters_on_meta():
@@ -58,12 +53,12 @@ def meta_model(config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:
 def parameters_on_meta() -> Iterator[None]:
     """While it holds, every parameter that a module registers loses its values; buffers keep theirs."""
 
-    def without_values(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    def _without_values(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
         if parameter is None or parameter.is_meta:  # a tied parameter is registered twice and stays one
             return None
         return nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
 
-    hook = register_module_parameter_registration_hook(without_values)  # type: ignore[arg-type]  # it may return
+    hook = register_module_parameter_registration_hook(_without_values)  # type: ignore[arg-type]  # it may return
     try:
         yield
     finally:
@@ -82,9 +77,6 @@ def checkpoint_names(
 
     Returns:
         State key -> name in the files; tied weights share one name.
-
-    Raises:
-        BadInput: a weight that no file holds, has another shape there, or is no floating-point number there.
     """
     state = model.state_dict(keep_vars=True)
     prefix = getattr(model, "base_model_prefix", "")
@@ -109,12 +101,7 @@ def checkpoint_names(
 
 
 def fingerprint(shards: Shards, names: Mapping[str, str]) -> str:
-    """SHA-256 of the weights as :attr:`mobillm_kit.backbone.split.Backbone.fingerprint` takes it, read piece by piece.
-
-    Args:
-        shards: the files.
-        names: as :func:`checkpoint_names` gives them.
-    """
+    """As :attr:`mobillm_kit.backbone.split.Backbone.fingerprint`, read piece by piece."""
     digest = hashlib.sha256()
     for key in sorted(names):
         entry = shards.entries[names[key]]
@@ -155,9 +142,6 @@ def _another_models(file: Path, name: str, shape: tuple[int, ...], wanted: Tenso
     )
 
 
-# ---------------------------------------------------------------------- random weights
-
-
 def random_folder(
     config: PreTrainedConfig, folder: str | Path, *, dtype: torch.dtype = torch.bfloat16, seed: int = 0
 ) -> Path:
@@ -193,11 +177,7 @@ def random_folder(
 
 
 def need_disk(folder: Path, n_bytes: int) -> None:
-    """Refuse where the disk of ``folder`` has less than ``n_bytes`` free.
-
-    Raises:
-        KitError: says how many MiB are missing.
-    """
+    """Refuse where the disk of ``folder`` has less than ``n_bytes`` free."""
     place = folder
     while not place.exists():
         place = place.parent

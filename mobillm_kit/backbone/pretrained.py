@@ -3,7 +3,6 @@
     "pocket"  ->  the packaged folder        a folder  ->  itself        anything else  ->  a name on the hub
 
 Knows: names, folders, transformers' loaders.  Knows nothing of: what a backbone is split into.
-
 Taught in: notebooks/10_real_models.ipynb
 """
 
@@ -27,11 +26,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def resolve(name: str | Path) -> str:
-    """The folder, or the name on the hub, that a backbone's name stands for.
-
-    Raises:
-        BadInput: no such folder, or one without ``config.json``.
-    """
+    """The folder, or the name on the hub, that a backbone's name stands for."""
     if str(name) == "pocket":
         return str(data_folder("pocket"))
     path = Path(name).expanduser()
@@ -51,11 +46,7 @@ def public_name(name: str | Path) -> str:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """``float32``, ``bfloat16`` or ``float16``.
-
-    Raises:
-        BadInput: any other name.
-    """
+    """``float32``, ``bfloat16`` or ``float16``."""
     try:
         return DTYPES[name]
     except KeyError:
@@ -63,15 +54,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def from_pretrained(loader: Any, source: str, **kwargs: Any) -> Any:
-    """``loader.from_pretrained(source, **kwargs)``, without bars and reports.
-
-    Args:
-        loader: one of transformers' Auto classes.
-        source: as :func:`resolve` gives it.
-
-    Raises:
-        BadInput: it cannot be loaded; says in one line why.
-    """
+    """``loader.from_pretrained(source, **kwargs)``, without bars and reports."""
     try:
         with _quiet_transformers():
             return loader.from_pretrained(source, **kwargs)
@@ -84,22 +67,14 @@ def from_pretrained(loader: Any, source: str, **kwargs: Any) -> Any:
 
 
 def auto_class(model_type: str) -> tuple[Any, dict[str, Any]]:
-    """The Auto class that makes a model of this type, and the arguments it needs beside the configuration.
-
-    Raises:
-        UnknownName: a family without a row in ``backbone/families.py``.
-    """
+    """The Auto class that makes a model of this type, and the arguments it needs beside the configuration."""
     if family_of(model_type).kind == "decoder":
         return AutoModelForCausalLM, {}
     return AutoModel, {"add_pooling_layer": False}
 
 
 def check_complete(where: str | Path, missing: Sequence[str]) -> None:
-    """Refuse a model with weights that its files do not hold.
-
-    Raises:
-        BadInput: says how many are missing, and names the first.
-    """
+    """Refuse a model with weights that its files do not hold."""
     if missing:
         raise BadInput(
             f"{where}: {len(missing)} weights of the model are not in its files, the first is '{missing[0]}'.",

@@ -9,7 +9,6 @@ into buffers of this process and not mapped into it: mapped pages of the file wo
 Every file's header is checked when the folder is opened, so that a copy that broke off is found before training starts.
 
 Knows: files, names, bytes.  Knows nothing of: models, what a tensor is for.
-
 Taught in: notebooks/06_side_network.ipynb
 """
 
@@ -125,12 +124,7 @@ class Shards:
         return sum(entry.n_bytes for entry in self.entries.values())
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """One tensor, whole.
-
-        Args:
-            name: one of ``entries``.
-            dtype: of the result; the file's by default.
-        """
+        """One tensor, whole; in the file's type, unless another is given."""
         entry = self.entries[name]
         tensor = torch.empty(entry.shape, dtype=dtype or entry.dtype)
         self.read_into(name, tensor)
@@ -160,9 +154,6 @@ class Shards:
 
         Returns:
             (\\*rows.shape, d).
-
-        Raises:
-            IndexError: a row outside 0 .. V-1.
         """
         entry = self.entries[name]
         distinct, places = torch.unique(rows, return_inverse=True)
@@ -212,13 +203,7 @@ class Shards:
 
 
 def write_shards(folder: Path, parts: Iterable[Mapping[str, Tensor]], count: int) -> None:
-    """Write a model's tensors, one file a part, and the index; no more than one part is in memory.
-
-    Args:
-        folder: made where it is not there.
-        parts: names and tensors, ``count`` times.
-        count: for the files' names.
-    """
+    """Write a model's tensors, one file a part, and the index; no more than one part is in memory."""
     folder.mkdir(parents=True, exist_ok=True)
     places: dict[str, str] = {}
     for number, part in enumerate(parts, start=1):
@@ -226,9 +211,6 @@ def write_shards(folder: Path, parts: Iterable[Mapping[str, Tensor]], count: int
         save_file(dict(part), folder / file, metadata={"format": "pt"})
         places |= dict.fromkeys(part, file)
     write_bytes(folder / INDEX, json.dumps({"metadata": {}, "weight_map": places}, indent=1).encode())
-
-
-# ---------------------------------------------------------------------- files and headers
 
 
 def _close(files: dict[Path, FileIO]) -> None:

@@ -6,7 +6,6 @@ The split never copies a model's code: the model prepares masks, positions and r
 blocks stand aside, and each block is then called with exactly what the model handed to it.
 
 Knows: models and token ids.  Knows nothing of: tasks, methods, the side network.
-
 Taught in: notebooks/00_start_here.ipynb
 """
 
@@ -69,8 +68,6 @@ class Backbone(nn.Module):
         self.lm_head: nn.Module | None = getattr(model, self.family.lm_head) if self.family.lm_head else None
         self.freeze()
 
-    # ------------------------------------------------------------------ what it is
-
     @property
     def kind(self) -> Kind:
         """Decoder or encoder."""
@@ -131,8 +128,6 @@ class Backbone(nn.Module):
         """Stay in evaluation mode: every method here runs without dropout, so that each is deterministic."""
         return super().train(False)
 
-    # ------------------------------------------------------------------ the forward, block by block
-
     def begin(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> tuple[Tensor, list[BlockInputs]]:
@@ -188,11 +183,7 @@ class Backbone(nn.Module):
         return [kept[index] for index in layers]
 
     def check_layers(self, layers: Sequence[int]) -> None:
-        """Refuse a layer outside 0 .. L.
-
-        Raises:
-            BadInput: names the first one.
-        """
+        """Refuse a layer outside 0 .. L."""
         missing = sorted(layer for layer in layers if not 0 <= layer <= self.n_layers)
         if missing:
             raise BadInput(f"Layer {missing[0]} does not exist: '{self.name}' has layers 0 to {self.n_layers}.")
@@ -202,8 +193,6 @@ class Backbone(nn.Module):
         for state in self.hidden_states(input_ids, attention_mask, token_type_ids):
             last = state
         return last
-
-    # ------------------------------------------------------------------ inside
 
     @property
     def _position_offset(self) -> int:
@@ -220,20 +209,17 @@ def _blocks_aside(blocks: nn.ModuleList) -> Iterator[list[tuple[Tensor, BlockInp
     """While it holds, a block returns its input untouched and notes what it was handed."""
     seen: list[tuple[Tensor, BlockInputs]] = []
 
-    def stand_aside(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _stand_aside(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         seen.append((hidden, BlockInputs(args, kwargs)))
         return hidden
 
     for block in blocks:
-        block.forward = stand_aside
+        block.forward = _stand_aside
     try:
         yield seen
     finally:
         for block in blocks:
             del block.forward
-
-
-# ---------------------------------------------------------------------- loading
 
 
 def load_backbone(
@@ -279,11 +265,7 @@ def backbone_kind(name: str | Path, *, revision: str | None = None) -> Kind:
 
 
 def load_tokenizer(name: str | Path, *, revision: str | None = None) -> Any:
-    """The tokenizer that belongs to a backbone.
-
-    Raises:
-        BadInput: a folder without tokenizer files.
-    """
+    """The tokenizer that belongs to a backbone."""
     source = resolve(name)
     if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in TOKENIZER_FILES):
         raise BadInput(f"{name}: the folder holds no tokenizer.", f"It needs one of: {', '.join(TOKENIZER_FILES)}.")

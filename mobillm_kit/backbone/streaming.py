@@ -11,7 +11,6 @@ The taps are those of the whole model, bit for bit: the same modules run on the 
 language-model head stay in their file; only the rows that a batch or a label word asks for are read.
 
 Knows: backbones and files.  Knows nothing of: tasks, methods, the link.
-
 Taught in: notebooks/06_side_network.ipynb
 """
 
@@ -81,21 +80,13 @@ class StreamingNeed:
         return self.runtime_bytes + self.weights_bytes + self.working_bytes + window * self.batch_bytes
 
     def largest_window(self, memory_bytes: int) -> int:
-        """The most batches that may go through a block before the next is read.
-
-        Raises:
-            NotEnoughMemory: not even one fits; says how much is missing.
-        """
+        """The most batches that may go through a block before the next is read."""
         need_memory(self.process_bytes(1), memory_bytes, "One batch at a time")
         return 1 + (memory_bytes - self.process_bytes(1)) // self.batch_bytes
 
 
 def need_memory(needed_bytes: int, allowed_bytes: int, what: str, remedy: str = "") -> None:
-    """Refuse what needs more than is allowed.
-
-    Raises:
-        NotEnoughMemory: says how many MiB are missing.
-    """
+    """Refuse what needs more than is allowed."""
     if needed_bytes > allowed_bytes:
         raise NotEnoughMemory(
             f"{what} needs {needed_bytes / MIB:,.0f} MiB and {allowed_bytes / MIB:,.0f} MiB are allowed; "
@@ -194,9 +185,6 @@ class StreamedBackbone(Backbone):
 
         Yields:
             The taps as they appear, layer by layer and within a layer batch by batch.
-
-        Raises:
-            BadInput: a layer that does not exist.
         """
         self.check_layers(layers)
         wanted = set(layers)
@@ -232,8 +220,6 @@ class StreamedBackbone(Backbone):
         """Let go of the buffers and close the files; both come back when they are needed."""
         self._streamed.release()
         self._shards.close()
-
-    # ------------------------------------------------------------------ inside
 
     def _load_around(self) -> list[Tensor]:
         """Read what stands around the blocks; embeddings and the language-model head stay in their files."""

@@ -5,7 +5,6 @@ it says.  What a run can be told is not listed here: these commands add to the f
 :class:`mobillm_kit.runs.spec.Settings`.
 
 Knows: runs.  Knows nothing of: how words on a command line become a command.
-
 Taught in: notebooks/00_start_here.ipynb
 """
 
@@ -33,11 +32,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     """What was typed; a call does it and returns the exit status."""
 
     def __call__(self) -> int:
-        """Do it; each command says how.
-
-        Raises:
-            KitError: what the user can put right.
-        """
+        """Do it; each command says how."""
         return 0
 
 
@@ -254,11 +249,7 @@ class Predict(Command, frozen=True, kw_only=True):
 
 
 def method_options(assignments: Sequence[str], method: str) -> dict[str, Any]:
-    """``rank=8`` for every method, ``lora.rank=8`` for one; numbers, true and false are read as such.
-
-    Raises:
-        BadInput: an assignment without ``=``, or for a method that does not exist.
-    """
+    """``rank=8`` for every method, ``lora.rank=8`` for one; numbers, true and false are read as such."""
     options: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")

@@ -3,7 +3,6 @@
 Described as those of ``commands/run.py`` are.
 
 Knows: every room.  Knows nothing that a function below it does not know better.
-
 Taught in: notebooks/00_start_here.ipynb
 """
 

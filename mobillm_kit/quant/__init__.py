@@ -35,7 +35,6 @@ A group whose scale would be below 2^-126 (all zeros, or nearly) has scale 0 and
 on the device, the number of threads, or the other tokens of the tensor.
 
 Knows: tensors and bit widths.  Knows nothing of: models, sockets, training.
-
 Taught in: notebooks/07_quantized_activations.ipynb
 """
 

@@ -7,7 +7,6 @@ A choice, once made for a step, stays: a batch that has to be made again is made
 disturbed run ends in the same bytes as its own undisturbed repetition.
 
 Knows: durations and sizes.  Knows nothing of: sockets, models.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
@@ -33,9 +32,6 @@ class BitWidthController:
         average_s: a stage's running average of seconds; None where it has not run yet.
         group: of the codecs that have scales.
         names: codecs to choose from, from wide to narrow.
-
-    Raises:
-        BadInput: nothing to choose from.
     """
 
     def __init__(

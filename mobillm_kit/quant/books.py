@@ -8,7 +8,6 @@ cells; the 15 cells with a midpoint inside are marked, and only the few values i
 Values: QLoRA (arXiv 2305.14314), appendix E, and bitsandbytes' FP4, in its order of codes.
 
 Knows: numbers in [-1, 1].  Knows nothing of: scales, payloads.
-
 Taught in: notebooks/07_quantized_activations.ipynb
 """
 

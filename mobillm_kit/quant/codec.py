@@ -4,7 +4,6 @@ Work goes through the tensor in pieces that stay in the processor's cache: the i
 main memory, and no float32 copy of the whole tensor is made.
 
 Knows: payloads and shapes.  Knows nothing of: models, sockets, training.
-
 Taught in: notebooks/07_quantized_activations.ipynb
 """
 
@@ -148,9 +147,6 @@ class Codec:
 
         Returns:
             float32 of x's shape.
-
-        Raises:
-            BadInput: as :meth:`encode`.
         """
         self.wire_bytes(x.shape)
         bounds = torch.empty(x.shape, device=x.device).view(-1, x.shape[-1])

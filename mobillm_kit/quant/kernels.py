@@ -1,7 +1,6 @@
 """Scales, codes and values of one piece of a tensor, codec by codec; what is refused on the way.
 
 Knows: pieces that fit a processor's cache.  Knows nothing of: payloads, shapes, groups that do not divide.
-
 Taught in: notebooks/07_quantized_activations.ipynb
 """
 
@@ -44,11 +43,7 @@ _DAMAGED = "No encoder writes it: the payload is damaged, or made by another pro
 
 
 def scales_of(groups: Tensor, name: str, place: str) -> Tensor:
-    """(n, d / G) from (n, d / G, G).
-
-    Raises:
-        BadInput: NaN, Inf or more than 2^127; ``place`` begins the sentence.
-    """
+    """(n, d / G) from (n, d / G, G)."""
     absolute = torch.abs(groups, out=_like("work", groups))
     peaks = absolute.amax(dim=-1)
     check_peaks(peaks, _LARGEST, place)
@@ -92,16 +87,7 @@ def float_bound_of(absolute: Tensor, name: str) -> Tensor:
 
 
 def check_peaks(peaks: Tensor, largest: float, place: str) -> None:
-    """Refuse NaN, Inf and what is too large; both survive the reduction that made the peaks.
-
-    Args:
-        peaks: largest absolute values.
-        largest: what the codec can hold.
-        place: begins the sentence.
-
-    Raises:
-        BadInput: one of them is there.
-    """
+    """Refuse NaN, Inf and what is too large; both survive the reduction that made the peaks."""
     if peaks.numel() == 0 or (peaks <= largest).all():
         return
     if peaks.isfinite().all():
@@ -114,11 +100,7 @@ def check_peaks(peaks: Tensor, largest: float, place: str) -> None:
 
 
 def check_scales(scales: Tensor, place: str) -> None:
-    """Refuse float32 scales that are neither +0 nor positive and normal.
-
-    Raises:
-        CodecError: with the kind and the value of the first one.
-    """
+    """Refuse float32 scales that are neither +0 nor positive and normal."""
     bits = scales.view(torch.int32)
     wrong = (bits != 0) & ((bits < _SMALLEST_NORMAL_BITS) | (bits >= _INFINITY_BITS))
     if wrong.any():
@@ -128,22 +110,14 @@ def check_scales(scales: Tensor, place: str) -> None:
 
 
 def check_values(values: Tensor, place: str) -> None:
-    """Refuse decoded values that are not finite; codes outside the codebook were read as NaN.
-
-    Raises:
-        CodecError: one is there.
-    """
+    """Refuse decoded values that are not finite; codes outside the codebook were read as NaN."""
     if values.numel() and not torch.stack((values.amax(), values.amin())).isfinite().all():
         what = "a code outside the codebook, or NaN" if values.isnan().any() else "an infinite value"
         raise CodecError(f"{place}{what}.", _DAMAGED)
 
 
 def check_rest(packed: Tensor, unused_bits: int, place: str) -> None:
-    """Refuse bits behind the last code of a token.
-
-    Raises:
-        CodecError: one is set.
-    """
+    """Refuse bits behind the last code of a token."""
     if unused_bits and (packed[:, -1] & (2**unused_bits - 1)).any():
         raise CodecError(f"{place}bits behind the last value of a token are set.", _DAMAGED)
 

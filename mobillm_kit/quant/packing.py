@@ -4,7 +4,6 @@ A row of bytes is read as integers that hold as many codes as one byte shall: a 
 codes what picking every second byte does slowly.
 
 Knows: bytes.  Knows nothing of: what the codes mean.
-
 Taught in: notebooks/07_quantized_activations.ipynb
 """
 

@@ -10,7 +10,6 @@
 A sample's scales and codes do not depend on its neighbours, so that ``merge(split(p))`` is ``p``, to the byte.
 
 Knows: tensors and codecs.  Knows nothing of: sockets, sessions, side networks.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
@@ -111,9 +110,6 @@ def unpack(parcel: Parcel, *, sequence: int = 0, labels: Sequence[int] = ()) -> 
         parcel: all samples of a batch.
         sequence: of the upload.
         labels: of the samples; zeros where they do not travel.
-
-    Raises:
-        BadInput: a payload does not belong to its shape, or holds scales or codes that no encoder writes.
     """
     lengths = torch.tensor(parcel.lengths)
     mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)  # (B, T)
@@ -138,11 +134,7 @@ def split(parcel: Parcel) -> list[Parcel]:
 
 
 def merge(parcels: Sequence[Parcel]) -> Parcel:
-    """Several samples' parcels as one.
-
-    Raises:
-        BadInput: they differ in codec, width or layers.
-    """
+    """Several samples' parcels as one."""
     first = parcels[0]
     for other in parcels[1:]:
         for name in ("codec", "group", "width", "layers"):

@@ -4,7 +4,6 @@ Fresh memory costs more than the arithmetic done in it: the system hands it out 
 between reading and writing is 8 MiB at most, so it is kept.
 
 Knows: tensors.  Knows nothing of: what stands in them.
-
 Taught in: notebooks/07_quantized_activations.ipynb
 """
 

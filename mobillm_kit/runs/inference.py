@@ -4,7 +4,6 @@
     load_side    a side network alone, as it is shared, put back on its backbone
 
 Knows: runs, side networks and their folders.  Knows nothing of: how they were trained.
-
 Taught in: notebooks/00_start_here.ipynb
 """
 
@@ -58,16 +57,7 @@ class Predictor:
 
     @torch.no_grad()
     def predict(self, texts: Sequence[str], pair: str | None = None, batch_size: int = 64) -> list[Prediction]:
-        """Label each text.
-
-        Args:
-            texts: N of them.
-            pair: the second text of all of them, for tasks with two.
-            batch_size: texts at a time.
-
-        Raises:
-            BadInput: an empty text, or a second text that is missing or not asked for.
-        """
+        """Label each text; ``pair`` is the second text of all of them, for tasks with two."""
         rows = self._encoder.encode([Example(text, pair, 0) for text in texts])
         found: list[Prediction] = []
         for start in range(0, len(rows), batch_size):
@@ -91,15 +81,7 @@ def load_run(folder: str | Path) -> Predictor:
 
 
 def score_run(folder: str | Path, on_test: Told | None = None) -> dict[str, float]:
-    """Scores of a run's model on its held-out texts, computed again.
-
-    Args:
-        folder: of the run.
-        on_test: told how many of how many texts are done.
-
-    Raises:
-        BadInput: not a run's folder, or one without a checkpoint.
-    """
+    """Scores of a run's model on its held-out texts, computed again."""
     prepared, method = _trained(Path(folder))
     return control_record(prepared, "").scores if method is None else held_out_scores(method, prepared, on_test)
 
@@ -124,11 +106,11 @@ def load_side(folder: str | Path, backbone: str | Path) -> Predictor:
     tuned = attach(adapter, loaded, task_model(loaded, word_ids=words).head)
     device = Device(loaded, adapter.side.layers, one_token=tuned.one_token_is_enough)
 
-    def logits(batch: Batch) -> Tensor:
+    def _logits(batch: Batch) -> Tensor:
         upload = device.upload(batch)
         return tuned(upload.activations, upload.mask, upload.positions.long())
 
-    return Predictor(encoder, logits)
+    return Predictor(encoder, _logits)
 
 
 def _task(adapter: SideAdapter) -> Task:

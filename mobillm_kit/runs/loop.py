@@ -3,7 +3,6 @@
     for step in 0 .. steps-1:   method.step(batches.step(step), batches.lr(step))
 
 Knows: the method's protocol, the order of batches, checkpoints.  Knows nothing of: any single method, models, pictures.
-
 Taught in: notebooks/09_comparison.ipynb
 """
 
@@ -145,9 +144,6 @@ def evaluate(
         if on_batch is not None:
             on_batch(min(start + batch_size, len(examples)))
     return torch.cat(losses).mean().item(), torch.cat(predictions).cpu()
-
-
-# ---------------------------------------------------------------------- inside
 
 
 def _timed_step(method: Method, batches: Batches, progress: _Position) -> float | None:

@@ -1,7 +1,6 @@
 """From a specification to what it describes: texts, tokens, model, training settings, method.
 
 Knows: specifications and every room that one names.  Knows nothing of: training, records, folders.
-
 Taught in: notebooks/00_start_here.ipynb
 """
 
@@ -86,11 +85,7 @@ def prepare(spec: RunSpec) -> Prepared:
 
 
 def open_backbone(spec: RunSpec, device: str) -> Backbone:
-    """The specification's backbone: whole or streamed, pretrained or random, as it is or in few bits.
-
-    Raises:
-        BadInput: a method that goes back through the backbone or changes it, on one that is streamed or coded.
-    """
+    """The specification's backbone: whole or streamed, pretrained or random, as it is or in few bits."""
     if (spec.stream or spec.weights) and not method_row(spec.method).forward_only:
         able = ", ".join(row.name for row in METHODS.values() if row.forward_only and row.trained)
         raise BadInput(
@@ -140,11 +135,7 @@ def load_data(spec: RunSpec) -> TaskData:
 
 
 def choose_device(accelerator: str) -> str:
-    """``auto`` takes CUDA, then Apple's MPS, then the CPU.
-
-    Raises:
-        BadInput: an unknown name, or an accelerator that this machine does not have.
-    """
+    """``auto`` takes CUDA, then Apple's MPS, then the CPU."""
     there = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),

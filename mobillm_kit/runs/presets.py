@@ -7,7 +7,6 @@
 Found on dev sets (docs/log.md says how); test sets were read once, at the end.
 
 Knows: numbers.  Knows nothing of: what they do.
-
 Taught in: notebooks/09_comparison.ipynb
 """
 
@@ -98,11 +97,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
 
 
 def preset(backbone_class: str, method: str) -> Preset:
-    """The settings of a method on a class of backbones.
-
-    Raises:
-        UnknownName: no such class or method.
-    """
+    """The settings of a method on a class of backbones."""
     try:
         return PRESETS[backbone_class][method]
     except KeyError:

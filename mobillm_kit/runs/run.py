@@ -3,7 +3,6 @@
     RunSpec -> prepare (texts, tokens, model) -> fit -> scores on test -> RunRecord
 
 Knows: every room below it.  Knows nothing of: processes, folders of many runs, pictures.
-
 Taught in: notebooks/00_start_here.ipynb
 """
 
@@ -136,11 +135,11 @@ def _keep(method: Method, record: RunRecord, folder: Path) -> None:
 def held_out_scores(method: Method, prepared: Prepared, on_test: Told | None = None) -> dict[str, float]:
     """Scores of the model as it is now on the held-out texts; ``on_test`` is told how many of how many are done."""
 
-    def tell(done: int) -> None:
+    def _tell(done: int) -> None:
         if on_test is not None:
             on_test(Progress(step=done, steps=len(prepared.test), what="test"))
 
-    loss, predictions = evaluate(method, prepared.test, prepared.encoder, device=prepared.device, on_batch=tell)
+    loss, predictions = evaluate(method, prepared.test, prepared.encoder, device=prepared.device, on_batch=_tell)
     scores = {"test_loss": loss, **_scores("test", predictions, prepared.test, prepared.data.task.metric)}
     if prepared.handwritten:
         _, predictions = evaluate(method, prepared.handwritten, prepared.encoder, device=prepared.device)
@@ -154,11 +153,7 @@ def _scores(split: str, predictions: Tensor, examples: Sequence[Encoded], metric
 
 
 def control_record(prepared: Prepared, command: str) -> RunRecord:
-    """The record of a control: scores, and nothing trained, sent or kept.
-
-    Raises:
-        BadInput: a control that reads label words, for an encoder, which has none.
-    """
+    """The record of a control: scores, and nothing trained, sent or kept."""
     splits: dict[str, tuple[Sequence[Encoded], Sequence[Example], str]] = {
         "dev": (prepared.dev, prepared.data.dev, "accuracy"),
         "test": (prepared.test, prepared.data.test, prepared.data.task.metric),

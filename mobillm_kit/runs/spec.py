@@ -4,7 +4,6 @@ The command line is made out of these fields, their types and the sentence below
 is an option there.
 
 Knows: names and numbers.  Knows nothing of: tensors, models, files, how anything runs.
-
 Taught in: notebooks/00_start_here.ipynb
 """
 

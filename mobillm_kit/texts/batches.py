@@ -6,7 +6,6 @@
 So a run goes on from a checkpoint to the same bytes, and no method's random numbers can move another's data.
 
 Knows: encoded texts, the order of training, the learning rate.  Knows nothing of: methods, backbones, servers.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
@@ -65,17 +64,7 @@ class StepBatch(Batch):
 
 
 class Batches:
-    """Every batch of a run, by step.
-
-    Args:
-        train: encoded examples.
-        encoder: pads rows to batches.
-        settings: steps, batch size, learning rate, seed.
-        device: where batches go.
-
-    Raises:
-        BadInput: fewer examples than one batch takes.
-    """
+    """Every batch of a run, by step."""
 
     def __init__(
         self, train: Sequence[Encoded], encoder: TextEncoder, settings: FitSettings, device: str = "cpu"

@@ -81,11 +81,7 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class TextEncoder:
-    """Encodes the texts of one task for one backbone.
-
-    Raises:
-        BadInput: unknown kind or side, a context too short for any text, or nothing to pad with.
-    """
+    """Encodes the texts of one task for one backbone."""
 
     tokenizer: PreTrainedTokenizerFast
     task: Task
@@ -144,11 +140,7 @@ class TextEncoder:
         return rows
 
     def collate(self, rows: Sequence[Encoded], pad_to: int | None = None) -> Batch:
-        """Rows padded on ``padding_side`` to the longest of them, or to ``pad_to`` tokens.
-
-        Raises:
-            BadInput: no rows, or a row longer than ``pad_to``.
-        """
+        """Rows padded on ``padding_side`` to the longest of them, or to ``pad_to`` tokens."""
         if not rows:
             raise BadInput("A batch of no rows was asked for.", "Give at least one encoded example.")
         lengths = torch.tensor([len(row.ids) for row in rows])

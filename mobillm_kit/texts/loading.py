@@ -1,7 +1,6 @@
 """A task's texts: from the hub, a folder, the package, or a table of one's own.
 
 Knows: tables, tasks, splits.  Knows nothing of: tokens, tensors, models.
-
 Taught in: notebooks/00_start_here.ipynb
 """
 

@@ -65,10 +65,6 @@ def read_table(path: Path, *, headerless: Sequence[str] = ()) -> Table:
         path: a ``.tsv``, ``.csv`` or ``.jsonl`` file.
         headerless: column names of a TSV that comes without a header (GLUE's CoLA); used where the first line
             has as many cells as this and none of these names among them.
-
-    Raises:
-        BadInput: the file is missing, empty, not UTF-8, of an unknown suffix, or a row does not fit the
-            header; the message names file and line.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -86,11 +82,7 @@ def read_table(path: Path, *, headerless: Sequence[str] = ()) -> Table:
 
 
 def find_splits(folder: Path) -> dict[str, Path]:
-    """The split files of a folder: ``train``, ``dev`` (or ``validation``), ``test``, in any known format.
-
-    Raises:
-        BadInput: no such folder, no train file, or two files for one split.
-    """
+    """The split files of a folder: ``train``, ``dev`` (or ``validation``), ``test``, in any known format."""
     if not folder.is_dir():
         raise BadInput(f"There is no folder {folder}.", "Give a folder that holds train.tsv and dev.tsv (or test.tsv).")
     found: dict[str, Path] = {}
@@ -119,16 +111,6 @@ def hub_tables(
     """The splits of a data set on the Hugging Face hub, through ``datasets``.
 
     What was downloaded once is found again in the local cache, also without a network.
-
-    Args:
-        repository: for example ``"nyu-mll/glue"``.
-        config: the configuration, for example ``"sst2"``.
-        revision: branch or commit; None for the main branch.
-        wait_s: longest wait for the hub's first answer, seconds.
-
-    Raises:
-        MissingExtra: ``datasets`` is not installed.
-        BadInput: the hub does not answer and nothing is cached.
     """
     try:
         import datasets

@@ -5,7 +5,6 @@ held-out test, and a seeded tenth of train, at most 1000 texts, is dev.  Texts o
 or that carry two labels, are left out.  Every such decision is told in a sentence.
 
 Knows: examples.  Knows nothing of: files, tasks, models.
-
 Taught in: notebooks/00_start_here.ipynb
 """
 
@@ -50,9 +49,6 @@ def hold_out(splits: Mapping[str, tuple[Example, ...]], seed: int, task: str) ->
 
     Args:
         splits: ``train`` and at least one of ``dev`` and ``test``; without both, ``seed`` chooses dev.
-
-    Raises:
-        BadInput: nothing is held out, or nothing of train is left.
     """
     train, dev, test = (splits.get(name) for name in SPLITS)
     notes = []
@@ -98,11 +94,7 @@ def limited(splits: Splits, limit: Mapping[str, int], seed: int) -> tuple[Splits
 
 
 def check_limit(limit: Mapping[str, int]) -> None:
-    """Refuse what is no limit.
-
-    Raises:
-        BadInput: a split that does not exist, or no whole number from 1.
-    """
+    """Refuse what is no limit."""
     for split, most in limit.items():
         if split not in SPLITS or not isinstance(most, int) or most < 1:
             raise BadInput(

@@ -6,7 +6,6 @@ The loss of every decoder method is the cross-entropy over the label words' logi
 read the bare text.  ``tasks.toml`` holds the tasks that are known by name, with the origin of every prompt.
 
 Knows: prompts, labels, names of columns.  Knows nothing of: files, tokens, tensors, models.
-
 Taught in: notebooks/00_start_here.ipynb
 """
 
@@ -45,12 +44,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """What a classification task is, without its texts. Checked when it is made.
-
-    Raises:
-        BadInput: a prompt without ``{text}`` (or ``{pair}`` where there are two texts), label words that do
-            not match the labels, or an unknown metric.
-    """
+    """What a classification task is, without its texts. Checked when it is made."""
 
     name: str
     description: str
@@ -132,11 +126,7 @@ TASKS: Mapping[str, Task] = _known_tasks()
 
 
 def get_task(name: str) -> Task:
-    """The task called ``name``.
-
-    Raises:
-        UnknownName: there is none; the message lists the known names and the closest one.
-    """
+    """The task called ``name``."""
     if name in TASKS:
         return TASKS[name]
     close = difflib.get_close_matches(name.lower(), TASKS, n=1)

@@ -4,7 +4,6 @@ One JSON file each, in the form of Hugging Face's ``config.json``; the figures a
 (OPT: arXiv 2205.01068, table 1; RoBERTa: 1907.11692; TinyLlama: 2401.02385; Qwen2: 2407.10671; Llama 2: 2307.09288).
 
 Knows: configuration files.  Knows nothing of: weights, methods, memory.
-
 Taught in: notebooks/01_where_memory_goes.ipynb
 """
 
