@@ -85,11 +85,12 @@ def convergence(records: Iterable[RunRecord], x: Clock = "step") -> Chart:
     records = list(records)
     lines, levels = _lines(records, x), _levels(records, "dev_accuracy")
     best, worst = (choose(lines, key=lambda line: line.end) for choose in (max, min))
+    low, high = (f"{line.end:.1f} % ({line.label})" for line in (worst, best))
+    ends = f"they end between {low} and {high}" if len(lines) > 1 else f"it ends at {high}"
     grows, x_label, _ = _CLOCKS[x]
     chart, axes = canvas(
         9.0, 5.2, f"How accuracy grows {grows}", _seeds_subtitle(records),
-        f"Lines of dev accuracy against {x_label} for {_methods(len(lines))}: they end between "
-        f"{worst.end:.1f} % ({worst.label}) and {best.end:.1f} % ({best.label}).",
+        f"Lines of dev accuracy against {x_label} for {_methods(len(lines))}: {ends}.",
         right=0.735,
     )  # fmt: skip
     for line in lines:
