@@ -7,7 +7,8 @@ from transformers import AutoConfig
 
 from mobillm_kit.common import MIB
 from mobillm_kit.errors import BadInput
-from mobillm_kit.memory.prediction import CATEGORIES, predict
+from mobillm_kit.memory.live_tensors import CATEGORIES
+from mobillm_kit.memory.prediction import predict
 from mobillm_kit.show.plots_memory import PARTS, memory_growth, step_memory
 from tests.families import TINY
 

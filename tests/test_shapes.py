@@ -9,7 +9,8 @@ from transformers import AutoConfig
 
 from mobillm_kit.backbone.architectures import architecture
 from mobillm_kit.errors import BadInput, UnknownName
-from mobillm_kit.memory.prediction import Alive, LiveTensors, predict, shape_model, shapes_only
+from mobillm_kit.memory.live_tensors import Alive, LiveTensors
+from mobillm_kit.memory.prediction import predict, shape_model, shapes_only
 from mobillm_kit.methods import METHODS, load_method
 from mobillm_kit.methods.mobillm import MobiLLM
 from tests.builders import random_batch, tiny_task_model

@@ -19,19 +19,16 @@ import contextlib
 import socket
 import struct
 import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Self, TypeVar
+from typing import TypeVar
 
-from mobillm_kit.errors import BadInput, KitError
+from mobillm_kit.errors import BadInput
+from mobillm_kit.link.loop_thread import LoopThread
 
 READ_BYTES = 65536
 BUFFER_BYTES = 1 << 18
 """Kernel buffer on either side; left alone it grows to megabytes that no link would hold."""
-CLOSE_LIMIT_S = 2.0
 NEVER = float("inf")
 RESET_ON_CLOSE = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 """SO_LINGER on, zero seconds: closing sends a reset instead of an end of stream."""
@@ -124,7 +121,7 @@ class Relay:
         return self.up, self.down
 
 
-class Forwarder:
+class Forwarder(LoopThread):
     """Listens on 127.0.0.1 and forwards every connection to ``target``; runs from construction to `close`.
 
     Args:
@@ -149,10 +146,9 @@ class Forwarder:
         """Where to connect to instead of the target."""
         self.endpoint = f"tcp://{self.address[0]}:{self.address[1]}"
         """The address as ZeroMQ writes it."""
-        self._loop = asyncio.SelectorEventLoop()  # the same on every system
+        super().__init__(f"forwarder at {self.endpoint}", self._end_all)
         self._loop.add_reader(self._listener, self._accept)
-        self._thread = threading.Thread(target=self._run, name=f"{type(self).__name__}:{self.address[1]}", daemon=True)
-        self._thread.start()
+        self._start()
 
     @property
     def target(self) -> Address:
@@ -164,34 +160,9 @@ class Forwarder:
         self._target = resolved(target)
 
     @property
-    def closed(self) -> bool:
-        """Nothing is forwarded any more, and the port is free."""
-        return not self._thread.is_alive()
-
-    @property
     def open_connections(self) -> int:
         """Connections of this moment."""
         return len(self._connections)
-
-    def close(self) -> None:
-        """End every connection, free the port, and wait for the thread, at most two seconds.
-
-        Raises:
-            KitError: the thread still runs after that.
-        """
-        with contextlib.suppress(RuntimeError):  # closed already
-            self._loop.call_soon_threadsafe(self._loop.stop)
-        if self._thread is threading.current_thread():
-            return
-        self._thread.join(CLOSE_LIMIT_S)
-        if self._thread.is_alive():
-            raise KitError(f"The forwarder at {self.endpoint} did not end within {CLOSE_LIMIT_S:g} s.")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     # --------------------------------------------------------------------------------- what a subclass decides
 
@@ -227,37 +198,11 @@ class Forwarder:
 
     # --------------------------------------------------------------------------------- the loop
 
-    def _in_loop(self, job: Callable[[], _Answer]) -> _Answer:
-        """Run a job in the loop's thread and wait for it, so that its effect holds when this returns."""
-        if self._thread is threading.current_thread():
-            return job()
-        answer: Future[_Answer] = Future()
-
-        def run() -> None:
-            try:
-                answer.set_result(job())
-            except Exception as error:
-                answer.set_exception(error)
-
-        try:
-            self._loop.call_soon_threadsafe(run)
-            return answer.result(CLOSE_LIMIT_S)
-        except RuntimeError:
-            raise KitError(f"The forwarder at {self.endpoint} is closed.", "Make a new one.") from None
-        except TimeoutError:
-            raise KitError(f"The forwarder at {self.endpoint} did not answer within {CLOSE_LIMIT_S:g} s.") from None
-
-    def _run(self) -> None:
-        try:
-            self._loop.run_forever()
-        finally:
-            for connection in list(self._connections):
-                self._end(connection)
-            self._loop.remove_reader(self._listener)
-            left = asyncio.all_tasks(self._loop)
-            self._loop.run_until_complete(asyncio.wait(left)) if left else None
-            self._listener.close()
-            self._loop.close()
+    def _end_all(self) -> None:
+        for connection in list(self._connections):
+            self._end(connection)
+        self._loop.remove_reader(self._listener)
+        self._listener.close()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):  # it went away between the event and the call, or no descriptor is left

@@ -37,7 +37,6 @@ from mobillm_kit.errors import BadInput, KitError
 from mobillm_kit.link.forms import parse_link
 from mobillm_kit.link.forwarder import (
     BUFFER_BYTES,
-    CLOSE_LIMIT_S,
     READ_BYTES,
     Address,
     Forwarder,
@@ -46,6 +45,7 @@ from mobillm_kit.link.forwarder import (
     now,
     resolved,
 )
+from mobillm_kit.link.loop_thread import CLOSE_LIMIT_S
 from mobillm_kit.link.rates import SEGMENT_BYTES, AnyLink, Delays
 
 RUN_AHEAD_S = 0.02

@@ -20,24 +20,23 @@ from __future__ import annotations
 
 import logging
 import re
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, UntypedStorage, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig
 
 from mobillm_kit.backbone.families import family_of
 from mobillm_kit.backbone.pretrained import DTYPES
 from mobillm_kit.backbone.split import Backbone
 from mobillm_kit.errors import BadInput
+from mobillm_kit.memory.live_tensors import Alive, LiveTensors, NotesSaved
 from mobillm_kit.methods import load_method
 from mobillm_kit.methods.mobillm import MobiLLM
 from mobillm_kit.methods.task_model import TaskModel, task_model
@@ -45,11 +44,7 @@ from mobillm_kit.quant.parcels import Upload
 from mobillm_kit.record import CountedMemory
 from mobillm_kit.side.heads import Pooling
 from mobillm_kit.texts.encode import Batch
-from mobillm_kit.training.ledger import SavedActivations
 from mobillm_kit.training.method import Method
-
-Category = Literal["weights", "optimizer", "gradients", "saved", "messages", "transient"]
-CATEGORIES: tuple[Category, ...] = ("weights", "optimizer", "gradients", "saved", "messages", "transient")
 
 WORK_BYTES = 22 * 2**20
 """What the libraries take in a first step beside tensors: work buffers, and code that is touched for the first time.
@@ -64,24 +59,6 @@ Measured as above. Packages that PEFT loads where they are installed come on top
 """
 
 _LR = 1e-3
-
-
-@dataclass(frozen=True)
-class Alive:
-    """Bytes alive at one moment, by category."""
-
-    weights: int = 0
-    optimizer: int = 0
-    gradients: int = 0
-    saved: int = 0
-    messages: int = 0
-    transient: int = 0
-    """Alive and nothing of the above: hidden states on their way, the optimizer's temporaries, a perturbation."""
-
-    @property
-    def total(self) -> int:
-        """Bytes alive at this point."""
-        return sum(getattr(self, category) for category in CATEGORIES)
 
 
 @dataclass(frozen=True)
@@ -119,7 +96,7 @@ def predict(
     pooling: Pooling = "mean",
     options: Mapping[str, Any] | None = None,
 ) -> tuple[MemoryNeed, ...]:
-    """Memory of one training step, from shapes alone.
+    """Memory of one training step, from shapes alone: the device's need, and the server's where there is one.
 
     Args:
         config: the architecture, as :func:`mobillm_kit.backbone.architectures.architecture` gives it.
@@ -131,12 +108,8 @@ def predict(
         pooling: of encoders.
         options: of the method.
 
-    Returns:
-        The device's need, and the server's where there is one.
-
     Raises:
-        BadInput: a batch, a length or a dtype that cannot be; a text longer than the model's context; an option that
-            the method does not have.
+        BadInput: a batch, a length, a dtype or an option that cannot be; a text longer than the model's context.
         UnknownName: no such method.
     """
     _check(config, batch_size, length, dtype)
@@ -150,14 +123,9 @@ def predict(
         counted = trained.count_memory(batch)
         if isinstance(trained, MobiLLM):
             return _device_and_server(trained, model, batch, counted, built)
-        weights = _weights(model, trained, built.alive())
-        at_peak = _peak(
-            lambda: trained.step(batch, _LR),
-            weights=weights,
-            kept=built.alive(),
-            trained=weights,
-            batch=_tensors(batch),
-        )
+        weights, kept = _weights(model, trained, built.alive()), built.alive()
+        step = partial(trained.step, batch, _LR)
+        at_peak = _peak(step, weights=weights, kept=kept, trained=weights, batch=_tensors(batch))
         return (MemoryNeed("device", counted[0], at_peak),)
 
 
@@ -224,7 +192,7 @@ def _peak(
         live.add(messages, "messages")
         live.add_storages(kept, "optimizer")
         live.add(batch, "transient")
-        stack.enter_context(_Noted(live))
+        stack.enter_context(NotesSaved(live))
         for parameter in trained:
             if parameter.requires_grad and parameter.is_leaf:
                 hook = parameter.register_post_accumulate_grad_hook(lambda p: live.mark([p.grad], "gradients"))
@@ -268,7 +236,7 @@ def shapes_only() -> Iterator[None]:
     """While it holds, new tensors have a shape and a device and no values; real tensors may not be mixed in."""
     mode = FakeTensorMode()
     # torch's memo holds a weak reference to every parameter, and Module.to refuses to swap what has one
-    mode.fake_tensor_converter.set_tensor_memo = lambda _meta, _fake: None
+    mode.fake_tensor_converter.set_tensor_memo = lambda t, v: None  # type: ignore[method-assign]
     with mode, _Copies():
         yield
 
@@ -322,108 +290,3 @@ def shape_batch(rows: int, length: int) -> Batch:
     mask[0, length - 1 :] = 0 if length > 1 else 1
     labels = torch.zeros(rows, dtype=torch.int64)
     return Batch(ids, mask, labels, torch.zeros_like(labels))
-
-
-# ---------------------------------------------------------------------- following every storage
-
-
-@dataclass(eq=False)
-class _Entry:
-    bytes: int
-    category: Category
-
-
-class LiveTensors(TorchDispatchMode):
-    """Follows every storage from its first tensor to its last, real or without values.
-
-    Example:
-        >>> with LiveTensors() as live:
-        ...     live.add(model.parameters(), "weights")
-        ...     loss = step(batch)
-        >>> live.peak.total
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = Alive()
-        """Bytes by category at the moment at which most was alive, so far."""
-        self._entries: weakref.WeakKeyDictionary[UntypedStorage, _Entry] = weakref.WeakKeyDictionary()
-        self._bytes: dict[Category, int] = dict.fromkeys(CATEGORIES, 0)
-        self._total = 0
-
-    @property
-    def now(self) -> Alive:
-        """Bytes alive at this moment."""
-        return Alive(**self._bytes)
-
-    def alive(self) -> list[UntypedStorage]:
-        """The storages that are alive at this moment."""
-        return list(self._entries)
-
-    def add(self, tensors: Iterable[Tensor], category: Category) -> None:
-        """Follow tensors that were made before."""
-        self.add_storages((tensor.untyped_storage() for tensor in tensors), category)
-
-    def add_storages(self, storages: Iterable[UntypedStorage], category: Category) -> None:
-        """Follow storages that were made before; one that is followed already keeps its category."""
-        for storage in storages:
-            self._follow(storage, category)
-
-    def mark(self, tensors: Iterable[Tensor | None], category: Category) -> None:
-        """Say what a tensor is that was a transient until now, or is one again."""
-        for tensor in tensors:
-            if tensor is not None:
-                self.mark_storage(tensor.untyped_storage(), category)
-
-    def mark_storage(self, storage: UntypedStorage, category: Category) -> None:
-        """As :meth:`mark`; weights, messages and the optimizer's state stay what they are."""
-        entry = self._entries.get(storage)
-        if entry is None or entry.category in ("weights", "messages", "optimizer"):
-            return
-        self._bytes[entry.category] -= entry.bytes
-        self._bytes[category] += entry.bytes
-        entry.category = category
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
-            return 1.0 if args[0].dtype.is_floating_point else 1
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._follow(leaf.untyped_storage(), "transient")
-        return result
-
-    def _follow(self, storage: UntypedStorage, category: Category) -> None:
-        if storage in self._entries:
-            return
-        entry = self._entries[storage] = _Entry(storage.nbytes(), category)
-        self._bytes[category] += entry.bytes
-        self._total += entry.bytes
-        if self._total > self.peak.total:
-            self.peak = self.now
-        weakref.finalize(storage, self._drop, entry).atexit = False
-
-    def _drop(self, entry: _Entry) -> None:
-        self._bytes[entry.category] -= entry.bytes
-        self._total -= entry.bytes
-
-
-class _Noted(SavedActivations):
-    """Tells a follower of storages which of them autograd keeps."""
-
-    def __init__(self, live: LiveTensors) -> None:
-        super().__init__(())
-        self._follower = live
-
-    def hold(self, storages: Iterable[UntypedStorage]) -> None:
-        storages = list(storages)
-        super().hold(storages)
-        for storage in storages:
-            self._follower.mark_storage(storage, "saved")
-
-    def release(self, storage: UntypedStorage) -> None:
-        super().release(storage)
-        if storage not in self._live:
-            self._follower.mark_storage(storage, "transient")

@@ -14,7 +14,8 @@ from typing import Any
 
 from mobillm_kit.common import GIB, MIB
 from mobillm_kit.errors import BadInput
-from mobillm_kit.memory.prediction import Alive, Category, MemoryNeed
+from mobillm_kit.memory.live_tensors import Alive, Category
+from mobillm_kit.memory.prediction import MemoryNeed
 from mobillm_kit.record import CountedMemory, RunRecord
 from mobillm_kit.show.chart import (  # fmt: skip
     INK,

@@ -1,0 +1,148 @@
+"""What is alive at each moment of a step: every storage from its first tensor to its last, by category.
+
+    alive = weights + optimizer state + gradients + saved activations + messages + transients        bytes
+
+Knows: tensors and storages.  Knows nothing of: methods, models, processes.
+
+Taught in: notebooks/01_where_memory_goes.ipynb
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, UntypedStorage
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mobillm_kit.training.ledger import SavedActivations
+
+Category = Literal["weights", "optimizer", "gradients", "saved", "messages", "transient"]
+CATEGORIES: tuple[Category, ...] = ("weights", "optimizer", "gradients", "saved", "messages", "transient")
+
+
+@dataclass(frozen=True)
+class Alive:
+    """Bytes alive at one moment, by category."""
+
+    weights: int = 0
+    optimizer: int = 0
+    gradients: int = 0
+    saved: int = 0
+    messages: int = 0
+    transient: int = 0
+    """Alive and nothing of the above: hidden states on their way, the optimizer's temporaries, a perturbation."""
+
+    @property
+    def total(self) -> int:
+        """Bytes alive at this point."""
+        return sum(getattr(self, category) for category in CATEGORIES)
+
+
+@dataclass(eq=False)
+class _Entry:
+    bytes: int
+    category: Category
+
+
+class LiveTensors(TorchDispatchMode):
+    """Follows every storage from its first tensor to its last, real or without values.
+
+    Example:
+        >>> with LiveTensors() as live:
+        ...     live.add(model.parameters(), "weights")
+        ...     loss = step(batch)
+        >>> live.peak.total
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = Alive()
+        """Bytes by category at the moment at which most was alive, so far."""
+        self._entries: weakref.WeakKeyDictionary[UntypedStorage, _Entry] = weakref.WeakKeyDictionary()
+        self._bytes: dict[Category, int] = dict.fromkeys(CATEGORIES, 0)
+        self._total = 0
+
+    @property
+    def now(self) -> Alive:
+        """Bytes alive at this moment."""
+        return Alive(**self._bytes)
+
+    def alive(self) -> list[UntypedStorage]:
+        """The storages that are alive at this moment."""
+        return list(self._entries)
+
+    def add(self, tensors: Iterable[Tensor], category: Category) -> None:
+        """Follow tensors that were made before."""
+        self.add_storages((tensor.untyped_storage() for tensor in tensors), category)
+
+    def add_storages(self, storages: Iterable[UntypedStorage], category: Category) -> None:
+        """Follow storages that were made before; one that is followed already keeps its category."""
+        for storage in storages:
+            self._follow(storage, category)
+
+    def mark(self, tensors: Iterable[Tensor | None], category: Category) -> None:
+        """Say what a tensor is that was a transient until now, or is one again."""
+        for tensor in tensors:
+            if tensor is not None:
+                self.mark_storage(tensor.untyped_storage(), category)
+
+    def mark_storage(self, storage: UntypedStorage, category: Category) -> None:
+        """As :meth:`mark`; weights, messages and the optimizer's state stay what they are."""
+        entry = self._entries.get(storage)
+        if entry is None or entry.category in ("weights", "messages", "optimizer"):
+            return
+        self._bytes[entry.category] -= entry.bytes
+        self._bytes[category] += entry.bytes
+        entry.category = category
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+            return 1.0 if args[0].dtype.is_floating_point else 1
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._follow(leaf.untyped_storage(), "transient")
+        return result
+
+    def _follow(self, storage: UntypedStorage, category: Category) -> None:
+        if storage in self._entries:
+            return
+        entry = self._entries[storage] = _Entry(storage.nbytes(), category)
+        self._bytes[category] += entry.bytes
+        self._total += entry.bytes
+        if self._total > self.peak.total:
+            self.peak = self.now
+        weakref.finalize(storage, self._drop, entry).atexit = False
+
+    def _drop(self, entry: _Entry) -> None:
+        self._bytes[entry.category] -= entry.bytes
+        self._total -= entry.bytes
+
+
+class NotesSaved(SavedActivations):
+    """Tells a follower of storages which of them autograd keeps."""
+
+    def __init__(self, live: LiveTensors) -> None:
+        super().__init__(())
+        self._follower = live
+
+    def hold(self, storages: Iterable[UntypedStorage]) -> None:
+        """Autograd has saved these for its backward pass."""
+        storages = list(storages)
+        super().hold(storages)
+        for storage in storages:
+            self._follower.mark_storage(storage, "saved")
+
+    def release(self, storage: UntypedStorage) -> None:
+        """Autograd has let go of one tensor of this storage."""
+        super().release(storage)
+        if storage not in self._live:
+            self._follower.mark_storage(storage, "transient")
