@@ -73,7 +73,7 @@ def ladder(p: dict[str, torch.Tensor], taps: list[torch.Tensor], mask: torch.Ten
 @pytest.mark.parametrize("name", ["opt", "bert"])
 def test_the_servers_logits_are_the_head_on_the_last_state_plus_the_side_written_out(name, side):
     model = tiny_task_model(name)
-    adapter = new_adapter(model.backbone, side=side, n_labels=2, rank=4)
+    adapter = new_adapter(model.backbone, kind=side, n_labels=2, rank=4)
     stirred(adapter)
     batch = random_batch(kind=model.backbone.kind)
     mask, taps = batch.attention_mask, model.backbone.taps(batch.input_ids, batch.attention_mask, layers=(1, 2, 3))
@@ -95,7 +95,7 @@ def test_the_servers_logits_are_the_head_on_the_last_state_plus_the_side_written
 def test_prediction_differences_are_trained_by_the_mean_square_written_out():
     """Two steps of AdamW on mean (f - r)^2, f the change of the logits since step 0: figures and weights."""
     model = tiny_task_model()
-    adapter = new_adapter(model.backbone, side="full-width", n_labels=2, rank=4)
+    adapter = new_adapter(model.backbone, kind="full-width", n_labels=2, rank=4)
     tuned = attach(adapter, model.backbone, model.head)
     batch = random_batch()
     taps = model.backbone.taps(batch.input_ids, batch.attention_mask, layers=(1, 2, 3))
