@@ -30,12 +30,13 @@ ASKED := ask
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compare test faults lab lint benchmarks-check clean ask
+.PHONY: help setup compare test faults mutants lab lint benchmarks-check clean ask
 
 help:
 	@echo "make compare           train and compare the methods on the packaged model: runs/pocket/"
 	@echo "make test              style, tests and notebooks, each notebook compared with its stored outputs"
 	@echo "make faults            every fault and every bad input, at length: tens of minutes"
+	@echo "make mutants           put small faults into the mathematics one by one; tests must fail: an hour or two"
 	@echo "make lab               open JupyterLab at notebooks/00_start_here.ipynb"
 	@echo "make setup             build .venv only (the others do it when needed)"
 	@echo "make lint              style, types, floors and size of the house"
@@ -65,6 +66,11 @@ test: lint
 # The short ones of them run in `make test` too.  Real processes are killed; nothing outside tests/ is touched.
 faults: setup
 	$(TEST_ENV) $(FUZZ) $(BIN)/python -m pytest -q $(PARALLEL) -m "faults or not faults" $(FAULTS)
+
+# WORDS="quant side" takes the modules whose path holds one of them.
+mutants: setup
+	@$(PIP) install -e '.[mutants]'
+	$(BIN)/python scripts/mutants.py $(WORDS)
 
 lint: setup
 	@$(BIN)/ruff check .
