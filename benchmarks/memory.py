@@ -190,9 +190,10 @@ def server(case: Case, folder: Path, sent: Path) -> dict[str, Any]:
     from mobillm_kit.quant import codec
     from mobillm_kit.quant.parcels import unpack
     from mobillm_kit.server.side_trainer import SideTrainer
-    from mobillm_kit.side.adapter import SideAdapter, SideTuned
+    from mobillm_kit.side.adapter import SideAdapter
     from mobillm_kit.side.description import SideSpec
     from mobillm_kit.side.heads import LabelWordHead
+    from mobillm_kit.side.networks import SideTuned
 
     config = AutoConfig.from_pretrained(folder)
     batch, layers = random_batch(case.batch, case.length), range(1, config.num_hidden_layers + 1)

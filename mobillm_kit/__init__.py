@@ -69,7 +69,8 @@ if TYPE_CHECKING:
     from mobillm_kit.show.plots_runs import convergence, gantt, pareto
     from mobillm_kit.show.tables import markdown, rows
     from mobillm_kit.side.adapter import SideAdapter
-    from mobillm_kit.side.networks import FullWidthSide, gate_shares, layers_by_gate
+    from mobillm_kit.side.full_width import FullWidthSide
+    from mobillm_kit.side.layers import gate_shares, layers_by_gate
     from mobillm_kit.texts.batches import batch_indices
     from mobillm_kit.texts.metrics import accuracy
     from mobillm_kit.training.ledger import saved_for_backward
@@ -197,11 +198,8 @@ _ROOMS = {
         "rows",
     ),
     "side.adapter": ("SideAdapter",),
-    "side.networks": (
-        "FullWidthSide",
-        "gate_shares",
-        "layers_by_gate",
-    ),
+    "side.full_width": ("FullWidthSide",),
+    "side.layers": ("gate_shares", "layers_by_gate"),
     "texts.batches": ("batch_indices",),
     "texts.metrics": ("accuracy",),
     "training.ledger": ("saved_for_backward",),

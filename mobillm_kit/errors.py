@@ -8,6 +8,17 @@ Knows: words.  Knows nothing of: tensors, models, files.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+SHOWN = 4
+"""Numbers of a list that a sentence quotes."""
+
+
+def few(values: Collection[object]) -> str:
+    """The first few of a list that a user or a peer gave: sentences have a longest length."""
+    more = ", …" if len(values) > SHOWN else ""
+    return f"[{', '.join(map(str, list(values)[:SHOWN]))}{more}]"
+
 
 class KitError(Exception):
     """A problem that the user can solve.

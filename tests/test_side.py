@@ -12,7 +12,10 @@ from mobillm_kit.errors import BackboneMismatch, BadInput
 from mobillm_kit.methods import mobillm
 from mobillm_kit.side.adapter import SideAdapter, attach, new_adapter
 from mobillm_kit.side.description import SideSpec
-from mobillm_kit.side.networks import FullWidthSide, LadderSide, PrunedLadderSide, build_side, even_layers, last_layers
+from mobillm_kit.side.full_width import FullWidthSide
+from mobillm_kit.side.ladders import LadderSide, PrunedLadderSide, allowed_pairs
+from mobillm_kit.side.layers import even_layers, last_layers
+from mobillm_kit.side.networks import build_side
 from mobillm_kit.side.pruning import kept_features
 from tests.builders import random_batch, tiny_task_model
 from tests.families import TINY
@@ -135,7 +138,7 @@ def test_full_width_follows_equation_1_written_out():
 def test_ladder_follows_its_gates_written_out():
     side = stirred(LadderSide(16, [1, 2], reduction=2, heads=2))
     activations, mask = taps(2), torch.ones(2, 5)
-    allowed = side.blocks[0].allowed(mask)
+    allowed = allowed_pairs(mask, causal=side.causal)
     narrow = [side.down[i](side.norms[i](a)) for i, a in enumerate(activations)]
     state = side.blocks[0](narrow[0], allowed)
     gate = torch.sigmoid(side.gates[1] / 0.1)

@@ -40,7 +40,6 @@ from mobillm_kit.channel import (
     from_frames,
     to_frames,
 )
-from mobillm_kit.channel.checks import side_values
 from mobillm_kit.channel.messages import MOST_SAMPLES
 from mobillm_kit.side.description import MOST_LAYERS, HeadSpec, SideSpec
 
@@ -451,7 +450,7 @@ def test_residuals_are_one_more_frame():
     [
         {"layers": [2, 1]},
         {"layers": [1, 1]},
-        {"rank": 65},
+        {"kind": "full-width", "rank": 65},
         {"reduction": 3},
         {"heads": 5},
         {"pooling": "mean"},
@@ -510,7 +509,7 @@ def test_the_weights_of_a_side_network_are_counted_as_they_are(kind, options, po
     side = msgspec.structs.replace(SIDE, kind=kind, pooling=pooling)
     built = SideAdapter(msgspec.structs.replace(side, **options))
     matrices = sum(parameter.numel() for parameter in built.parameters() if parameter.ndim == 2)
-    assert matrices == side_values(side)
+    assert matrices == built.spec.values()
 
 
 WELCOME = Welcome(version=VERSION, resume=2, credit=4, budget_bytes=10, held=[(0, 3), (9, 9)])

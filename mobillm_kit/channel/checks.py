@@ -1,11 +1,7 @@
 """What of a message can be wrong although every field is of its type: shapes that do not fit together.
 
-A plan is also held against what its side network would take of the server's memory, before any of it is taken:
-
-    full-width   2 · L · d · r                                     values
-    ladder       L · (8 n² + n d) + n d,  n = d / reduction        (attention 4 n², feed-forward 4 n²)
-    both         + C · d where the side network has a head of its own
-    ladder       B · T²                                            flags: which token looks at which
+A plan is also held against what its side network would take of the server's memory, before any of it is taken: its
+weights, and B · T² flags of a ladder's attention.
 
 Knows: messages and plans.  Knows nothing of: sockets, tensors, sessions.
 
@@ -18,16 +14,13 @@ from collections.abc import Callable, Sequence
 
 from mobillm_kit.channel.messages import VERSION, BatchMessage, Gradient, Plan, Welcome, WireError
 from mobillm_kit.common import FLOAT_BYTES
-from mobillm_kit.errors import BadInput
-from mobillm_kit.side.description import SideSpec
+from mobillm_kit.errors import BadInput, few
 
 MOST_SIDE_VALUES = 2**29
 """Weights of a side network: 2 GiB in float32, three times that with its optimizer."""
 MOST_PAIRS = 2**30
 """B · T² of a ladder's attention."""
 SAY_ALIKE = "Send what the plan says, or begin a new session with another plan."
-SHOWN = 4
-"""Numbers of a list that a sentence quotes."""
 
 PayloadBytes = Callable[[str, int, tuple[int, int]], int]
 """From codec, group and (N, d) to bytes."""
@@ -40,40 +33,25 @@ def check_plan(plan: Plan) -> None:
         WireError: ``bad-plan``.
     """
     side = plan.side
-    if list(side.layers) != sorted(set(side.layers)):
-        raise _bad_plan(f"The layers {_few(side.layers)} are not ascending.")
-    if side.rank > side.width:
-        raise _bad_plan(f"The rank {side.rank} is larger than the width {side.width}.")
-    if side.kind == "ladder" and (side.width % side.reduction or (side.width // side.reduction) % side.heads):
-        raise _bad_plan(f"Reduction {side.reduction} and {side.heads} heads do not divide the width {side.width}.")
+    if side.start != "random":
+        raise _bad_plan("The side network would start from the backbone's weights, and a server has no backbone.")
+    try:
+        side.check()
+    except BadInput as error:
+        raise _bad_plan(error.problem) from error
     if (plan.head is None) == (side.pooling is None):
         raise _bad_plan("A side network has either label words' head or a pooling.")
     if plan.head is not None and (plan.head.width != side.width or plan.head.rows != side.n_labels):
         raise _bad_plan(
             f"The head is {plan.head.rows} x {plan.head.width}, the side network {side.n_labels} x {side.width}."
         )
-    if side.start != "random":
-        raise _bad_plan("The side network would start from the backbone's weights, and a server has no backbone.")
-    if side_values(side) > MOST_SIDE_VALUES:
-        raise _bad_plan(f"The side network has {side_values(side)} weights; {MOST_SIDE_VALUES} is the most.")
+    if side.values() > MOST_SIDE_VALUES:
+        raise _bad_plan(f"The side network has {side.values()} weights; {MOST_SIDE_VALUES} is the most.")
     if side.kind == "ladder" and plan.max_rows * plan.max_tokens**2 > MOST_PAIRS:
         raise _bad_plan(
             f"A ladder's attention over {plan.max_rows} x {plan.max_tokens} x {plan.max_tokens} pairs of tokens; "
             f"{MOST_PAIRS} is the most."
         )
-
-
-def side_values(side: SideSpec) -> int:
-    """Weights of the side network that a plan describes, biases and norms aside.
-
-    Args:
-        side: its fields lie within their bounds; Python's whole numbers do not overflow.
-    """
-    own_head = side.n_labels * side.width if side.pooling is not None else 0
-    if side.kind == "full-width":
-        return 2 * len(side.layers) * side.width * side.rank + own_head
-    narrow = side.width // side.reduction
-    return len(side.layers) * (8 * narrow**2 + narrow * side.width) + narrow * side.width + own_head
 
 
 def check_welcome(welcome: Welcome, plan: Plan) -> None:
@@ -99,7 +77,7 @@ def check_welcome(welcome: Welcome, plan: Plan) -> None:
     if backwards or (ends and ends[-1] >= plan.n_samples):
         raise WireError(
             "bad-values",
-            f"The server names cached samples {_few(welcome.held)}; they must be ascending and below {plan.n_samples}.",
+            f"The server names cached samples {few(welcome.held)}; they must be ascending and below {plan.n_samples}.",
             "Begin a new session.",
         )
 
@@ -127,7 +105,7 @@ def check_batch(batch: BatchMessage, plan: Plan, sizes: Sequence[int], payload_b
     if list(sizes) != expected:
         raise WireError(
             "bad-shape",
-            f"{len(sizes)} payload frames of {_few(sizes)} bytes; {len(expected)} of {_few(expected)} fit the shapes.",
+            f"{len(sizes)} payload frames of {few(sizes)} bytes; {len(expected)} of {few(expected)} fit the shapes.",
             "Send one frame per layer, sized by the codec for the sum of the lengths.",
         )
 
@@ -169,7 +147,7 @@ def _check_fresh(batch: BatchMessage, plan: Plan) -> None:
     fresh = list(batch.fresh)
     if fresh != sorted(set(fresh)) or (fresh and fresh[-1] >= len(batch.samples)):
         raise WireError(
-            "bad-shape", f"'fresh' is {_few(fresh)} for {len(batch.samples)} samples.", "Send ascending indices."
+            "bad-shape", f"'fresh' is {few(fresh)} for {len(batch.samples)} samples.", "Send ascending indices."
         )
     if not plan.cache and len(fresh) != len(batch.samples):
         raise WireError(
@@ -193,7 +171,7 @@ def _check_fresh(batch: BatchMessage, plan: Plan) -> None:
             )
     if list(batch.layers) != list(plan.side.layers):
         raise WireError(
-            "bad-shape", f"Layers {_few(batch.layers)} came; the plan says {_few(plan.side.layers)}.", SAY_ALIKE
+            "bad-shape", f"Layers {few(batch.layers)} came; the plan says {few(plan.side.layers)}.", SAY_ALIKE
         )
 
 
@@ -206,12 +184,6 @@ def _expected_sizes(batch: BatchMessage, plan: Plan, payload_bytes: PayloadBytes
     if plan.labels == "residual":
         sizes.append(len(batch.samples) * plan.side.n_labels * FLOAT_BYTES)
     return sizes
-
-
-def _few(values: Sequence[object]) -> str:
-    """The first few of a list that a peer sent: sentences have a longest length."""
-    more = ", …" if len(values) > SHOWN else ""
-    return f"[{', '.join(map(str, values[:SHOWN]))}{more}]"
 
 
 def _bad_plan(problem: str) -> WireError:

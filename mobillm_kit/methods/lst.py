@@ -23,7 +23,8 @@ from torch import Tensor
 
 from mobillm_kit.methods.backprop import Backprop
 from mobillm_kit.methods.task_model import TaskModel
-from mobillm_kit.side.networks import LadderSide, even_layers
+from mobillm_kit.side.ladders import LadderSide
+from mobillm_kit.side.layers import chosen_layers
 from mobillm_kit.texts.encode import Batch
 
 
@@ -70,8 +71,8 @@ def build(
         BadInput: a reduction or heads that do not divide the width, or layers that are not there.
     """
     backbone = model.backbone
-    chosen = even_layers(backbone.n_layers, layers) if layers is None or isinstance(layers, int) else layers
     causal = backbone.kind == "decoder"
+    chosen = chosen_layers(backbone.n_layers, layers)
     side = LadderSide(backbone.width, chosen, reduction=reduction, heads=heads, causal=causal, seed=seed)
     tuned = LadderTuned(model, side.to(backbone.device))
     trained = {f"side.{name}": parameter for name, parameter in side.named_parameters()}

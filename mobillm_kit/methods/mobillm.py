@@ -28,11 +28,12 @@ from mobillm_kit.quant.parcels import Upload, pack, unpack
 from mobillm_kit.record import CountedMemory
 from mobillm_kit.server.side_trainer import SideTrainer
 from mobillm_kit.side.adapter import attach, new_adapter
-from mobillm_kit.side.description import USUAL
-from mobillm_kit.side.heads import LabelWordHead
 from mobillm_kit.texts.encode import Batch
 from mobillm_kit.training.ledger import storage_bytes
 from mobillm_kit.training.method import StepResult
+
+SHAPE = ("rank", "reduction", "heads", "start")
+"""Fields of the side network's description that a run's options may name."""
 
 
 class Uplink(Protocol):
@@ -198,10 +199,6 @@ def build(
     seed: int,
     side: str = "full-width",
     layers: int | Sequence[int] | None = None,
-    rank: int = USUAL.rank,
-    reduction: int = USUAL.reduction,
-    heads: int = USUAL.heads,
-    start: str = USUAL.start,
     tokens: str = "auto",
     top_tokens: int | None = None,
     weight_decay: float = 0.0,
@@ -210,67 +207,44 @@ def build(
     server: str = "in-process",
     folder: Path | None = None,
     about: Mapping[str, Any] | None = None,
-    **uplink: Any,
+    **options: Any,
 ) -> MobiLLM:
-    """A device and a server for this model.
+    """A device and a server for this model: the backbone stays on the device, a copy of the head goes to the server.
 
     Args:
-        model: backbone and head; the backbone stays on the device, a small copy of the head goes to the server.
-        seed: of the side network's initial weights.
-        side: ``full-width`` (PAE MobiLLM eq. 1) or ``ladder`` (LST).
-        layers: how many layers are tapped, evenly spaced, or which; all by default.
-        rank: bottleneck r of the full-width side.
-        reduction: k, the ladder's width is d/k.
-        heads: attention heads of the ladder.
-        start: ``backbone``: the ladder's blocks begin as the backbone's own, pruned by k (BERT-like backbones), and
-            ``layers`` as a number means the last ones.
+        layers: how many layers are tapped, or which; all by default.  A number is of evenly spaced ones, with
+            ``start=backbone`` of the last ones.
         tokens: ``all``, ``prediction`` (the token that enters the loss, where that is exact), or ``auto``.
         top_tokens: send that many tokens per text at most; not exact.
-        weight_decay: AdamW's.
         codec: how activations become bytes; ``none`` hands them over as they are, ``adaptive`` (across a link) picks
             one per step.
-        group: values per scale, of codecs that have scales.
         server: ``in-process``, ``spawn`` (a server process for this run), an address, or a join string.
-        folder: of the run; a spawned server keeps its checkpoints there.
         about: the task's words, kept with the side network so that its folder alone can label texts.
-        uplink: ``labels``, ``cache``, ``checkpoint_every``, ``link``, ``keys``, ``patience_s``: see
-            ``device/uplink.py``.
-
-    Raises:
-        BadInput: ``tokens="prediction"`` where it is not exact, or an option of the uplink without a server.
+        options: of the side network's description (:class:`SideSpec`: rank, reduction, heads, start), the others of
+            the uplink to a server (``device/uplink.py``: labels, cache, link …).
     """
-    head = model.head
-    adapter = new_adapter(
-        model.backbone,
-        n_labels=len(head.word_ids) if isinstance(head, LabelWordHead) else head.classifier.out_features,
-        layers=layers,
-        about=about,
-        kind=side,
-        pooling=None if isinstance(head, LabelWordHead) else head.pooling,
-        rank=rank,
-        reduction=reduction,
-        heads=heads,
-        start=start,
-        seed=seed,
-    )
-    adapter.to(model.backbone.device)
-    tuned = attach(adapter, model.backbone, head)
+    shape = {name: options.pop(name) for name in SHAPE if name in options}
+    shape |= {"kind": side, "pooling": model.head.pooling, "n_labels": model.head.n_labels, "seed": seed}
+    adapter = new_adapter(model.backbone, layers=layers, about=about, **shape).to(model.backbone.device)
+    tuned = attach(adapter, model.backbone, model.head)
     one_token = _one_token(tokens, exact=tuned.one_token_is_enough) and top_tokens is None
     device = Device(model.backbone, adapter.side.layers, one_token=one_token, top_tokens=top_tokens)
     trainer = SideTrainer(tuned, weight_decay=weight_decay)
-    way: Uplink
     if server == "in-process":
-        if uplink or codec == "adaptive":
-            raise BadInput(
-                f"Without a server there is no {', '.join(uplink) or 'adaptive codec'}.",
-                "Give server=spawn, an address, or a join string.",
-            )
-        way = InProcess(device, trainer, None if codec == "none" else quant.codec(codec, group))
-    else:
-        from mobillm_kit.device.uplink import wire  # sockets and keys: only where there is a server
+        return MobiLLM(device, trainer, _in_process(device, trainer, codec, group, options), model.backbone.resident())
+    from mobillm_kit.device.uplink import wire  # sockets and keys: only where there is a server
 
-        way = wire(device, trainer, server, codec, group, weight_decay, folder, **uplink)
-    return MobiLLM(device, trainer, way, model.backbone.resident())
+    uplink = wire(device, trainer, server, codec, group, weight_decay, folder, **options)
+    return MobiLLM(device, trainer, uplink, model.backbone.resident())
+
+
+def _in_process(device: Device, trainer: SideTrainer, codec: str, group: int, options: Mapping[str, Any]) -> InProcess:
+    if options or codec == "adaptive":
+        raise BadInput(
+            f"Without a server there is no {', '.join(options) or 'adaptive codec'}.",
+            "Give server=spawn, an address, or a join string.",
+        )
+    return InProcess(device, trainer, None if codec == "none" else quant.codec(codec, group))
 
 
 def _one_token(tokens: str, *, exact: bool) -> bool:

@@ -29,6 +29,7 @@ def build(model: TaskModel, *, seed: int, weight_decay: float = 0.0) -> Backprop
     classifier = head if isinstance(head, PooledHead) else _classifier_for(model, head, seed)
 
     def logits(batch: Batch) -> Tensor:
+        """(B, C); the graph reaches the classifier alone."""
         with torch.no_grad():
             pooled = head.pool(model.hidden(batch), batch.attention_mask, batch.positions)
             features = head.norm(pooled) if isinstance(head, LabelWordHead) else pooled

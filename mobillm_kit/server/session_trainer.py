@@ -43,10 +43,11 @@ from mobillm_kit.quant.flat import from_bytes, to_bytes
 from mobillm_kit.quant.parcels import Parcel, Upload, merge, split, unpack
 from mobillm_kit.server.cache import ActivationCache
 from mobillm_kit.server.side_trainer import SideTrainer
-from mobillm_kit.side.adapter import SideAdapter, SideTuned
+from mobillm_kit.side.adapter import SideAdapter
+from mobillm_kit.side.networks import SideTuned
 from mobillm_kit.side.portable_head import build_head
 
-Reply = tuple[Message, list[bytes]]
+Reply = tuple[Message, list[bytes | memoryview]]
 
 KEPT_CHECKPOINTS = 3
 

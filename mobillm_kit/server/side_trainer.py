@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from mobillm_kit.quant.parcels import Upload
 from mobillm_kit.record import CountedMemory
-from mobillm_kit.side.adapter import SideTuned
+from mobillm_kit.side.networks import SideTuned
 from mobillm_kit.training.adamw import ADAM_MOMENTS, adamw, apply_gradients, load_training_state, training_state
 from mobillm_kit.training.ledger import SavedActivations, storage_bytes
 
@@ -60,7 +60,7 @@ class SideTrainer:
                 whoever reads r knows the label.
             lr: learning rate.
         """
-        loss = F.mse_loss(self._logits(upload) - self._start_logits(upload), residual)
+        loss = F.mse_loss(self._logits(upload) - self.start_logits(upload), residual)
         apply_gradients(self._optimizer, loss, lr)
         return loss.item()
 
@@ -83,14 +83,15 @@ class SideTrainer:
     @torch.no_grad()
     def residual_logits(self, upload: Upload) -> Tensor:
         """(B, C), without gradient, of a side network trained on prediction differences: log(p + f)."""
-        start = self._start_logits(upload)
+        start = self.start_logits(upload)
         change = self._logits(upload) - start
         return (start.float().softmax(dim=-1) + change).clamp_min(FLOOR).log()
 
     @torch.no_grad()
     def start_logits(self, upload: Upload) -> Tensor:
         """(B, C) logits of step 0, which are the pretrained model's."""
-        return self._start_logits(upload)
+        last = upload.activations[-1].to(self.model.adapter.side.gates.dtype)
+        return self._start_head(self._start_head.pool(last, upload.mask, upload.positions.long()))
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint of the training holds."""
@@ -117,10 +118,6 @@ class SideTrainer:
 
     def _logits(self, upload: Upload) -> Tensor:
         return self.model(upload.activations, upload.mask, upload.positions.long())
-
-    def _start_logits(self, upload: Upload) -> Tensor:
-        last = upload.activations[-1].to(self.model.adapter.side.gates.dtype)
-        return self._start_head(self._start_head.pool(last, upload.mask, upload.positions.long()))
 
     def _loss(self, upload: Upload) -> Tensor:
         return F.cross_entropy(self._logits(upload), upload.labels.long())

@@ -3,8 +3,6 @@
 A folder holds ``model.safetensors``, ``config.json`` (shape of the side network, task, and the backbone's name,
 revision and fingerprint) and ``README.md``, a card written from the run's record.
 
-    logits = head(pool(A_L + side(A_1 … A_L)))
-
 Knows: side networks, heads, files.  Knows nothing of: training, devices, sockets.
 
 Taught in: notebooks/00_start_here.ipynb
@@ -20,13 +18,15 @@ import msgspec
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
-from torch import Tensor, nn
+from torch import nn
 
 from mobillm_kit.errors import BackboneMismatch, BadInput
 from mobillm_kit.files import write_with
 from mobillm_kit.side.description import USUAL, SideSpec
 from mobillm_kit.side.heads import LabelWordHead, PooledHead
-from mobillm_kit.side.networks import PrunedLadderSide, build_side, even_layers, last_layers
+from mobillm_kit.side.ladders import PrunedLadderSide
+from mobillm_kit.side.layers import chosen_layers
+from mobillm_kit.side.networks import SideTuned, build_side
 from mobillm_kit.side.pruning import block_sizes, start_from
 
 if TYPE_CHECKING:  # a server has no backbone and need not import what loads one
@@ -75,7 +75,7 @@ class SideAdapter(
         self.spec = side
         self.side = build_side(side)
         pooling = side.pooling
-        self.head = pooling and PooledHead(side.width, side.n_labels, pooling=pooling, seed=side.seed)
+        self.head = PooledHead(side.width, side.n_labels, pooling=pooling, seed=side.seed) if pooling else None
         self.fingerprint = fingerprint
         self.backbone_name = backbone
         self.task = task
@@ -89,7 +89,7 @@ class SideAdapter(
         write_with(save_directory / WEIGHTS_FILE, lambda target: save_model(self, str(target)))
 
     @classmethod
-    def _from_pretrained(
+    def _from_pretrained(  # type: ignore[override]  # the hub's own arguments are taken out of kwargs
         cls, *, model_id: str, config: dict[str, Any], map_location: str = "cpu", **kwargs: Any
     ) -> SideAdapter:
         """Safetensors only, every weight present and none too many."""
@@ -121,34 +121,6 @@ def _described(config: Mapping[str, Any]) -> SideSpec:
 HUB_ARGUMENTS = ("revision", "cache_dir", "force_download", "local_files_only", "token", "strict")
 
 
-class SideTuned(nn.Module):
-    """What the server runs: the side network and the head, from activations to logits.
-
-    Args:
-        adapter: the side network; for encoders it holds the classifier too.
-        head: the frozen label-word head for decoders, None for encoders.
-    """
-
-    def __init__(self, adapter: SideAdapter, head: LabelWordHead | None) -> None:
-        super().__init__()
-        self.adapter = adapter
-        self.head: LabelWordHead | PooledHead = adapter.head if head is None else head
-
-    def forward(self, taps: Sequence[Tensor], mask: Tensor, positions: Tensor) -> Tensor:
-        """Taps (B, T, d) per layer, the last of them h_L; mask (B, T); positions (B,); to logits (B, C).
-
-        The side network works in its own precision, whatever the taps arrive in.
-        """
-        wide = [tap.to(self.adapter.side.gates.dtype) for tap in taps]
-        hidden = wide[-1] + self.adapter.side(wide, mask)
-        return self.head(self.head.pool(hidden, mask, positions))
-
-    @property
-    def one_token_is_enough(self) -> bool:
-        """Exact with the prediction token alone: the side works token by token and the head reads one token."""
-        return self.adapter.side.token_wise and self.head.single_token
-
-
 def new_adapter(
     backbone: Backbone,
     *,
@@ -157,13 +129,10 @@ def new_adapter(
     about: Mapping[str, Any] | None = None,
     **given: Any,
 ) -> SideAdapter:
-    """A fresh side network for a backbone.
+    """A fresh side network for a backbone, whose width, depth and fingerprint it gets.
 
     Args:
-        backbone: whose width, depth and fingerprint it gets.
-        n_labels: C.
-        layers: how many, or which; all by default.  A number is of evenly spaced layers, with ``start="backbone"``
-            of the last ones.
+        layers: how many, or which; all by default.
         about: the task's words, as :class:`SideAdapter` takes them.
         given: further fields of the description, over the usual ones.
 
@@ -171,18 +140,16 @@ def new_adapter(
         BadInput: ``start="backbone"`` on a family whose blocks are not of BERT's shape.
     """
     spec = SideSpec.of(**given)
-    counted = last_layers if spec.start == "backbone" else even_layers
-    chosen = counted(backbone.n_layers, layers) if layers is None or isinstance(layers, int) else layers
     encoder = backbone.kind == "encoder"
-    sizes = block_sizes(backbone, spec.reduction) if spec.start == "backbone" else {}
+    if spec.start == "backbone":
+        spec = msgspec.structs.replace(spec, **block_sizes(backbone, spec.reduction))
     spec = msgspec.structs.replace(
         spec,
         width=backbone.width,
-        layers=[int(layer) for layer in chosen],
+        layers=chosen_layers(backbone.n_layers, layers, last=spec.start == "backbone"),
         n_labels=n_labels,
         causal=not encoder,
         pooling=(spec.pooling or "mean") if encoder else None,
-        **sizes,
     )
     adapter = SideAdapter(
         spec,
@@ -197,12 +164,7 @@ def new_adapter(
 
 
 def attach(adapter: SideAdapter, backbone: Backbone, head: LabelWordHead | PooledHead) -> SideTuned:
-    """Put a side network on its backbone.
-
-    Args:
-        adapter: fresh or loaded.
-        backbone: the one it was made for.
-        head: the task's head on that backbone; of a decoder's a small frozen copy is taken.
+    """Put a side network, fresh or loaded, on its backbone; of a decoder's head a small frozen copy is taken.
 
     Raises:
         BackboneMismatch: the backbone's weights are not those that the side network was trained on.

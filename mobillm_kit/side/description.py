@@ -5,6 +5,8 @@
 A server makes the same first weights of it, since the seed is part of it.  Fields have bounds, because a description
 may come from a stranger: msgspec holds them where it reads one.
 
+Whether its numbers fit together is asked here too, for the command line, a saved folder and a stranger's plan alike.
+
 Knows: numbers and their bounds.  Knows nothing of: tensors, backbones, messages.
 
 Taught in: notebooks/06_side_network.ipynb
@@ -12,15 +14,19 @@ Taught in: notebooks/06_side_network.ipynb
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from mobillm_kit.errors import BadInput, few
+
 MOST_LAYERS = 128
 MOST_LABELS = 65536
 WIDEST = 65536
 
+NormForm = Literal["none", "layer", "rms", "rms-plus-one"]
 Width = Annotated[int, Meta(ge=1, le=WIDEST)]
 Labels = Annotated[int, Meta(ge=2, le=MOST_LABELS)]
 Layer = Annotated[int, Meta(ge=0, le=4095)]
@@ -61,6 +67,60 @@ class SideSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """The usual description, changed by ``given``."""
         return msgspec.structs.replace(USUAL, **given)
 
+    def check(self) -> None:
+        """Refuse numbers that do not fit together.
+
+        Raises:
+            BadInput: an unknown kind, a start that the kind does not have, or sizes that do not fit.
+        """
+        if self.start not in ("random", "backbone") or (self.start == "backbone" and self.kind != "ladder"):
+            raise BadInput(
+                f"start is '{self.start}' for side '{self.kind}'.", "Choose 'random', or 'backbone' with a ladder."
+            )
+        check_layers(self.layers)
+        if self.kind == "full-width":
+            check_rank(self.width, self.rank)
+        elif self.kind == "ladder":
+            check_ladder(self.width, self.reduction, self.heads)
+        else:
+            raise BadInput(f"Unknown side network '{self.kind}'.", "Choose 'full-width' or 'ladder'.")
+
+    def values(self) -> int:
+        """Weights, biases and norms aside; Python's whole numbers do not overflow.
+
+        full-width   2 · L · d · r
+        ladder       L · (8 n² + n d) + n d,  n = d / reduction        (attention 4 n², feed-forward 4 n²)
+        both         + C · d where the side network has a head of its own
+        """
+        own_head = self.n_labels * self.width if self.pooling is not None else 0
+        if self.kind == "full-width":
+            return 2 * len(self.layers) * self.width * self.rank + own_head
+        narrow = self.width // self.reduction
+        return len(self.layers) * (8 * narrow**2 + narrow * self.width) + narrow * self.width + own_head
+
+
+def check_layers(layers: Sequence[int]) -> tuple[int, ...]:
+    """Tapped layers: ascending, without repeats, at least one."""
+    chosen = tuple(int(layer) for layer in layers)
+    if not chosen or list(chosen) != sorted(set(chosen)) or chosen[0] < 0:
+        raise BadInput(f"layers are {few(chosen)}; they must be ascending, without repeats, and at least one.")
+    return chosen
+
+
+def check_rank(width: int, rank: int) -> None:
+    """A bottleneck of the full-width side is no wider than the backbone."""
+    if not 1 <= rank <= width:
+        raise BadInput(f"rank is {rank}; it must lie in 1 .. {width}, the backbone's width.")
+
+
+def check_ladder(width: int, reduction: int, heads: int) -> None:
+    """A ladder's width and heads come out whole."""
+    if reduction < 1 or heads < 1 or width % reduction or (width // reduction) % heads:
+        raise BadInput(
+            f"reduction {reduction} and {heads} heads do not divide the backbone's width {width}.",
+            "width / reduction must be a whole multiple of heads.",
+        )
+
 
 USUAL = SideSpec(
     kind="full-width",
@@ -83,7 +143,7 @@ USUAL = SideSpec(
 class HeadSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A decoder's head, read at the label words; its tensors travel beside it, as safetensors."""
 
-    norm: Literal["none", "layer", "rms", "rms-plus-one"]
+    norm: NormForm
     eps: Annotated[float, Meta(ge=0.0, le=1.0)]
     project_out: bool
     bias: bool

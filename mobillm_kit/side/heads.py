@@ -12,28 +12,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:  # a server has no backbone and need not import what loads one
-    pass
-
 Pooling = Literal["mean", "first"]
-
-
-class Head(Protocol):
-    """Turns the last hidden state into class logits, in two steps that can live on different machines."""
-
-    single_token: bool
-    """Whether one token's state is all that the head reads."""
-
-    def pool(self, hidden: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """(B, T, d), (B, T), (B,) to (B, d)."""
-
-    def __call__(self, pooled: Tensor) -> Tensor:
-        """(B, d) to (B, C) logits."""
 
 
 class LabelWordHead(nn.Module):
@@ -47,7 +31,9 @@ class LabelWordHead(nn.Module):
         softcap: the final logits' cap c of Gemma 2, ``c tanh(x / c)``; None for the others.
     """
 
+    pooling = None
     single_token = True
+    """Whether one token's state is all that the head reads."""
     word_ids: Tensor
 
     def __init__(
@@ -75,6 +61,11 @@ class LabelWordHead(nn.Module):
         pooled = pooled.to(words.dtype)  # a side network may hand over a wider type
         logits = nn.functional.linear(self.project_out(self.norm(pooled)), words, bias)
         return logits if not self.softcap else self.softcap * torch.tanh(logits / self.softcap)
+
+    @property
+    def n_labels(self) -> int:
+        """C."""
+        return len(self.word_ids)
 
     def server_copy(self) -> LabelWordHead:
         """A frozen copy that holds the C rows of the label words instead of the whole vocabulary."""
@@ -127,6 +118,7 @@ class PooledHead(nn.Module):
         """(B, d) to (B, C)."""
         return self.classifier(pooled.to(self.classifier.weight.dtype))
 
-    def server_copy(self) -> PooledHead:
-        """A copy, to be trained on the server."""
-        return copy.deepcopy(self)
+    @property
+    def n_labels(self) -> int:
+        """C."""
+        return self.classifier.out_features

@@ -25,10 +25,10 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from mobillm_kit.errors import BadInput, ServerRefused
-from mobillm_kit.side.description import HeadSpec
+from mobillm_kit.side.description import HeadSpec, NormForm
 from mobillm_kit.side.heads import LabelWordHead
 
-NORMS = ("layer", "rms", "rms-plus-one")
+NORMS: tuple[NormForm, ...] = ("layer", "rms", "rms-plus-one")
 
 
 class RootMeanSquareNorm(nn.Module):
@@ -66,17 +66,16 @@ def describe_head(head: LabelWordHead) -> tuple[HeadSpec, dict[str, Tensor]]:
     tensors["words.weight"] = rows.lm_head.weight.detach()
     if rows.lm_head.bias is not None:
         tensors["words.bias"] = rows.lm_head.bias.detach()
-    projected = not isinstance(rows.project_out, nn.Identity)
-    if projected:
-        tensors["project_out.weight"] = rows.project_out.weight.detach()
-    width = rows.project_out.in_features if projected else rows.lm_head.in_features
+    projection = rows.project_out if isinstance(rows.project_out, nn.Linear) else None
+    if projection is not None:
+        tensors["project_out.weight"] = projection.weight.detach()
     spec = HeadSpec(
         norm=norm,
         eps=eps,
-        project_out=projected,
+        project_out=projection is not None,
         bias=rows.lm_head.bias is not None,
         softcap=head.softcap or None,
-        width=width,
+        width=(projection or rows.lm_head).in_features,
         rows=rows.lm_head.out_features,
     )
     return spec, {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -152,11 +151,11 @@ def _shapes(spec: HeadSpec, tensors: Mapping[str, Tensor]) -> dict[str, tuple[in
     return shapes
 
 
-def _describe_norm(norm: nn.Module) -> tuple[str, float, dict[str, Tensor]]:
+def _describe_norm(norm: nn.Module) -> tuple[NormForm, float, dict[str, Tensor]]:
     if isinstance(norm, nn.Identity):
         return "none", 0.0, {}
     tensors = {f"norm.{name}": parameter.detach() for name, parameter in norm.named_parameters()}
-    eps = float(getattr(norm, "eps", None) or getattr(norm, "variance_epsilon", 0.0))
+    eps = float(getattr(norm, "eps", None) or getattr(norm, "variance_epsilon", None) or 0.0)
     weight = tensors.get("norm.weight")
     if weight is not None:
         generator = torch.Generator().manual_seed(0)

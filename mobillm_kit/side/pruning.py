@@ -15,14 +15,14 @@ Taught in: notebooks/09_comparison.ipynb
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from mobillm_kit.errors import BadInput
-from mobillm_kit.side.networks import PostNormBlock, PrunedLadderSide
+from mobillm_kit.side.ladders import PostNormBlock, PrunedLadderSide
 
 if TYPE_CHECKING:
     from mobillm_kit.backbone.split import Backbone
@@ -70,28 +70,30 @@ def start_from(side: PrunedLadderSide, backbone: Backbone) -> None:
             "Choose start='random', or a whole backbone.",
         )
     features = kept_features(sources, side.up.in_features)
-    for source, block, down in zip(sources, side.blocks, side.down, strict=True):
+    places: Iterable[Any] = zip(sources, side.blocks, side.down, strict=True)
+    for source, block, down in places:
         _fill(block, source, features)
         down.weight.zero_()
         down.weight[torch.arange(len(features)), features] = 1.0
         down.bias.zero_()
 
 
-def kept_features(blocks: Sequence[nn.Module], count: int) -> Tensor:
+def kept_features(blocks: Sequence[Any], count: int) -> Tensor:
     """(count,) indices, ascending: the residual stream's features that the blocks read with the largest weights."""
-    importance = sum(layer.weight.float().abs().sum(dim=0) for block in blocks for layer in _readers(block))
-    return _largest(importance, count)
+    each = (layer.weight.float().abs().sum(dim=0) for block in blocks for layer in _readers(block))
+    return _largest(sum(each, torch.zeros(())), count)
 
 
-def _readers(block: nn.Module) -> tuple[nn.Linear, ...]:
+def _readers(block: Any) -> tuple[nn.Linear, ...]:
     attention = block.attention.self
     return attention.query, attention.key, attention.value, block.intermediate.dense
 
 
-def _fill(block: PostNormBlock, source: nn.Module, features: Tensor) -> None:
+def _fill(block: PostNormBlock, source: Any, features: Tensor) -> None:
     *projections, wide = _readers(source)
     head_width = block.query.out_features // block.heads
-    per_row = sum(layer.weight[:, features].float().abs().sum(dim=1) for layer in projections)
+    each = (layer.weight[:, features].float().abs().sum(dim=1) for layer in projections)
+    per_row = sum(each, torch.zeros(()))
     heads = _largest(per_row.view(-1, head_width).sum(dim=1), block.heads)
     rows = (heads.unsqueeze(1) * head_width + torch.arange(head_width, device=heads.device)).flatten()
     units = _largest(wide.weight[:, features].float().abs().sum(dim=1), block.wide.out_features)

@@ -133,6 +133,7 @@ class _Saved:
         ledger.hold([tensor.untyped_storage()])
 
     def unpack(self) -> Tensor:
+        """What autograd asks for in the backward pass."""
         return self.tensor
 
     def __del__(self) -> None:

@@ -1,0 +1,75 @@
+"""The side network of full width: one bottleneck adapter per tapped layer (PAE MobiLLM, arXiv 2507.01216, eq. 1).
+
+    x_i = (1 - mu_i) A_i + mu_i h_{i-1}         mu_i = sigmoid(alpha_i)
+    h_i = x_i + W_up,i gelu(W_down,i x_i)       W_up = 0 at the start: step 0 *is* the pretrained model, to the bit
+
+What it adds to the backbone's last state is h_L minus the same recursion without adapters, kept as a recursion of its
+own so that nothing cancels:
+
+    delta_i = mu_i delta_{i-1} + W_up,i gelu(W_down,i x_i)
+
+Knows: activations.  Knows nothing of: the backbone that made them, tasks, sockets.
+
+Taught in: notebooks/00_start_here.ipynb
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mobillm_kit.side.description import check_layers, check_rank
+
+
+class FullWidthSide(nn.Module):
+    """One bottleneck adapter per tapped layer, at the backbone's width (PAE MobiLLM eq. 1).
+
+    Args:
+        width: d.
+        layers: tapped layers, ascending, 1 .. L.
+        rank: bottleneck r.
+        seed: of the initial weights.
+
+    Raises:
+        BadInput: no layers, a layer twice or out of order, or a rank outside 1 .. d.
+    """
+
+    token_wise = True
+
+    def __init__(self, width: int, layers: Sequence[int], *, rank: int = 16, seed: int = 0) -> None:
+        super().__init__()
+        self.layers = check_layers(layers)
+        check_rank(width, rank)
+        generator = torch.Generator().manual_seed(seed)
+        self.gates = nn.Parameter(torch.zeros(len(self.layers)))  # mu_i = 1/2
+        self.down = nn.ModuleList(linear(width, rank, generator) for _ in self.layers)
+        self.up = nn.ModuleList(zero_linear(rank, width) for _ in self.layers)  # zero: the side starts as nothing
+
+    def forward(self, taps: Sequence[Tensor], mask: Tensor) -> Tensor:
+        """Taps and mask (B, T) to what is added to the last state, (B, T, d)."""
+        delta = torch.zeros_like(taps[0])
+        state = taps[0]  # h_0: the first tap stands in, so that x_1 = A_1
+        for tap, gate, down, up in zip(taps, self.gates.sigmoid(), self.down, self.up, strict=True):
+            x = (1 - gate) * tap + gate * state
+            change = up(F.gelu(down(x)))
+            delta = gate * delta + change
+            state = x + change
+        return delta
+
+
+def linear(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:
+    """Normal of deviation n_in^-1/2, no bias at the start."""
+    layer = nn.Linear(n_in, n_out, device="meta").to_empty(device="cpu")  # meta: torch's global generator is not used
+    nn.init.normal_(layer.weight, std=n_in**-0.5, generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def zero_linear(n_in: int, n_out: int) -> nn.Linear:
+    """Of a layer that adds nothing at the start."""
+    layer = nn.Linear(n_in, n_out, bias=False, device="meta").to_empty(device="cpu")
+    nn.init.zeros_(layer.weight)
+    return layer

@@ -1,0 +1,198 @@
+"""Side networks of width d/k with attention of their own: ladders (LST, arXiv 2206.06522).
+
+    s_i = Block_i(g_i s_{i-1} + (1 - g_i) W_i norm(A_i))        g_i = sigmoid(alpha_i / 0.1)
+
+or, started from the backbone's own blocks pruned to that width (LST section 3.2), fed by each block's input:
+
+    s_i = Block_i(g_i s_{i-1} + (1 - g_i) W_i A_{i-1})
+
+Both add W_up s_L to the backbone's last state, and W_up starts at zero: at step 0 the model *is* the pretrained model.
+
+Knows: activations.  Knows nothing of: the backbone that made them, tasks, sockets.
+
+Taught in: notebooks/06_side_network.ipynb
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mobillm_kit.errors import BadInput
+from mobillm_kit.side.description import check_ladder, check_layers
+from mobillm_kit.side.full_width import linear, zero_linear
+
+OWN_STATE_FIRST = 0.2
+"""alpha of blocks that begin as the backbone's: sigmoid(0.2 / 0.1) = 0.88 of the side's own state, 0.12 of the tap."""
+
+
+class LadderSide(nn.Module):
+    """A narrow transformer beside the backbone, fed by every tapped layer (LST section 3).
+
+    Args:
+        width: d.
+        layers: tapped layers, ascending.
+        reduction: k; the ladder's width is d/k.
+        heads: attention heads of each ladder block; must divide d/k.
+        causal: attention looks back only (decoders) or both ways (encoders).
+        seed: of the initial weights.
+
+    Raises:
+        BadInput: bad layers, a reduction that does not divide d, heads that do not divide d/k.
+    """
+
+    token_wise = False
+
+    def __init__(
+        self,
+        width: int,
+        layers: Sequence[int],
+        *,
+        reduction: int = 4,
+        heads: int = 2,
+        causal: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.layers = check_layers(layers)
+        check_ladder(width, reduction, heads)
+        self.causal = causal
+        narrow = width // reduction
+        generator = torch.Generator().manual_seed(seed)
+        self.gates = nn.Parameter(torch.zeros(len(self.layers)))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in self.layers)
+        self.down = nn.ModuleList(linear(width, narrow, generator) for _ in self.layers)
+        self.blocks = nn.ModuleList(LadderBlock(narrow, heads, generator) for _ in self.layers)
+        self.norm = nn.LayerNorm(narrow)
+        self.up = zero_linear(narrow, width)  # zero: the side starts as nothing
+
+    def forward(self, taps: Sequence[Tensor], mask: Tensor) -> Tensor:
+        """Taps and mask (B, T) to what is added to the last state, (B, T, d)."""
+        allowed = allowed_pairs(mask, causal=self.causal)
+        state: Tensor | None = None
+        gates = (self.gates / 0.1).sigmoid()
+        for tap, gate, norm, down, block in zip(taps, gates, self.norms, self.down, self.blocks, strict=True):
+            narrow = down(norm(tap))
+            state = block(narrow if state is None else gate * state + (1 - gate) * narrow, allowed)
+        return self.up(self.norm(state))
+
+
+class LadderBlock(nn.Module):
+    """A pre-norm transformer block of the ladder's width: attention, then a feed-forward of twice the width."""
+
+    def __init__(self, width: int, heads: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.qkv = linear(width, 3 * width, generator)
+        self.out = linear(width, width, generator)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.wide = linear(width, 2 * width, generator)
+        self.narrow = linear(2 * width, width, generator)
+
+    def forward(self, x: Tensor, allowed: Tensor) -> Tensor:
+        """(B, T, r) to (B, T, r)."""
+        x = x + self._attention(self.attention_norm(x), allowed)
+        return x + self.narrow(F.gelu(self.wide(self.mlp_norm(x))))
+
+    def _attention(self, x: Tensor, allowed: Tensor) -> Tensor:
+        b, t, w = x.shape
+        q, k, v = self.qkv(x).view(b, t, 3, self.heads, w // self.heads).permute(2, 0, 3, 1, 4)  # (B, H, T, w/H)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        return self.out(mixed.transpose(1, 2).reshape(b, t, w))
+
+
+class PrunedLadderSide(nn.Module):
+    """A ladder whose blocks have the shape of an encoder's own, so that they can begin as these, pruned (LST 3.2).
+
+    ``side/pruning.py`` fills them; here their weights are random.  Between the taps A_l … A_L stand the blocks
+    l + 1 … L, each fed by the input of the backbone's block; the last tap is what the result is added to.  With
+    reduction 1 nothing is pruned: the side network begins as a copy of the backbone's last L - l blocks.
+
+    Args:
+        width: d.
+        layers: tapped layers l … L, consecutive, at least two; 0 is the embedding.
+        reduction: k; the ladder's width is d/k.
+        heads: attention heads of each block.
+        feed_forward: width inside each block's feed-forward.
+        norm_eps: of the LayerNorms.
+        seed: of the weights that nothing replaces.
+
+    Raises:
+        BadInput: layers that are not consecutive, or sizes that do not divide.
+    """
+
+    token_wise = False
+
+    def __init__(
+        self,
+        width: int,
+        layers: Sequence[int],
+        *,
+        reduction: int,
+        heads: int,
+        feed_forward: int,
+        norm_eps: float = 1e-12,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.layers = check_layers(layers)
+        if len(self.layers) < 2 or self.layers[-1] - self.layers[0] != len(self.layers) - 1:
+            raise BadInput(
+                f"layers are {list(layers)}; blocks that begin as the backbone's stand between consecutive layers.",
+                "Give a count (4: the last four layers) or consecutive layers, at least two.",
+            )
+        check_ladder(width, reduction, heads)
+        narrow = width // reduction
+        generator = torch.Generator().manual_seed(seed)
+        fed = self.layers[:-1]
+        self.gates = nn.Parameter(torch.full((len(fed),), OWN_STATE_FIRST))
+        self.down = nn.ModuleList(linear(width, narrow, generator) for _ in fed)
+        self.blocks = nn.ModuleList(PostNormBlock(narrow, heads, feed_forward, norm_eps, generator) for _ in fed)
+        self.up = zero_linear(narrow, width)  # zero: the side starts as nothing
+
+    def forward(self, taps: Sequence[Tensor], mask: Tensor) -> Tensor:
+        """Taps and mask (B, T) to what is added to the last state, (B, T, d)."""
+        allowed = allowed_pairs(mask, causal=False)
+        state: Tensor | None = None
+        gates = (self.gates / 0.1).sigmoid()
+        for tap, gate, down, block in zip(taps[:-1], gates, self.down, self.blocks, strict=True):
+            narrow = down(tap)
+            state = block(narrow if state is None else gate * state + (1 - gate) * narrow, allowed)
+        return self.up(state)
+
+
+class PostNormBlock(nn.Module):
+    """A transformer block as BERT has it: attention, norm, feed-forward, norm."""
+
+    def __init__(self, width: int, heads: int, feed_forward: int, norm_eps: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value, self.out = (linear(width, width, generator) for _ in range(4))
+        self.attention_norm = nn.LayerNorm(width, eps=norm_eps)
+        self.wide = linear(width, feed_forward, generator)
+        self.narrow = linear(feed_forward, width, generator)
+        self.mlp_norm = nn.LayerNorm(width, eps=norm_eps)
+
+    def forward(self, x: Tensor, allowed: Tensor) -> Tensor:
+        """(B, T, r) to (B, T, r)."""
+        x = self.attention_norm(x + self._attention(x, allowed))
+        return self.mlp_norm(x + self.narrow(F.gelu(self.wide(x))))
+
+    def _attention(self, x: Tensor, allowed: Tensor) -> Tensor:
+        b, t, w = x.shape
+        q, k, v = (layer(x).view(b, t, self.heads, -1).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        return self.out(mixed.transpose(1, 2).reshape(b, t, w))
+
+
+def allowed_pairs(mask: Tensor, *, causal: bool) -> Tensor:
+    """(B, 1, T, T): which token may look at which; a padding token may look at itself, so that no row is empty."""
+    length = mask.shape[1]
+    sees = mask.bool()[:, None, None, :].expand(-1, 1, length, length)
+    if causal:
+        sees = sees & torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    return sees | torch.eye(length, dtype=torch.bool, device=mask.device)
