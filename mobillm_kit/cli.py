@@ -60,11 +60,7 @@ def _words(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[tuple[str, ...]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the command line says.
-
-    Returns:
-        The exit status: 2 after one sentence about what the user can put right, 130 after Ctrl-C.
-    """
+    """Do what the command line says; the exit status is 2 after one sentence about what the user can put right."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     complaints = Console(stderr=True)
     try:

@@ -55,11 +55,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def data_folder(name: str) -> Path:
-    """The folder of one packaged resource.
-
-    Returns:
-        An existing folder.
-    """
+    """The folder of ``pocket``, the pretrained backbone, or of ``reviews``, the task beside it."""
     places = (_PACKAGE / "_data" / name, _PACKAGE.parent / "data" / name)
     for place in places:
         if place.is_dir():

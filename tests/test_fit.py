@@ -59,9 +59,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, name):
     whole, undisturbed = fitted(tmp_path, method=name)
     file = tmp_path / "checkpoint.safetensors"
     _, first = fitted(tmp_path, method=name, stop_at=3, checkpoint=file)
-    assert (first.interrupted, first.steps) == (True, 3)
+    assert (first.status, first.steps) == ("interrupted", 3)
     resumed, second = fitted(tmp_path, method=name, checkpoint=file)
-    assert (second.interrupted, second.steps) == (False, 8)
+    assert (second.status, second.steps) == ("done", 8)
     assert [p.dev_loss for p in second.curve] == [p.dev_loss for p in undisturbed.curve]
     assert (second.forwards, second.bytes_sent) == (undisturbed.forwards, undisturbed.bytes_sent)
     for key, value in whole.state().items():

@@ -38,6 +38,7 @@ class Family:
     """RoBERTa counts positions from ``padding_idx + 1``, the others from 0."""
 
 
+_FUSED = ("query_key_value",)
 _LLAMA_LIKE = Family("decoder", "model", "embed_tokens", "layers", "norm", "lm_head")
 _BERT_LIKE = Family(
     "encoder", "", "embeddings.word_embeddings", "encoder.layer", "", "", attention_targets=("query", "value")
@@ -55,13 +56,7 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": _LLAMA_LIKE,
     "gpt2": Family("decoder", "transformer", "wte", "h", "ln_f", "lm_head", attention_targets=("c_attn",)),
     "gpt_neox": Family(
-        "decoder",
-        "gpt_neox",
-        "embed_in",
-        "layers",
-        "final_layer_norm",
-        "lm_head",
-        attention_targets=("query_key_value",),
+        "decoder", "gpt_neox", "embed_in", "layers", "final_layer_norm", "lm_head", attention_targets=_FUSED
     ),
     "bert": _BERT_LIKE,
     "roberta": _ROBERTA_LIKE,

@@ -61,14 +61,7 @@ CODES = ".codes"
 
 
 class CodedMatrix:
-    """A matrix (n, d) that exists as codes and becomes dense when its module runs.
-
-    Args:
-        kind: one of :data:`KINDS`.
-        shape: (n, d).
-        group: values per scale, at most.
-        dtype: of the dense matrix.
-    """
+    """A matrix (n, d) that exists as codes, at most ``group`` values per scale, and is dense when its module runs."""
 
     def __init__(self, kind: str, shape: tuple[int, ...], *, group: int = GROUP, dtype: torch.dtype) -> None:
         self.shape = shape
@@ -128,15 +121,11 @@ def coded_fingerprint(fingerprint: str, kind: str, group: int) -> str:
 
 
 def quantize_in_memory(backbone: Backbone, kind: str, *, group: int = GROUP) -> Backbone:
-    """Replace the blocks' matrices of a loaded backbone by codes.
+    """Replace the blocks' matrices of a whole backbone by codes; it is changed and returned.
 
     Args:
-        backbone: whole; it is changed and returned.
         kind: ``int8``, ``nf4`` or ``fp4``.
         group: values per scale.
-
-    Raises:
-        BadInput: no such kind, or a weight that is not a finite number.
     """
     check_kind(kind)
     stands_for = coded_fingerprint(backbone.fingerprint, kind, group)
@@ -165,12 +154,9 @@ def quantize_backbone(folder_in: str | Path, folder_out: str | Path, kind: str, 
 
     Args:
         folder_in: a model with safetensors.
-        folder_out: empty or not there yet; gets the codes, the configuration and the tokenizer.
+        folder_out: empty or not there yet; gets the codes, the configuration and the tokenizer, and is returned.
         kind: ``int8``, ``nf4`` or ``fp4``.
         group: values per scale.
-
-    Returns:
-        ``folder_out``.
 
     Raises:
         BadInput: no such kind; a folder that holds something; a model that is damaged, another's, or coded already.

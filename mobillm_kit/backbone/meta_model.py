@@ -70,13 +70,8 @@ def checkpoint_names(
 ) -> dict[str, str]:
     """Which tensor of the files each entry of the model's state is.
 
-    Args:
-        model: as :func:`meta_model` gives it.
-        shards: the files.
-        coded: names and shapes of matrices that the files hold as codes, under another name.
-
-    Returns:
-        State key -> name in the files; tied weights share one name.
+    ``coded`` has names and shapes of matrices that the files hold as codes, under another name.  Tied weights share
+    one name.
     """
     state = model.state_dict(keep_vars=True)
     prefix = getattr(model, "base_model_prefix", "")
@@ -148,18 +143,6 @@ def random_folder(
     """Write a model with random weights: one shard for what stands around the blocks, one per block.
 
     Matrices are N(0, 0.02), norms' weights 1, biases 0.  No more than one shard is in memory.
-
-    Args:
-        config: of any supported family.
-        folder: made, or filled.
-        dtype: of the files.
-        seed: of the values.
-
-    Returns:
-        The folder.
-
-    Raises:
-        KitError: the disk has no room for it; nothing is written.
     """
     folder = Path(folder)
     model = meta_model(config, dtype)

@@ -22,8 +22,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -79,23 +78,13 @@ class Entry:
 
 
 class Shards:
-    """A folder's tensors by name.
-
-    Args:
-        folder: with ``model.safetensors``, or an index and its shards.
-
-    Raises:
-        BadInput: no such folder, no safetensors in it, a shard that is missing, cut off, or another model's.
-    """
+    """The tensors by name of a folder with ``model.safetensors``, or with an index and its shards."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.metadata: dict[str, str] = {}
-        """Free text of the files' headers."""
         self.entries: dict[str, Entry] = {}
         for file, promised in _files(self.folder).items():
-            entries, metadata = _header(file)
-            self.metadata |= metadata
+            entries = _header(file)
             absent = sorted(promised - entries.keys())
             if absent:
                 raise BadInput(
@@ -109,19 +98,6 @@ class Shards:
 
     def __contains__(self, name: object) -> bool:
         return name in self.entries
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @property
-    def n_bytes(self) -> int:
-        """Of all tensors together."""
-        return sum(entry.n_bytes for entry in self.entries.values())
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """One tensor, whole; in the file's type, unless another is given."""
@@ -145,16 +121,7 @@ class Shards:
             part.copy_(raw)
 
     def read_rows(self, name: str, rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Some rows of a matrix; the others are not read.
-
-        Args:
-            name: of a matrix (V, d).
-            rows: indices of any shape, int.
-            dtype: of the result; the file's by default.
-
-        Returns:
-            (\\*rows.shape, d).
-        """
+        """Some rows of a matrix (V, d), ``(\\*rows.shape, d)``; the others are not read."""
         entry = self.entries[name]
         distinct, places = torch.unique(rows, return_inverse=True)
         if distinct.numel() and not 0 <= int(distinct[0]) <= int(distinct[-1]) < entry.shape[0]:
@@ -255,8 +222,8 @@ def _indexed(folder: Path) -> dict[Path, set[str]]:
     return promised
 
 
-def _header(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    """What a file holds, and its free text; the file's length must be what its header says."""
+def _header(file: Path) -> dict[str, Entry]:
+    """What a file holds; its length must be what its header says."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(_LENGTH_BYTES), "little")
@@ -265,7 +232,7 @@ def _header(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
         raw = opened.read(length)
     try:
         listed = json.loads(raw)
-        metadata = listed.pop("__metadata__", {})
+        listed.pop("__metadata__", None)
         start = _LENGTH_BYTES + length
         entries = {name: _entry(file, name, row, start) for name, row in listed.items()}
     except (ValueError, KeyError, AttributeError, TypeError) as error:
@@ -277,7 +244,7 @@ def _header(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
         raise BadInput(
             f"{file}: has {size} bytes, its header promises {ends}; it was cut off or written over.", "Copy it again."
         )
-    return entries, metadata
+    return entries
 
 
 def _entry(file: Path, name: str, row: dict[str, Any], start: int) -> Entry:

@@ -50,8 +50,7 @@ class Backbone(nn.Module):
 
     Args:
         model: as ``AutoModelForCausalLM`` (decoders) or ``AutoModel`` (encoders) returns it.
-        name: the folder's or the hub's name, for records and cards.
-        revision: the hub's revision, empty for a folder.
+        name: the folder's or the hub's name, with ``revision`` for records and cards.
     """
 
     def __init__(self, model: nn.Module, *, name: str = "", revision: str = "") -> None:
@@ -231,7 +230,6 @@ def load_backbone(
         name: ``"pocket"`` (packaged), a folder, or a name on the Hugging Face hub.
         revision: a branch, tag or commit of the hub.
         dtype: ``float32``, ``bfloat16`` or ``float16``, whatever the checkpoint is stored in.
-        device: a torch device.
 
     Raises:
         BadInput: no such folder or name, a folder without ``config.json`` or weights, an unknown dtype.

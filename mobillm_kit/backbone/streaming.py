@@ -96,10 +96,7 @@ def need_memory(needed_bytes: int, allowed_bytes: int, what: str, remedy: str = 
 
 
 def _activate_in_place(model: nn.Module) -> bool:
-    """Let ReLU write over what it reads, the widest state of a block; whether the model has one.
-
-    Nobody else reads that state, and nothing here is trained.
-    """
+    """Let ReLU write over what it reads, the widest state of a block, which nobody else reads; whether there is one."""
     found = [module for module in model.modules() if isinstance(module, nn.ReLU)]
     for module in found:
         module.inplace = True
@@ -113,14 +110,9 @@ class StreamedBackbone(Backbone):
 
     Args:
         model: without values, as :func:`mobillm_kit.backbone.meta_model.meta_model` gives it.
-        shards: the model's files.
         dtype: in which it works.
-        name, revision: as for :class:`Backbone`.
         read_ahead: read the next block while one works; False halves the weights in memory and waits for the disk.
         low_bit: what the files' codes are, where the blocks' matrices are codes.
-
-    Raises:
-        BadInput: the files are not this model's; names the first weight.
     """
 
     def __init__(
@@ -181,10 +173,7 @@ class StreamedBackbone(Backbone):
 
         Args:
             window: the batches; their hidden states are in memory together.
-            layers: which are wanted, 0 .. L.
-
-        Yields:
-            The taps as they appear, layer by layer and within a layer batch by batch.
+            layers: which are wanted, 0 .. L; their taps come layer by layer, within a layer batch by batch.
         """
         self.check_layers(layers)
         wanted = set(layers)
@@ -291,14 +280,9 @@ def stream_backbone(
 
     Args:
         name: ``"pocket"``, or a folder with safetensors; ``revision`` is for the record.
-        dtype: in which it works, whatever the files hold.
         memory_bytes: what the whole process may take; a model whose blocks do not fit is refused before anything is
             read.  None asks nothing.
         read_ahead: as for :class:`StreamedBackbone`.
-
-    Raises:
-        BadInput: no such folder, or files that are damaged, missing or another model's.
-        NotEnoughMemory: not even one token's forward pass fits into ``memory_bytes``.
     """
     source = resolve(name)
     if not Path(source).is_dir():

@@ -30,7 +30,6 @@ class BitWidthController:
 
     Args:
         average_s: a stage's running average of seconds; None where it has not run yet.
-        group: of the codecs that have scales.
         names: codecs to choose from, from wide to narrow.
     """
 

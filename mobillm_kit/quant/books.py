@@ -50,7 +50,6 @@ def nearest(y: Tensor, name: str) -> Tensor:
 
     Args:
         y: contiguous finite float32, in [-1, 1] up to rounding.
-        name: ``nf4`` or ``fp4``.
 
     Returns:
         uint8 codes 0..15, of y's shape, in a scratch buffer.  Half way between two values the lower one is taken.
@@ -73,10 +72,7 @@ def largest_gap(name: str) -> float:
 
 
 def _cells(y: Tensor, out: Tensor) -> Tensor:
-    """The cell of each value, rounded down by whoever makes it an integer.
-
-    It never falls as y rises, which is all that the table needs.
-    """
+    """The cell of each value, rounded down by whoever makes it an integer; it never falls as y rises."""
     return torch.mul(y, _HALF, out=out).add_(_HALF + 1)
 
 

@@ -30,12 +30,7 @@ _POSSIBLE_GROUPS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 
 @dataclass(frozen=True)
 class Codec:
-    """One way to write activations as bytes; made by :func:`codec`.
-
-    Raises:
-        UnknownName: no codec of this name.
-        BadInput: a group that is neither 0 nor a power of two up to 128, or a group for a codec without scales.
-    """
+    """One way to write activations as bytes; made by :func:`codec`."""
 
     name: str
     """One of :data:`CODECS`."""
@@ -63,19 +58,12 @@ class Codec:
         return self.name not in FLOATS
 
     def scale_bytes(self, shape: Sequence[int]) -> int:
-        """Bytes of the scales, with which a payload begins; arguments and errors as :meth:`wire_bytes`."""
+        """Bytes of the scales, with which a payload begins."""
         tokens, width = self._tokens(shape)
         return 4 * tokens * (width // (self.group or width)) if self.has_scales else 0
 
     def wire_bytes(self, shape: Sequence[int]) -> int:
-        """Exact size of a payload, ``N (4 d / G + ceil(d bits / 8))``.
-
-        Args:
-            shape: (..., d), for example (B, T, d) or (N, d).
-
-        Raises:
-            BadInput: no dimension, one that is no whole number or negative, d < 1, or groups that do not divide d.
-        """
+        """Exact size of a payload of (..., d) values, ``N (4 d / G + ceil(d bits / 8))``."""
         tokens, width = self._tokens(shape)
         return self.scale_bytes(shape) + tokens * packed_bytes(width, self.bits)
 
@@ -109,12 +97,7 @@ class Codec:
         return payload
 
     def decode(self, payload: Tensor, shape: Sequence[int], where: str = "") -> Tensor:
-        """Read activations back.
-
-        Args:
-            payload: flat uint8, as :meth:`encode` writes it, from anywhere.
-            shape: of the activations.
-            where: what they are, for the error.
+        """Read activations of ``shape`` back from what :meth:`encode` wrote; ``where`` as there.
 
         Returns:
             float32 of ``shape``, on the payload's device, every value finite.
@@ -122,7 +105,6 @@ class Codec:
         Raises:
             CodecError: a length that does not belong to the shape, a scale that is negative, denormal or not finite, a
                 code outside the codebook, or values that are not finite.
-            BadInput: a shape that this codec cannot have.
         """
         self._check_payload(payload, shape, _place(where))
         rows = torch.empty(math.prod(shape[:-1]), shape[-1], device=payload.device)
@@ -144,9 +126,6 @@ class Codec:
 
         ``s / 2`` for int8, int4, int2; ``s * (largest gap) / 2`` for nf4, fp4; ``max(s, max|x| - s)`` for sign;
         ``max(|x| 2^-p, half of the smallest step)`` with p = 4, 8, 11 significant bits for fp8, bf16, fp16; 0 for fp32.
-
-        Returns:
-            float32 of x's shape.
         """
         self.wire_bytes(x.shape)
         bounds = torch.empty(x.shape, device=x.device).view(-1, x.shape[-1])
@@ -214,10 +193,6 @@ def codec(name: str, group: int = 64) -> Codec:
         name: one of :data:`CODECS`.
         group: values per scale: 32, 64 or 128 (smaller powers of two for narrow models), or 0: one scale per token.
             Without meaning for fp32, fp16 and bf16, whose group is always 0.
-
-    Raises:
-        UnknownName: no codec of this name.
-        BadInput: a group that is not possible.
     """
     return Codec(name, 0 if name in FLOATS and group in _POSSIBLE_GROUPS else group)
 

@@ -22,10 +22,7 @@ _GATHER_BITS = 0x8040201008040201 - 2**64
 def pack(codes: Tensor, bits: int, out: Tensor) -> None:
     """Write codes (n, d) into bytes ``out`` (n, ceil(d * bits / 8)).
 
-    Args:
-        codes: uint8, contiguous, of which the lowest ``bits`` count.
-        bits: 1, 2, 4 or 8.
-        out: uint8.
+    ``codes`` are contiguous uint8, of which the lowest ``bits`` (1, 2, 4 or 8) count.
     """
     per_byte = 8 // bits
     if per_byte == 1:

@@ -16,7 +16,7 @@ Taught in: notebooks/08_device_and_server.ipynb
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -77,13 +77,8 @@ def pack(upload: Upload, coder: Codec, layers: Sequence[int], rows: Sequence[int
     """Encode the real tokens of an upload.
 
     Args:
-        upload: activations (B, T, d) per layer.
-        coder: how values become bytes.
         layers: the layers' numbers, for the errors and for the server.
         rows: which samples; all by default.
-
-    Raises:
-        BadInput: an activation is not a finite number (names its layer), or the codec's groups do not divide d.
     """
     chosen = torch.arange(upload.mask.shape[0]) if rows is None else torch.tensor(list(rows), dtype=torch.long)
     real = upload.mask[chosen].bool()
@@ -106,10 +101,7 @@ def pack(upload: Upload, coder: Codec, layers: Sequence[int], rows: Sequence[int
 def unpack(parcel: Parcel, *, sequence: int = 0, labels: Sequence[int] = ()) -> Upload:
     """Decode a parcel to float32 activations (B, T, d), T the longest sample, padded with zeros on the right.
 
-    Args:
-        parcel: all samples of a batch.
-        sequence: of the upload.
-        labels: of the samples; zeros where they do not travel.
+    ``labels`` are zeros where they do not travel.
     """
     lengths = torch.tensor(parcel.lengths)
     mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)  # (B, T)
@@ -140,11 +132,8 @@ def merge(parcels: Sequence[Parcel]) -> Parcel:
         for name in ("codec", "group", "width", "layers"):
             if getattr(other, name) != getattr(first, name):
                 raise BadInput(f"Parcels of different {name} ({getattr(first, name)}, {getattr(other, name)}).")
-    return Parcel(
-        codec=first.codec,
-        group=first.group,
-        layers=first.layers,
-        width=first.width,
+    return replace(
+        first,
         lengths=sum((parcel.lengths for parcel in parcels), ()),
         positions=sum((parcel.positions for parcel in parcels), ()),
         payloads=tuple(_joined(parcels, number) for number in range(len(first.layers))),
@@ -155,24 +144,10 @@ def _cut(parcel: Parcel, index: int, start: int) -> Parcel:
     length = parcel.lengths[index]
     scales, codes = _part_bytes(parcel.coder, parcel.width)
     all_scales = scales * sum(parcel.lengths)
-    payloads = tuple(
-        torch.cat(
-            (
-                payload[scales * start : scales * (start + length)],
-                payload[all_scales + codes * start : all_scales + codes * (start + length)],
-            )
-        )
-        for payload in parcel.payloads
-    )
-    return Parcel(
-        codec=parcel.codec,
-        group=parcel.group,
-        layers=parcel.layers,
-        width=parcel.width,
-        lengths=(length,),
-        positions=(parcel.positions[index],),
-        payloads=payloads,
-    )
+    own_scales = slice(scales * start, scales * (start + length))
+    own_codes = slice(all_scales + codes * start, all_scales + codes * (start + length))
+    payloads = tuple(torch.cat((payload[own_scales], payload[own_codes])) for payload in parcel.payloads)
+    return replace(parcel, lengths=(length,), positions=(parcel.positions[index],), payloads=payloads)
 
 
 def _joined(parcels: Sequence[Parcel], number: int) -> Tensor:

@@ -42,13 +42,7 @@ class Prediction:
 
 
 class Predictor:
-    """Labels texts.
-
-    Args:
-        encoder: of the task, for the backbone.
-        logits: batch to (B, C).
-        device: where batches go.
-    """
+    """Labels texts with ``logits``, from a batch on ``device`` to (B, C)."""
 
     def __init__(self, encoder: TextEncoder, logits: Callable[[Batch], Tensor], device: str = "cpu") -> None:
         self._encoder = encoder
@@ -69,11 +63,7 @@ class Predictor:
 
 
 def load_run(folder: str | Path) -> Predictor:
-    """The trained model of a run's folder.
-
-    Raises:
-        BadInput: not a run's folder, one without a checkpoint, or a control, which has no model.
-    """
+    """The trained model of a run's folder."""
     prepared, method = _trained(Path(folder))
     if method is None:
         raise BadInput(f"{folder}: '{prepared.spec.method}' is a control.", "Name the folder of a trained method.")
@@ -92,10 +82,6 @@ def load_side(folder: str | Path, backbone: str | Path) -> Predictor:
     Args:
         folder: what ``save_pretrained`` wrote, or a name on the hub.
         backbone: ``pocket``, a folder, or a name on the hub.
-
-    Raises:
-        BadInput: not a side network.
-        BackboneMismatch: another backbone than the one it was trained on.
     """
     adapter = SideAdapter.from_pretrained(folder)
     loaded = load_backbone(backbone)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import torch
@@ -34,7 +35,7 @@ from mobillm_kit.training.method import Method, Pipelined
 
 @dataclass(frozen=True)
 class FitResult:
-    """What the loop leaves behind."""
+    """What the loop leaves behind: the fields of a record that are its own."""
 
     curve: tuple[CurvePoint, ...]
     steps: int
@@ -43,7 +44,7 @@ class FitResult:
     seconds: float
     cpu_seconds: float
     stopped: str
-    interrupted: bool
+    status: Literal["done", "interrupted"]
 
 
 class _Position(msgspec.Struct):
@@ -72,22 +73,7 @@ def fit(
     checkpoint: Path | None = None,
     callbacks: Sequence[Told] = (),
 ) -> FitResult:
-    """Train ``method`` and evaluate it on ``dev`` as it goes.
-
-    Args:
-        method: anything that keeps the protocol of ``training/method.py``.
-        batches: what is trained on at which step.
-        dev: encoded examples.
-        checkpoint: a safetensors file; written at each evaluation, on Ctrl-C and at the end, and gone on from where
-            it exists.
-        callbacks: called after every step.
-
-    Raises:
-        BadInput: a checkpoint of other settings.
-        TrainingDiverged: the loss is not finite; the checkpoint of the last evaluation stays.
-        NotEnoughMemory: an allocation failed; the message names the method and its counted need.
-        SaveFailed: the checkpoint could not be written; the last one stays whole.
-    """
+    """Train ``method`` and evaluate it on ``dev`` as it goes; where ``checkpoint`` exists, from there on."""
     settings = batches.settings
     progress = _resume(method, settings, checkpoint)
     if not progress.curve:
@@ -116,7 +102,7 @@ def fit(
         seconds=progress.seconds,
         cpu_seconds=progress.cpu_seconds,
         stopped="interrupted" if interrupted else progress.stopped,
-        interrupted=interrupted,
+        status="interrupted" if interrupted else "done",
     )
 
 
@@ -130,11 +116,7 @@ def evaluate(
     device: str = "cpu",
     on_batch: Callable[[int], None] | None = None,
 ) -> tuple[float, Tensor]:
-    """Mean cross-entropy in nats and the predicted labels, (N,) int64.
-
-    Args:
-        on_batch: told how many examples are done after each batch.
-    """
+    """Mean cross-entropy in nats and the predicted labels, (N,) int64; ``on_batch`` is told how many are done."""
     losses, predictions = [], []
     for start in range(0, len(examples), batch_size):
         batch = encoder.collate(examples[start : start + batch_size]).to(device)
@@ -268,9 +250,8 @@ def _resume(method: Method, settings: FitSettings, checkpoint: Path | None) -> _
             progress = msgspec.json.decode(file.metadata()["progress"], type=_Position)
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, KeyError, TypeError, msgspec.DecodeError) as error:
-        raise BadInput(
-            f"{checkpoint}: not a checkpoint ({_first_line(error)}).", "Delete it to start again."
-        ) from error
+        problem = f"{checkpoint}: not a checkpoint ({_first_line(error)})."
+        raise BadInput(problem, "Delete it to start again.") from error
     if progress.settings != name:
         raise BadInput(
             f"{checkpoint}: made with other settings ({progress.settings}), this run has ({name}).",

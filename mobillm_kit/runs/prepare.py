@@ -118,10 +118,8 @@ def load_data(spec: RunSpec) -> TaskData:
     if spec.task != "custom":
         return load_task(spec.task, data=spec.data, limit=limit, seed=0)
     if spec.data is None or spec.text is None or spec.label is None:
-        raise BadInput(
-            "A task of your own needs a file and its columns.",
-            "Give --data FILE --text COLUMN --label COLUMN.",
-        )
+        problem = "A task of your own needs a file and its columns."
+        raise BadInput(problem, "Give --data FILE --text COLUMN --label COLUMN.")
     return custom_task(
         Path(spec.data),
         text=spec.text,
@@ -136,11 +134,7 @@ def load_data(spec: RunSpec) -> TaskData:
 
 def choose_device(accelerator: str) -> str:
     """``auto`` takes CUDA, then Apple's MPS, then the CPU."""
-    there = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if accelerator == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if there[name])
     if accelerator not in there:
@@ -176,11 +170,7 @@ def method_options(prepared: Prepared) -> dict[str, Any]:
 
 
 def build_method(prepared: Prepared, folder: Path | None = None) -> Method:
-    """The method of the specification on the prepared model; ``folder`` is the run's, where it has one.
-
-    Raises:
-        BadInput: an option that the method does not have.
-    """
+    """The method of the specification on the prepared model; ``folder`` is the run's, where it has one."""
     spec = prepared.spec
     options = method_options(prepared)
     extra = {"about": _about(prepared), "folder": folder} if method_row(spec.method).module == "mobillm" else {}

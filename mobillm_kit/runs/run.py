@@ -54,16 +54,11 @@ def run(
     """Train one method (or score one control) and say what came out.
 
     Args:
-        spec: what to run.
         folder: keeps ``checkpoint.safetensors``, ``record.json`` and, for MobiLLM, ``side/``; a run that was
             interrupted there goes on.  None keeps nothing.
-        command: for the record's provenance.
         callbacks: told after each step.
         measured: memory measured in processes of their own, to be kept in the record.
         on_test: told how many of how many held-out texts are labelled.
-
-    Raises:
-        KitError: anything that the user can put right; see ``errors.py``.
     """
     trained = method_row(spec.method).trained
     prepared = prepare(spec)
@@ -104,15 +99,8 @@ def _trained_record(
     )
     return RunRecord(
         **about,
-        status="interrupted" if result.interrupted else "done",
-        stopped=result.stopped,
-        curve=result.curve,
-        scores={} if result.interrupted else held_out_scores(method, prepared, on_test),
-        steps=result.steps,
-        forwards=result.forwards,
-        bytes_sent=result.bytes_sent,
-        seconds=result.seconds,
-        cpu_seconds=result.cpu_seconds,
+        **vars(result),
+        scores={} if result.status == "interrupted" else held_out_scores(method, prepared, on_test),
         trainable_parameters=sum(tensor.numel() for tensor in method.trained().values()),
         counted=method.count_memory(first),
         measured=tuple(measured),

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -69,14 +69,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on ``device``."""
-        types = self.token_type_ids
-        return Batch(
-            input_ids=self.input_ids.to(device),
-            attention_mask=self.attention_mask.to(device),
-            labels=self.labels.to(device),
-            positions=self.positions.to(device),
-            token_type_ids=None if types is None else types.to(device),
-        )
+        tensors = {each.name: getattr(self, each.name) for each in fields(Batch)}
+        return Batch(**{name: None if tensor is None else tensor.to(device) for name, tensor in tensors.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +104,8 @@ class TextEncoder:
     @property
     def pad_id(self) -> int:
         """Token that fills rows up: the padding token, else the end-of-text token, else the unknown token."""
-        for token_id in (
-            self.tokenizer.pad_token_id,
-            self.tokenizer.eos_token_id,
-            self.tokenizer.unk_token_id,
-        ):
+        tokenizer = self.tokenizer
+        for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id):
             if token_id is not None:
                 return token_id
         raise BadInput(
@@ -127,9 +118,6 @@ class TextEncoder:
 
         Texts that had to be cut are counted in :attr:`notes`; the first time also as one warning of the
         logger ``mobillm_kit``.
-
-        Raises:
-            BadInput: an empty text, a pair that is missing or not asked for, or a pair too long to cut.
         """
         self._check(examples)
         if not examples:
@@ -164,10 +152,6 @@ class TextEncoder:
 
         Tokenizers split by context (a leading space becomes part of the word's first token, or a token of its
         own), so the prompt is tokenized with and without the word, and the first token that differs is taken.
-
-        Raises:
-            BadInput: an encoder has no label words; a word melts into the prompt's last token; or two labels
-                share their first token and so could not be told apart.
         """
         if self.kind != "decoder":
             raise BadInput("An encoder predicts with a classifier, not with label words.", "Use its pooled head.")

@@ -43,19 +43,12 @@ def load_task(
     """A task with its texts; ``texts/splits.py`` says what is left out of train and counted in ``notes``.
 
     Args:
-        name: one of :data:`mobillm_kit.texts.tasks.TASKS`.
         data: a folder in GLUE's layout (``train.tsv``, ``dev.tsv``, optional ``test.tsv``; CSV and JSONL work
             too); None for the packaged texts (``reviews``) or the Hugging Face hub (all others).
         limit: most examples per split, for example ``{"train": 1000, "dev": 500, "test": 1000}`` (MeZO's);
             a seeded choice, so that a smaller limit picks a part of what a larger one picks.
-        seed: for the choices among texts; nothing else depends on it.
         sentences_only: SST-2's train file holds 67 349 phrases of about 6 900 sentences. True keeps the texts
             that are no part of a longer one, as dev and test are sentences too.
-
-    Raises:
-        UnknownName: no such task.
-        MissingExtra: the hub is asked and ``datasets`` is not installed.
-        BadInput: the data is missing or malformed; the message names file and line.
     """
     task = get_task(name)
     check_limit(limit or {})
@@ -88,18 +81,11 @@ def custom_task(
     Args:
         file: a CSV, TSV or JSONL file, split 80/10/10 by ``seed``; or a folder with train, dev and test
             files, split as :func:`load_task` does it.
-        text: name of the text column.
-        label: name of the label column; its different values are the labels, sorted (numbers by size).
+        label: the column whose different values are the labels, sorted (numbers by size).
         prompt: decoder template; None for the text, then "Label:" on a line of its own.
         label_words: one per label, in the sorted order; None for the labels' names.
-        pair: name of the second text column, if there is one.
-        name: the task's name in records.
+        pair: the second text column, if there is one.
         limit: as in :func:`load_task`.
-        seed: for the split and the choices.
-
-    Raises:
-        BadInput: the file is missing or malformed, a column does not exist, there is only one label, or
-            prompt and label words do not fit.
     """
     check_limit(limit or {})
     path = Path(file)
@@ -240,10 +226,8 @@ def _check_columns(table: Table, wanted: Sequence[str], why: str) -> None:
 def _labels_in(table: Table, column: str) -> tuple[str, ...]:
     for row in table.rows:
         if not row.cells[column].strip():
-            raise BadInput(
-                f"{table.where}, line {row.line}: the label in column '{column}' is empty.",
-                "Give the row a label.",
-            )
+            where = f"{table.where}, line {row.line}"
+            raise BadInput(f"{where}: the label in column '{column}' is empty.", "Give the row a label.")
     names = {row.cells[column].strip() for row in table.rows}
     if len(names) < 2:
         raise BadInput(

@@ -23,24 +23,13 @@ from mobillm_kit.errors import BadInput, UnknownName
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> float:
-    """Share of right predictions, 0 to 1.
-
-    Args:
-        predictions: (N,) class ids, an integer dtype.
-        labels: (N,) class ids, an integer dtype.
-
-    Raises:
-        BadInput: no rows, different shapes, or not integers.
-    """
+    """Share of right predictions, 0 to 1; (N,) class ids, integers, as everywhere here."""
     _check(predictions, labels)
     return int((predictions == labels).sum()) / labels.numel()
 
 
 def f1(predictions: Tensor, labels: Tensor) -> float:
-    """F1 of class 1, 0 to 1: ``2 TP / (2 TP + FP + FN)``; 0 where nothing is 1 and nothing was called 1.
-
-    Args and errors as for :func:`accuracy`.
-    """
+    """F1 of class 1, 0 to 1: ``2 TP / (2 TP + FP + FN)``; 0 where nothing is 1 and nothing was called 1."""
     _check(predictions, labels)
     said, true = predictions == 1, labels == 1
     denominator = int(said.sum()) + int(true.sum())
@@ -50,7 +39,7 @@ def f1(predictions: Tensor, labels: Tensor) -> float:
 def matthews(predictions: Tensor, labels: Tensor) -> float:
     """Matthews correlation, -1 to 1, for any number of classes (Gorodkin's R_K; for two, the usual phi).
 
-    0 where all predictions or all labels are of one class. Args and errors as for :func:`accuracy`.
+    0 where all predictions or all labels are of one class.
     """
     _check(predictions, labels)
     classes = int(torch.maximum(predictions.max(), labels.max())) + 1

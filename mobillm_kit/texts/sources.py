@@ -27,11 +27,7 @@ from mobillm_kit.errors import BadInput, MissingExtra
 if TYPE_CHECKING:
     import datasets
 
-SPLIT_FILES: Mapping[str, tuple[str, ...]] = {
-    "train": ("train",),
-    "dev": ("dev", "validation"),
-    "test": ("test",),
-}
+SPLIT_FILES: Mapping[str, tuple[str, ...]] = {"train": ("train",), "dev": ("dev", "validation"), "test": ("test",)}
 """Names (without suffix) under which a folder or the hub may hold each split."""
 
 HUB_WAIT_S = 20.0
@@ -59,12 +55,10 @@ class Table:
 
 
 def read_table(path: Path, *, headerless: Sequence[str] = ()) -> Table:
-    """Read one file.
+    """Read one ``.tsv``, ``.csv`` or ``.jsonl`` file.
 
-    Args:
-        path: a ``.tsv``, ``.csv`` or ``.jsonl`` file.
-        headerless: column names of a TSV that comes without a header (GLUE's CoLA); used where the first line
-            has as many cells as this and none of these names among them.
+    ``headerless`` names the columns of a TSV that comes without a header (GLUE's CoLA); used where the first line has
+    as many cells as this and none of these names among them.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -108,10 +102,7 @@ def find_splits(folder: Path) -> dict[str, Path]:
 def hub_tables(
     repository: str, config: str | None = None, *, revision: str | None = None, wait_s: float = HUB_WAIT_S
 ) -> dict[str, Table]:
-    """The splits of a data set on the Hugging Face hub, through ``datasets``.
-
-    What was downloaded once is found again in the local cache, also without a network.
-    """
+    """The splits of a data set on the Hugging Face hub; from the local cache, where there is no network."""
     try:
         import datasets
     except ImportError as error:
@@ -182,10 +173,8 @@ def _text_of(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise BadInput(
-            f"{path}, line {line}: the byte 0x{data[error.start]:02x} is not UTF-8.",
-            "Save the file as UTF-8.",
-        ) from error
+        problem = f"{path}, line {line}: the byte 0x{data[error.start]:02x} is not UTF-8."
+        raise BadInput(problem, "Save the file as UTF-8.") from error
 
 
 _Rows = tuple[tuple[str, ...], list[Row]]

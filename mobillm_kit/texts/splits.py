@@ -45,11 +45,7 @@ def in_three(examples: Sequence[Example], seed: int) -> Splits:
 
 
 def hold_out(splits: Mapping[str, tuple[Example, ...]], seed: int, task: str) -> tuple[Splits, list[str]]:
-    """Train, dev and test of ``task`` as the module's head says, and what was decided on the way, in sentences.
-
-    Args:
-        splits: ``train`` and at least one of ``dev`` and ``test``; without both, ``seed`` chooses dev.
-    """
+    """Train, dev and test of ``task`` as the module's head says, and what was decided on the way, in sentences."""
     train, dev, test = (splits.get(name) for name in SPLITS)
     notes = []
     if test is None:
@@ -140,9 +136,8 @@ def _is_punctuation(char: str) -> bool:
 def maximal_texts(texts: Collection[str]) -> set[str]:
     """The texts that are no part, word by word, of a longer one among them.
 
-    From the longest to the shortest: a text that was met inside an earlier one is out; every other one marks
-    the texts inside it. Parts of a text that is out need no look, as the longer text holds them too. That
-    makes n (n + 1) / 2 look-ups for each text of n words that stays: 1.5 million for SST-2, under a second.
+    From the longest to the shortest: a text that was met inside an earlier one is out; every other one marks the
+    texts inside it, n (n + 1) / 2 look-ups for n words: 1.5 million for SST-2, under a second.
     """
     spaced = {text: " ".join(text.split()) for text in texts}
     known = set(spaced.values())
