@@ -46,11 +46,11 @@ class CountedMemory(msgspec.Struct, frozen=True, kw_only=True):
 
     party: Literal["device", "server"]
     weights_bytes: int
-    gradients_bytes: int
-    optimizer_bytes: int
-    saved_activations_bytes: int
+    gradients_bytes: int = 0
+    optimizer_bytes: int = 0
+    saved_activations_bytes: int = 0
     """Tensors that autograd keeps between forward and backward, each storage once, parameters left out."""
-    messages_bytes: int
+    messages_bytes: int = 0
     """Activations and labels that wait in the channel or are being encoded."""
 
     @property

@@ -9,8 +9,6 @@ from torch.utils.checkpoint import checkpoint
 
 from mobillm_kit.training.ledger import (
     SavedActivations,
-    gradient_bytes,
-    optimizer_bytes,
     saved_for_backward,
     storage_bytes,
 )
@@ -84,6 +82,14 @@ def test_every_dtype_counts_its_own_width():
 def test_a_need_can_be_counted_before_there_is_memory_for_it():
     big = torch.empty(2**40, device="meta")
     assert storage_bytes([big, big.view(2, -1)]) == 4 * 2**40
+
+
+def gradient_bytes(parameters) -> int:
+    return storage_bytes(p.grad for p in parameters if p.grad is not None)
+
+
+def optimizer_bytes(optimizer) -> int:
+    return storage_bytes(value for state in optimizer.state.values() for value in state.values() if value is not None)
 
 
 def test_gradients_are_counted_where_there_are_some():

@@ -38,6 +38,10 @@ class MethodRow:
     """False for the controls, which show what a table's figures have to be compared with."""
 
 
+def _control(name: str, label: str, summary: str) -> MethodRow:
+    return MethodRow(name, label, "controls", summary, "–", True, forward_only=True, trained=False)
+
+
 _ROWS = (
     MethodRow("full", "Full fine-tuning", "full", "every weight, AdamW", "Loshchilov & Hutter 2019", False),
     MethodRow(
@@ -105,46 +109,10 @@ _ROWS = (
         {"side": "ladder"},
         forward_only=True,
     ),
-    MethodRow(
-        "zero-shot",
-        "Zero-shot",
-        "controls",
-        "the label words' logits, nothing trained",
-        "–",
-        True,
-        forward_only=True,
-        trained=False,
-    ),
-    MethodRow(
-        "threshold",
-        "One threshold",
-        "controls",
-        "one threshold on the zero-shot logit difference, chosen on dev",
-        "–",
-        True,
-        forward_only=True,
-        trained=False,
-    ),
-    MethodRow(
-        "bag-of-words",
-        "Bag of words",
-        "controls",
-        "logistic regression on word counts; no language model at all",
-        "–",
-        True,
-        forward_only=True,
-        trained=False,
-    ),
-    MethodRow(
-        "majority",
-        "Majority class",
-        "controls",
-        "always the most frequent label",
-        "–",
-        True,
-        forward_only=True,
-        trained=False,
-    ),
+    _control("zero-shot", "Zero-shot", "the label words' logits, nothing trained"),
+    _control("threshold", "One threshold", "one threshold on the zero-shot logit difference, chosen on dev"),
+    _control("bag-of-words", "Bag of words", "logistic regression on word counts; no language model at all"),
+    _control("majority", "Majority class", "always the most frequent label"),
 )
 
 METHODS: dict[str, MethodRow] = {row.name: row for row in _ROWS}

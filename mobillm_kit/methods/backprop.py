@@ -27,11 +27,9 @@ class Backprop:
     """AdamW on the given parameters.
 
     Args:
-        name: the method's name.
         model: everything that must be in the device's memory.
         parameters: what is trained, by name; all of it asks for gradients from here on.
         logits: batch to (B, C), with the autograd graph.
-        weight_decay: AdamW's.
     """
 
     def __init__(
@@ -87,6 +85,5 @@ class Backprop:
                 gradients_bytes=storage_bytes(self._parameters.values()),
                 optimizer_bytes=len(ADAM_MOMENTS) * storage_bytes(self._parameters.values()),
                 saved_activations_bytes=saved.peak_bytes,
-                messages_bytes=0,
             ),
         )

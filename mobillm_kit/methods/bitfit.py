@@ -18,12 +18,7 @@ from mobillm_kit.methods.task_model import TaskModel
 
 
 def build(model: TaskModel, *, seed: int, weight_decay: float = 0.0) -> Backprop:
-    """Train every bias of the backbone, norms included, and the classifier of encoders.
-
-    Args:
-        model: its biases are changed in place.
-        seed: not used; nothing here is drawn.
-        weight_decay: AdamW's; the paper uses none.
+    """Train every bias, norms included, and the classifier of encoders.  ``seed`` is not used: nothing is drawn.
 
     Raises:
         BadInput: a backbone without biases (the Llama family).

@@ -12,7 +12,7 @@ Taught in: notebooks/01_where_memory_goes.ipynb
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 from mobillm_kit.methods.backprop import Backprop
 from mobillm_kit.methods.full_checkpointing import checkpointed_logits
@@ -20,16 +20,8 @@ from mobillm_kit.methods.lora_layers import add_lora
 from mobillm_kit.methods.task_model import TaskModel
 
 
-def build(
-    model: TaskModel,
-    *,
-    seed: int,
-    rank: int = 8,
-    alpha: float = 16.0,
-    targets: str | Sequence[str] | None = None,
-    weight_decay: float = 0.0,
-) -> Backprop:
-    """Train A and B as LoRA does, with equal gradients; arguments as for LoRA."""
-    layers = add_lora(model, rank=rank, alpha=alpha, targets=targets, seed=seed)
+def build(model: TaskModel, *, seed: int, weight_decay: float = 0.0, **lora: Any) -> Backprop:
+    """Train A and B as LoRA does, with equal gradients; ``lora`` as :func:`add_lora` takes it."""
+    layers = add_lora(model, seed=seed, **lora)
     trained = {**layers, **model.head_parameters()}
     return Backprop("lora-checkpointing", model, trained, checkpointed_logits(model), weight_decay=weight_decay)

@@ -32,16 +32,15 @@ finally:
 
 
 def add_lora(
-    model: TaskModel, *, rank: int, alpha: float, targets: str | Sequence[str] | None, seed: int
+    model: TaskModel, *, seed: int, rank: int = 8, alpha: float = 16.0, targets: str | Sequence[str] | None = None
 ) -> dict[str, nn.Parameter]:
     """Put LoRA layers into the backbone; at the start they change nothing, to the bit.
 
     Args:
-        model: its backbone gets the layers.
+        seed: of A.
         rank: r.
         alpha: numerator of the scale alpha / r.
         targets: names of the projections, as a list or with commas; query and value of the family by default.
-        seed: of A.
 
     Returns:
         A and B of every layer, by name.

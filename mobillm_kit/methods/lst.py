@@ -60,12 +60,8 @@ def build(
     """Train a ladder beside the backbone, and the classifier of encoders.
 
     Args:
-        model: stays as it is, but for an encoder's classifier.
-        seed: of the ladder's initial weights.
         reduction: k, the ladder's width is d/k; the paper's 8.
-        heads: attention heads of the ladder.
         layers: how many layers are tapped, evenly spaced, or which; all by default.
-        weight_decay: AdamW's.
 
     Raises:
         BadInput: a reduction or heads that do not divide the width, or layers that are not there.

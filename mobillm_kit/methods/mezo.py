@@ -14,11 +14,5 @@ from mobillm_kit.methods.zeroth_order import ZerothOrder
 
 
 def build(model: TaskModel, *, seed: int, eps: float = 1e-3) -> ZerothOrder:
-    """Train all of ``model`` by SPSA.
-
-    Args:
-        model: changed in place.
-        seed: of every z.
-        eps: the perturbation; the paper's 1e-3.
-    """
+    """Train all of ``model`` by SPSA; 1e-3 is the paper's eps."""
     return ZerothOrder("mezo", model, dict(model.named_parameters()), model.logits, seed=seed, eps=eps)

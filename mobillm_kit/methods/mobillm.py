@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -32,42 +32,10 @@ from mobillm_kit.texts.encode import Batch
 from mobillm_kit.training.ledger import storage_bytes
 from mobillm_kit.training.method import StepResult
 
+if TYPE_CHECKING:
+    from mobillm_kit.device.uplink import Wire
 SHAPE = ("rank", "reduction", "heads", "start")
 """Fields of the side network's description that a run's options may name."""
-
-
-class Uplink(Protocol):
-    """What joins a device and a server."""
-
-    timeline: Timeline
-
-    @property
-    def codecs(self) -> tuple[str, ...]:
-        """Per step, where a controller chose them."""
-
-    def step(self, batch: Batch, lr: float) -> StepResult:
-        """Forward a batch and have the server train on it."""
-
-    def settle(self) -> list[float]:
-        """Wait for steps under way; their losses, in order."""
-
-    def logits(self, batch: Batch) -> Tensor:
-        """(B, C) of the side network as trained so far."""
-
-    def carried(self, upload: Upload) -> tuple[Upload, int]:
-        """What arrives of an upload, and the bytes that it takes on its way."""
-
-    def waiting_bytes(self, upload: Upload) -> int:
-        """Bytes that wait to be sent beside the upload itself."""
-
-    def state(self) -> dict[str, Tensor]:
-        """Where training stands."""
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from there."""
-
-    def close(self) -> None:
-        """Let go of what runs beside the loop."""
 
 
 class InProcess:
@@ -133,7 +101,9 @@ class MobiLLM:
         device_weights: what the device holds, for the ledger.
     """
 
-    def __init__(self, device: Device, server: SideTrainer, uplink: Uplink, device_weights: Sequence[Tensor]) -> None:
+    def __init__(
+        self, device: Device, server: SideTrainer, uplink: InProcess | Wire, device_weights: Sequence[Tensor]
+    ) -> None:
         self.adapter = server.model.adapter
         self.name = f"mobillm-{'full-width' if self.adapter.side.token_wise else 'ladder'}"
         self.device = device
@@ -181,9 +151,6 @@ class MobiLLM:
         device = CountedMemory(
             party="device",
             weights_bytes=storage_bytes(self._device_weights),
-            gradients_bytes=0,
-            optimizer_bytes=0,
-            saved_activations_bytes=0,
             messages_bytes=upload.n_bytes + self.uplink.waiting_bytes(upload),
         )
         return device, self.server.count_memory(upload)
@@ -212,16 +179,13 @@ def build(
     """A device and a server for this model: the backbone stays on the device, a copy of the head goes to the server.
 
     Args:
-        layers: how many layers are tapped, or which; all by default.  A number is of evenly spaced ones, with
-            ``start=backbone`` of the last ones.
+        layers: how many are tapped (evenly spaced; the last ones with ``start=backbone``), or which; all by default.
         tokens: ``all``, ``prediction`` (the token that enters the loss, where that is exact), or ``auto``.
         top_tokens: send that many tokens per text at most; not exact.
-        codec: how activations become bytes; ``none`` hands them over as they are, ``adaptive`` (across a link) picks
-            one per step.
+        codec: of activations; ``none`` hands them over as they are, ``adaptive`` (across a link) picks one per step.
         server: ``in-process``, ``spawn`` (a server process for this run), an address, or a join string.
-        about: the task's words, kept with the side network so that its folder alone can label texts.
-        options: of the side network's description (:class:`SideSpec`: rank, reduction, heads, start), the others of
-            the uplink to a server (``device/uplink.py``: labels, cache, link …).
+        about: the task's words, so that the side network's folder alone can label texts.
+        options: ``SHAPE``; the others are the uplink's (``device/uplink.py``).
     """
     shape = {name: options.pop(name) for name in SHAPE if name in options}
     shape |= {"kind": side, "pooling": model.head.pooling, "n_labels": model.head.n_labels, "seed": seed}

@@ -25,11 +25,10 @@ from mobillm_kit.errors import BadInput
 from mobillm_kit.methods.dual_forward import DualForwardLinear
 from mobillm_kit.methods.lora_layers import check_scale, target_names
 from mobillm_kit.methods.task_model import TaskModel
-from mobillm_kit.methods.zeroth_order import check_eps
+from mobillm_kit.methods.zeroth_order import check_eps, forward_memory
 from mobillm_kit.record import CountedMemory
 from mobillm_kit.side.heads import PooledHead
 from mobillm_kit.texts.encode import Batch
-from mobillm_kit.training.ledger import storage_bytes
 from mobillm_kit.training.method import StepResult
 
 Copy = tuple[int, int]
@@ -37,18 +36,7 @@ Copy = tuple[int, int]
 
 
 class PRGE:
-    """P-RGE on the dual-forwarding layers of a model.
-
-    Args:
-        model: whose backbone holds the layers.
-        layers: the dual-forwarding layers, by name.
-        q: perturbations a step.
-        eps: the perturbation.
-        seed: of every z.
-        clip: the largest |g_j|; None takes every one as it is.
-        inner: run both signs in the same forward.
-        outer: run all perturbations in the same forward.
-    """
+    """P-RGE on the dual-forwarding layers of a model; arguments as for :func:`build`."""
 
     name = "p-rge"
 
@@ -137,16 +125,7 @@ class PRGE:
 
     def count_memory(self, batch: Batch) -> tuple[CountedMemory, ...]:
         """The stacks of B count as weights; the new z of the largest stack stands in the gradients' place."""
-        return (
-            CountedMemory(
-                party="device",
-                weights_bytes=storage_bytes([*self._model.parameters(), *self._model.buffers()]),
-                gradients_bytes=max(layer.up.numel() * layer.up.element_size() for layer in self._layers.values()),
-                optimizer_bytes=0,
-                saved_activations_bytes=0,
-                messages_bytes=0,
-            ),
-        )
+        return forward_memory(self._model, (layer.up for layer in self._layers.values()))
 
     def _master(self, name: str) -> Tensor:
         return self._layers[name].master(self._g, self._lr, self._eps)

@@ -37,12 +37,9 @@ class ZerothOrder:
     """SPSA on the given parameters, in place.
 
     Args:
-        name: the method's name.
         model: everything that must be in the device's memory.
         parameters: what is trained, by name.
         logits: batch to (B, C).
-        seed: of every z.
-        eps: the perturbation.
 
     Raises:
         BadInput: eps is not above 0, or a weight is kept in 16 bits, where adding and taking back eps z drifts.
@@ -116,19 +113,17 @@ class ZerothOrder:
 
     def count_memory(self, batch: Batch) -> tuple[CountedMemory, ...]:
         """No gradient is kept, but one z is alive while it is added: it stands in the gradients' place."""
-        return (
-            CountedMemory(
-                party="device",
-                weights_bytes=storage_bytes([*self._model.parameters(), *self._model.buffers()]),
-                gradients_bytes=max(tensor.numel() * tensor.element_size() for tensor in self._parameters.values()),
-                optimizer_bytes=0,
-                saved_activations_bytes=0,
-                messages_bytes=0,
-            ),
-        )
+        return forward_memory(self._model, self._parameters.values())
 
     def _loss(self, batch: Batch) -> float:
         return F.cross_entropy(self._logits(batch), batch.labels).item()
+
+
+def forward_memory(model: nn.Module, perturbed: Iterable[Tensor]) -> tuple[CountedMemory, ...]:
+    """The device's ledger without a backward pass; the largest z stands in the gradients' place."""
+    z_bytes = max(tensor.numel() * tensor.element_size() for tensor in perturbed)
+    weights_bytes = storage_bytes([*model.parameters(), *model.buffers()])
+    return (CountedMemory(party="device", weights_bytes=weights_bytes, gradients_bytes=z_bytes),)
 
 
 def check_eps(eps: float) -> None:

@@ -35,19 +35,6 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(storage.nbytes() for storage in _storages(tensors))
 
 
-def gradient_bytes(parameters: Iterable[Tensor]) -> int:
-    """Bytes of the gradients that ``parameters`` hold at this moment; 0 before the first backward pass."""
-    return storage_bytes(p.grad for p in parameters if p.grad is not None)
-
-
-def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of every tensor in the optimizer's state; 0 before its first step.
-
-    AdamW keeps two moments and a float32 step counter: ``8 n + 4`` bytes for a float32 parameter of n values.
-    """
-    return storage_bytes(_tensors_in(optimizer.state))
-
-
 def saved_for_backward(forward: Callable[[], T], exclude: Iterable[Tensor]) -> tuple[T, int]:
     """Run ``forward`` once and count what autograd keeps of it.
 
