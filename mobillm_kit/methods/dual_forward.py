@@ -28,8 +28,6 @@ class DualForwardLinear(nn.Module):
     Args:
         base: the layer that is wrapped, d_in -> d_out.
         a: (r, d_in), frozen.
-        scale: s.
-        q: perturbations.
     """
 
     a: Tensor
@@ -75,9 +73,7 @@ class DualForwardLinear(nn.Module):
         """Take the last perturbation back, apply its update, perturb by ``z``.
 
         Args:
-            g: (q,) of the last step.
-            lr: of the last step.
-            eps: the perturbation.
+            g, lr: of the last step, (q,) and a number.
             z: (q, d_out, r).
         """
         noise = (self.up - self.down) / 2

@@ -38,8 +38,7 @@ def add_lora(
 
     Args:
         seed: of A.
-        rank: r.
-        alpha: numerator of the scale alpha / r.
+        rank, alpha: r, and the numerator of the scale alpha / r.
         targets: names of the projections, as a list or with commas; query and value of the family by default.
 
     Returns:

@@ -39,12 +39,7 @@ SHAPE = ("rank", "reduction", "heads", "start")
 
 
 class InProcess:
-    """The server as an object beside the device: an upload is trained on as soon as it is made.
-
-    Args:
-        device, server: of the run.
-        coder: how activations become bytes on their way; None hands them over as they are.
-    """
+    """The server as an object beside the device: an upload is trained on as soon as it is made; None codes nothing."""
 
     codecs: tuple[str, ...] = ()
 
@@ -95,9 +90,7 @@ class MobiLLM:
     """Device and server of one run, joined by an uplink.
 
     Args:
-        device: forward only.
         server: trains; where the uplink leads to another process, it holds the weights that come back.
-        uplink: how they are joined.
         device_weights: what the device holds, for the ledger.
     """
 

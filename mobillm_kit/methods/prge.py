@@ -158,8 +158,7 @@ def build(
         seed: of A and of every z.
         q: perturbations a step.
         eps: the perturbation; the paper's 1e-2 for LoRA-FA.
-        rank: r.
-        alpha: numerator of the scale alpha / r.
+        rank, alpha: r, and the numerator of the scale alpha / r.
         targets: names of projections, as a list or with commas; query and value by default.
         clip: the largest |g_j|.  Not in the paper: the few large g of a run (one in a hundred is ten times the
             median) throw it off what it has found, at any rate that finds it in time.

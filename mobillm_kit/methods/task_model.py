@@ -47,10 +47,8 @@ def task_model(backbone: Backbone, *, word_ids: Sequence[int], pooling: Pooling 
     """Put the head of a task on a backbone.
 
     Args:
-        backbone: decoder or encoder.
         word_ids: one token id per label; encoders use only their number.
-        pooling: for encoders.
-        seed: for an encoder's classifier.
+        pooling, seed: of an encoder's classifier.
 
     Raises:
         BadInput: fewer than two labels.

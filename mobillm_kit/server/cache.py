@@ -26,13 +26,7 @@ from mobillm_kit.quant.parcels import Parcel
 
 
 class ActivationCache:
-    """Samples' parcels by number.
-
-    Args:
-        folder: for what does not fit into memory; None keeps nothing on disk.
-        memory_bytes: quota of payload bytes in memory.
-        disk_bytes: quota of file bytes on disk.
-    """
+    """Samples' parcels by number, within quotas of payload bytes in memory and of file bytes in ``folder``."""
 
     def __init__(self, folder: Path | None, *, memory_bytes: int, disk_bytes: int) -> None:
         self._folder = folder

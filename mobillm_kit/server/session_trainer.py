@@ -167,7 +167,9 @@ class SessionTrainer:
         """The batch's activations, fresh ones from the message and the others from the cache."""
         fresh = _parcel(message, payloads, self.plan)
         if self.cache is None:
-            return unpack(_whole(fresh), sequence=message.sequence, labels=message.targets), False
+            if fresh is None:
+                raise BadInput("A batch without activations, and the plan asks for no cache.", "Send every sample's.")
+            return unpack(fresh, sequence=message.sequence, labels=message.targets), False
         apart = {} if fresh is None else dict(zip(message.fresh, split(fresh), strict=True))
         parcels = [apart[row] if row in apart else self.cache.get(n) for row, n in enumerate(message.samples)]
         if any(parcel is None for parcel in parcels):
@@ -294,12 +296,6 @@ def _parcel(message: BatchMessage, payloads: Sequence[memoryview], plan: Plan) -
         positions=tuple(message.positions),
         payloads=tuple(from_bytes(payload) for payload in payloads[: len(message.layers)]),
     )
-
-
-def _whole(parcel: Parcel | None) -> Parcel:
-    if parcel is None:
-        raise BadInput("A batch without activations, and the plan asks for no cache.", "Send every sample's.")
-    return parcel
 
 
 def _unpacked(parcels: Sequence[Parcel], message: BatchMessage) -> Upload:

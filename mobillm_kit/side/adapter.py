@@ -47,14 +47,9 @@ class SideAdapter(
     """A side network, the trained part of its head, and the name of the backbone that it belongs to.
 
     Args:
-        side: the side network's description.
-        backbone: name, for the reader.
-        backbone_revision: on the hub; empty for a folder.
+        backbone, backbone_revision: for the reader; the revision is empty for a folder.
         fingerprint: of the backbone's weights; another backbone is refused.
         task, prompt, labels, label_words, paired, max_length: of the task, so that the folder alone can label texts.
-
-    Raises:
-        BadInput: a side network that cannot be.
     """
 
     def __init__(

@@ -27,14 +27,8 @@ from mobillm_kit.side.description import check_layers, check_rank
 class FullWidthSide(nn.Module):
     """One bottleneck adapter per tapped layer, at the backbone's width (PAE MobiLLM eq. 1).
 
-    Args:
-        width: d.
-        layers: tapped layers, ascending, 1 .. L.
-        rank: bottleneck r.
-        seed: of the initial weights.
-
     Raises:
-        BadInput: no layers, a layer twice or out of order, or a rank outside 1 .. d.
+        BadInput: no layers, a layer twice or out of order, or a rank r outside 1 .. d.
     """
 
     token_wise = True

@@ -25,8 +25,7 @@ class LabelWordHead(nn.Module):
 
     Args:
         norm: the final norm, None for post-norm models.
-        project_out: projection to the embedding's width, None where it is equal.
-        lm_head: linear (d_e -> vocabulary).
+        project_out: projection to the embedding's width d_e, None where it is equal.
         word_ids: token id of each label's word, C of them.
         softcap: the final logits' cap c of Gemma 2, ``c tanh(x / c)``; None for the others.
     """
@@ -91,11 +90,7 @@ def _one_token(hidden: Tensor, positions: Tensor) -> Tensor:
 class PooledHead(nn.Module):
     """A linear classifier on a pooled state, trained by every method.
 
-    Args:
-        width: d.
-        n_labels: C.
-        pooling: ``mean`` over real tokens, or the ``first`` token.
-        seed: of the classifier's initial weights, N(0, 0.02) as BERT's.
+    ``pooling`` is the ``mean`` over real tokens, or the ``first`` token; the first weights are N(0, 0.02) as BERT's.
     """
 
     def __init__(self, width: int, n_labels: int, *, pooling: Pooling = "mean", seed: int = 0) -> None:

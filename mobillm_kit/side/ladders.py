@@ -32,16 +32,8 @@ OWN_STATE_FIRST = 0.2
 class LadderSide(nn.Module):
     """A narrow transformer beside the backbone, fed by every tapped layer (LST section 3).
 
-    Args:
-        width: d.
-        layers: tapped layers, ascending.
-        reduction: k; the ladder's width is d/k.
-        heads: attention heads of each ladder block; must divide d/k.
-        causal: attention looks back only (decoders) or both ways (encoders).
-        seed: of the initial weights.
-
     Raises:
-        BadInput: bad layers, a reduction that does not divide d, heads that do not divide d/k.
+        BadInput: bad layers, a reduction k that does not divide d, heads that do not divide d/k.
     """
 
     token_wise = False
@@ -112,17 +104,8 @@ class PrunedLadderSide(nn.Module):
     l + 1 … L, each fed by the input of the backbone's block; the last tap is what the result is added to.  With
     reduction 1 nothing is pruned: the side network begins as a copy of the backbone's last L - l blocks.
 
-    Args:
-        width: d.
-        layers: tapped layers l … L, consecutive, at least two; 0 is the embedding.
-        reduction: k; the ladder's width is d/k.
-        heads: attention heads of each block.
-        feed_forward: width inside each block's feed-forward.
-        norm_eps: of the LayerNorms.
-        seed: of the weights that nothing replaces.
-
     Raises:
-        BadInput: layers that are not consecutive, or sizes that do not divide.
+        BadInput: layers that are not consecutive or fewer than two (0 is the embedding), or sizes that do not divide.
     """
 
     token_wise = False

@@ -32,24 +32,10 @@ def build_side(spec: SideSpec) -> FullWidthSide | LadderSide | PrunedLadderSide:
     spec.check()
     if spec.kind == "full-width":
         return FullWidthSide(spec.width, spec.layers, rank=spec.rank, seed=spec.seed)
+    sizes = {"reduction": spec.reduction, "heads": spec.heads, "seed": spec.seed}
     if spec.start == "random":
-        return LadderSide(
-            spec.width,
-            spec.layers,
-            reduction=spec.reduction,
-            heads=spec.heads,
-            causal=spec.causal,
-            seed=spec.seed,
-        )
-    return PrunedLadderSide(
-        spec.width,
-        spec.layers,
-        reduction=spec.reduction,
-        heads=spec.heads,
-        feed_forward=spec.feed_forward,
-        norm_eps=spec.norm_eps,
-        seed=spec.seed,
-    )
+        return LadderSide(spec.width, spec.layers, causal=spec.causal, **sizes)
+    return PrunedLadderSide(spec.width, spec.layers, feed_forward=spec.feed_forward, norm_eps=spec.norm_eps, **sizes)
 
 
 class SideTuned(nn.Module):

@@ -32,13 +32,7 @@ NORMS: tuple[NormForm, ...] = ("layer", "rms", "rms-plus-one")
 
 
 class RootMeanSquareNorm(nn.Module):
-    """The two root-mean-square forms above.
-
-    Args:
-        weight: w, (d,).
-        eps: added under the root.
-        plus_one: the second form.
-    """
+    """The two root-mean-square forms above; weight w, (d,), ``plus_one`` for the second."""
 
     def __init__(self, weight: Tensor, eps: float, *, plus_one: bool) -> None:
         super().__init__()
@@ -90,7 +84,8 @@ def build_head(spec: HeadSpec, tensors: Mapping[str, Tensor]) -> LabelWordHead:
     check_head(spec, tensors)
     words = _frozen_linear(tensors["words.weight"], tensors.get("words.bias"))
     project_out = _frozen_linear(tensors["project_out.weight"], None) if spec.project_out else None
-    return LabelWordHead(_build_norm(spec, tensors), project_out, words, range(spec.rows), spec.softcap)
+    norm = None if spec.norm == "none" else _norm(spec.norm, spec.eps, tensors)
+    return LabelWordHead(norm, project_out, words, range(spec.rows), spec.softcap)
 
 
 def check_head(spec: HeadSpec, tensors: Mapping[str, Tensor]) -> None:
@@ -169,12 +164,8 @@ def _describe_norm(norm: nn.Module) -> tuple[NormForm, float, dict[str, Tensor]]
                     return form, eps, tensors
     raise BadInput(
         f"The final norm {type(norm).__name__} has none of the known forms ({', '.join(NORMS)}).",
-        "Train in one process, or add the norm's form to portable.py.",
+        "Train in one process, or add the norm's form to side/portable_head.py.",
     )
-
-
-def _build_norm(spec: HeadSpec, tensors: Mapping[str, Tensor]) -> nn.Module | None:
-    return None if spec.norm == "none" else _norm(spec.norm, spec.eps, tensors)
 
 
 def _norm(form: str, eps: float, tensors: Mapping[str, Tensor]) -> nn.Module:
