@@ -54,15 +54,20 @@ class CountedMemory(msgspec.Struct, frozen=True, kw_only=True):
     """Activations and labels that wait in the channel or are being encoded."""
 
     @property
+    def by_category(self) -> dict[str, int]:
+        """Bytes of each category, by its short name."""
+        return {
+            "weights": self.weights_bytes,
+            "gradients": self.gradients_bytes,
+            "optimizer": self.optimizer_bytes,
+            "saved": self.saved_activations_bytes,
+            "messages": self.messages_bytes,
+        }
+
+    @property
     def total_bytes(self) -> int:
         """All categories together."""
-        return (
-            self.weights_bytes
-            + self.gradients_bytes
-            + self.optimizer_bytes
-            + self.saved_activations_bytes
-            + self.messages_bytes
-        )
+        return sum(self.by_category.values())
 
 
 class MeasuredMemory(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,20 +170,12 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     provenance: Provenance
 
     def save(self, path: Path) -> None:
-        """Write the record as JSON; what stood there before stays whole if the write fails.
-
-        Raises:
-            SaveFailed: the disk is full or the folder cannot be written.
-        """
+        """Write the record as JSON; what stood there before stays whole if the write fails."""
         write_bytes(path, msgspec.json.format(msgspec.json.encode(self), indent=2))
 
 
 def load_record(path: str | Path) -> RunRecord:
-    """Read a record.
-
-    Raises:
-        RecordError: no such file, not a record, or a record of another format version.
-    """
+    """Read a record; one that is damaged or of another format version is refused with a :class:`RecordError`."""
     path = Path(path)
     try:
         raw = path.read_bytes()

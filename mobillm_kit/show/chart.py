@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeAlias
 
@@ -37,10 +38,8 @@ try:
     from matplotlib.transforms import Bbox
     from scipy.optimize import isotonic_regression
 except ModuleNotFoundError as missing:
-    raise MissingExtra(
-        f"Figures need {missing.name}, which is not installed.",
-        "Install the extra: pip install 'mobillm-kit[lab]'.",
-    ) from missing
+    remedy = "Install the extra: pip install 'mobillm-kit[lab]'."
+    raise MissingExtra(f"Figures need {missing.name}, which is not installed.", remedy) from missing
 
 P = ParamSpec("P")
 Look: TypeAlias = tuple[str, str, Any]
@@ -118,18 +117,7 @@ class Chart(Figure):
 
 
 def save(chart: Chart, path: Path) -> tuple[Path, Path]:
-    """Write the chart as PNG and as SVG.
-
-    Args:
-        chart: any chart.
-        path: without suffix, or with one that is replaced.
-
-    Returns:
-        The two files.
-
-    Raises:
-        SaveFailed: the disk is full or the folder cannot be written.
-    """
+    """Write the chart as PNG and as SVG, named as ``path`` with these suffixes; returns the two files."""
     png, vector = path.with_suffix(".png"), path.with_suffix(".svg")
     write_bytes(png, chart.png())
     write_bytes(vector, chart.svg().encode())
@@ -139,13 +127,12 @@ def save(chart: Chart, path: Path) -> tuple[Path, Path]:
 def styled(draw: Callable[P, Chart]) -> Callable[P, Chart]:
     """Draw under this module's settings, whatever the user has set, and leave the user's as they are."""
 
-    def under_our_settings(*args: P.args, **kwargs: P.kwargs) -> Chart:
+    @wraps(draw)
+    def _under_our_settings(*args: P.args, **kwargs: P.kwargs) -> Chart:
         with mpl.style.context(_STYLE, after_reset=True):
             return draw(*args, **kwargs)
 
-    under_our_settings.__doc__ = draw.__doc__
-    under_our_settings.__name__ = draw.__name__
-    return under_our_settings
+    return _under_our_settings
 
 
 def canvas(
@@ -155,13 +142,9 @@ def canvas(
     """A chart with its words, and the axes to draw on; pyplot does not know of it, so it is freed with its last name.
 
     Args:
-        width: inches.
-        height: inches.
-        title: what the chart says.
-        subtitle: of what.
-        alt: the chart in words.
-        left: where the axes begin, as a share of the width.
-        right: where they end; room for labels is left beside them.
+        width, height: inches.
+        title, subtitle, alt: what the chart says, of what, and all of it in words.
+        left, right: where the axes begin and end, as shares of the width; labels may need room beside them.
         legend_above: whether room for :func:`legend_above` is left between the titles and the axes.
     """
     chart = Chart(figsize=(width, height), facecolor=PAPER, alt=alt)
@@ -177,9 +160,8 @@ def canvas(
 
 def legend_above(axes: Axes, handles: Sequence[Patch | Line2D]) -> None:
     """One line of keys between the titles and the axes."""
-    axes.legend(
-        handles=handles, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=len(handles), handlelength=1.2
-    )  # fmt: skip
+    anchor = (-0.01, 1.0)
+    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=anchor, ncols=len(handles), handlelength=1.2)
 
 
 def method_look(place: int) -> Look:
@@ -190,11 +172,9 @@ def method_look(place: int) -> Look:
 def lying_bars(axes: Axes, places: Sequence[float], names: Sequence[str], end: float, x_label: str) -> None:
     """The frame of bars that lie below each other, read from the top; the axis goes from 0 a little beyond ``end``."""
     axes.set_yticks(places, names)
-    axes.set_ylim(places[-1] + 0.6, -0.6)
-    axes.set_xlim(0, 1.04 * end)
+    axes.set(ylim=(places[-1] + 0.6, -0.6), xlim=(0, 1.04 * end), xlabel=x_label)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel(x_label)
 
 
 def numbers_beside(axes: Axes, places: Sequence[float], numbers: Sequence[str], right: float, head: str = "") -> None:
@@ -227,12 +207,7 @@ def label_points(axes: Axes, labels: Sequence[tuple[float, float, str]], avoid: 
     """Write each label near its point, clear of all others, with a thin line where it had to move away.
 
     The limits of the axes have to be final. The number of rounds is fixed, and no clock is asked: equal points give
-    equal places.
-
-    Args:
-        axes: what the points are drawn on.
-        labels: x, y and the text.
-        avoid: in data coordinates, what labels keep clear of beside the points.
+    equal places. Labels also keep clear of what there is to ``avoid``, in data coordinates.
     """
     texts = [
         axes.text(x, y, text, fontsize=9.5, zorder=6, path_effects=[withStroke(linewidth=2.5, foreground=PAPER)])
@@ -250,9 +225,7 @@ def label_points(axes: Axes, labels: Sequence[tuple[float, float, str]], avoid: 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, str, Look | None]]) -> None:
     """A column of keys and labels right of the axes, each as near to its height as the others allow.
 
-    Args:
-        axes: with their final limits.
-        ends: height, label, and the look of the line; without one it is a dotted level.
+    The limits of the axes have to be final. An end without a look is that of a dotted level.
     """
     ends = sorted(ends, key=lambda end: end[0])
     low, high = axes.get_ylim()
@@ -273,13 +246,8 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, str, Look | None]]) -> No
 def spread_out(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Places at least ``gap`` apart that are nearest to the wanted ones, in the least-squares sense.
 
-    With p_i = q_i + i gap the distances become q_(i+1) >= q_i: an isotonic regression of ``wanted_i - i gap``.
-
-    Args:
-        wanted: in ascending order.
-        gap: least distance.
-        low: lower limit.
-        high: upper limit; where the places do not fit, they start at ``low`` and go beyond it.
+    With p_i = q_i + i gap the distances become q_(i+1) >= q_i: an isotonic regression of ``wanted_i - i gap``, where
+    the wanted ones ascend. Places that do not fit between ``low`` and ``high`` start at ``low`` and go beyond it.
     """
     if not wanted:
         return []

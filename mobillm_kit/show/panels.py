@@ -34,9 +34,8 @@ from mobillm_kit.show.plots_runs import gantt
 try:
     import ipywidgets as widgets
 except ModuleNotFoundError as missing:
-    raise MissingExtra(
-        "Sliders need ipywidgets, which is not installed.", "Install the extra: pip install 'mobillm-kit[lab]'."
-    ) from missing
+    remedy = "Install the extra: pip install 'mobillm-kit[lab]'."
+    raise MissingExtra("Sliders need ipywidgets, which is not installed.", remedy) from missing
 
 TRAINED = tuple(method for method in LABELS if method not in CONTROLS)
 BATCHES = (1, 2, 4, 8, 16, 32)
@@ -54,12 +53,7 @@ FIRST, STEPS = 8, 6
 
 
 class Panel(widgets.VBox):
-    """Rows of controls over a picture and a line of text; a subclass says in ``show`` what they show.
-
-    Args:
-        rows: the controls, row by row.
-        text_first: whether the text stands above the picture.
-    """
+    """Rows of controls over a picture and a line of text; a subclass says in ``show`` what they show."""
 
     def __init__(self, *rows: Sequence[Any], text_first: bool = False) -> None:
         self.picture = widgets.Image(format="png")
@@ -91,12 +85,7 @@ def _dropdown(options: Sequence[Any], value: Any, description: str) -> Any:
 
 
 class MemoryPanel(Panel):
-    """Bars of predicted memory: model, batch and length.
-
-    Args:
-        models: names of architectures to choose from.
-        methods: one bar each.
-    """
+    """Bars of predicted memory, one per method: model, batch and length."""
 
     def __init__(
         self,
@@ -118,13 +107,7 @@ class MemoryPanel(Panel):
 
 
 class RankPanel(Panel):
-    """Full fine-tuning's bar beside those of LoRA and LoRA-FA at one rank, and how much the two train.
-
-    Args:
-        models: names of architectures to choose from.
-        batch_size: B.
-        length: T.
-    """
+    """Full fine-tuning's bar beside those of LoRA and LoRA-FA at one rank, and how much the two train."""
 
     def __init__(self, models: Sequence[str] = ("pocket", "opt-125m"), batch_size: int = 16, length: int = 46) -> None:
         self._size = (batch_size, length)
@@ -143,18 +126,9 @@ class RankPanel(Panel):
 
 
 class FitPanel(Panel):
-    """Whether a method fits into a device's memory, why, and what would fit instead.
+    """Whether a method fits into a device's memory, why, and what would fit instead."""
 
-    Args:
-        models: names of architectures to choose from.
-        methods: names of methods to choose from.
-    """
-
-    def __init__(
-        self,
-        models: Sequence[str] = BUILT_IN,
-        methods: Sequence[str] = TRAINED,
-    ) -> None:
+    def __init__(self, models: Sequence[str] = BUILT_IN, methods: Sequence[str] = TRAINED) -> None:
         self.model = _dropdown(models, "opt-125m" if "opt-125m" in models else models[0], "model")
         named = [(LABELS[name], name) for name in methods]
         self.method = _dropdown(named, "lora" if "lora" in methods else methods[0], "method")
@@ -180,13 +154,9 @@ class FitPanel(Panel):
 
 
 class CodecPanel(Panel):
-    """One token's channels before and after a codec, and the error over all tokens.
+    """One token's channels (d,) before and after a codec, and the error over all tokens (N, d).
 
-    Args:
-        x: activations (N, d) of one layer.
-        token: activations (d,) of the token that is drawn.
-        names: codecs from few bits to many.
-        groups: values per scale; 0 is one scale per token.
+    A group says how many values share a scale; 0 is one scale per token.
     """
 
     def __init__(
@@ -213,12 +183,7 @@ class CodecPanel(Panel):
 class LinkPanel(Panel):
     """The predicted pace of a run across a link: who sets it, and the timeline that follows.
 
-    Args:
-        costs: by what is sent, what a step costs each side.
-        latency_ms: one way.
-
-    Raises:
-        BadInput: nothing to choose from.
+    ``costs`` says, by what is sent, what a step costs each side; the latency is that of one way.
     """
 
     def __init__(self, costs: Mapping[str, StepCost], latency_ms: float = 4.0) -> None:
@@ -249,10 +214,8 @@ def pace_text(cost: StepCost, link: Link) -> str:
 @cache
 def _ways(model: str, method: str, batch: int, length: int, ram_bytes: int) -> tuple[Way, ...]:
     """The first ways that fit instead."""
-    fitting = (
-        w for w in alternatives(Step(architecture(model), method, batch, length), ram_bytes) if w.fits(ram_bytes)
-    )
-    return tuple(islice(fitting, ENOUGH_WAYS))
+    ways = alternatives(Step(architecture(model), method, batch, length), ram_bytes)
+    return tuple(islice((way for way in ways if way.fits(ram_bytes)), ENOUGH_WAYS))
 
 
 @cache

@@ -15,24 +15,10 @@ from torch import Tensor
 
 from mobillm_kit.errors import BadInput
 from mobillm_kit.quant import Codec, codec
-from mobillm_kit.show.chart import (  # fmt: skip
-    COLORS,
-    INK,
-    MARKERS,
-    MUTED,
-    PAPER,
-    Chart,
-    canvas,
-    label_points,
-    method_look,
-    plain_numbers,
-    styled,
-)
+from mobillm_kit.show import chart
+from mobillm_kit.show.chart import Axes, Chart, styled
 
-_COLOR = {
-    "fp32": COLORS[7], "fp16": COLORS[7], "bf16": COLORS[7], "fp8": COLORS[4], "int8": COLORS[0], "int4": COLORS[1],
-    "nf4": COLORS[2], "fp4": COLORS[3], "int2": COLORS[8], "sign": COLORS[6],
-}  # fmt: skip
+_COLORS = {"fp32": 7, "fp16": 7, "bf16": 7, "fp8": 4, "int8": 0, "int4": 1, "nf4": 2, "fp4": 3, "int2": 8, "sign": 6}
 
 
 def relative_error(coder: Codec, x: Tensor) -> float:
@@ -47,12 +33,7 @@ def bits_per_value(coder: Codec, width: int) -> float:
 
 
 def token_with_outlier(x: Tensor, rank: float = 0.9) -> Tensor:
-    """Of activations (N, d) a token (d,) whose largest value stands out from its median one.
-
-    Args:
-        x: activations.
-        rank: share of the tokens that have less of an outlier, 0..1.
-    """
+    """Of activations (N, d) the token (d,) whose outlier is larger than those of a share ``rank`` of the tokens."""
     absolute = x.float().abs()
     share = absolute.amax(dim=1) / absolute.median(dim=1).values.clamp_min(torch.finfo(torch.float32).tiny)
     return x[share.argsort()[min(int(rank * len(share)), len(share) - 1)]]
@@ -72,46 +53,32 @@ def _through(coder: Codec, x: Tensor) -> Tensor:
 
 @styled
 def channels(x: Tensor, top: int = 3) -> Chart:
-    """Root mean square of each channel, the largest ones marked by number.
-
-    Args:
-        x: activations (N, d) of one layer.
-        top: how many are marked.
-    """
+    """Root mean square of each channel of activations (N, d), the ``top`` largest ones marked by number."""
     rms = x.float().square().mean(dim=0).sqrt()
     largest = rms.topk(top).indices.tolist()
     highest, median = rms.max().item(), rms.median().item()
-    chart, axes = canvas(
+    figure, axes = chart.canvas(
         7.6, 3.1, "A few channels are much larger than the rest", f"the largest is {highest / median:.1f} medians",
         f"Bars of the root mean square of {len(rms)} channels: the largest, channel {rms.argmax().item()}, "
         f"is {highest / median:.1f} times the median.",
         right=0.9,
     )  # fmt: skip
-    colors = [COLORS[8] if place in largest else COLORS[0] for place in range(len(rms))]
+    colors = [chart.COLORS[8] if place in largest else chart.COLORS[0] for place in range(len(rms))]
     axes.bar(range(len(rms)), rms.tolist(), 1.0, color=colors, linewidth=0)
-    axes.axhline(median, color=INK, lw=1.0, ls="--")
-    axes.text(len(rms), median, " median", va="center", fontsize=9, color=INK)
+    axes.axhline(median, color=chart.INK, lw=1.0, ls="--")
+    axes.text(len(rms), median, " median", va="center", fontsize=9, color=chart.INK)
     for place in largest:
-        above: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 9}
-        axes.annotate(str(place), (place, rms[place].item()), (0, 2), **above)
-    axes.set_xlim(-1, len(rms))
-    axes.set_ylim(0, 1.12 * highest)
-    axes.set_xlabel("channel")
-    axes.set_ylabel("root mean square")
-    return chart
+        at = (place, rms[place].item())
+        axes.annotate(str(place), at, (0, 2), textcoords="offset points", ha="center", fontsize=9)
+    axes.set(xlim=(-1, len(rms)), ylim=(0, 1.12 * highest), xlabel="channel", ylabel="root mean square")
+    return figure
 
 
 @styled
 def error_against_size(x: Tensor, names: Sequence[str], groups: Sequence[int] = (0, 64, 32)) -> Chart:
-    """Relative error of each codec against what a value costs, one point per group.
+    """Relative error of each codec on activations (N, d) against what a value costs, one point per group.
 
-    Args:
-        x: activations (N, d).
-        names: codecs.
-        groups: values per scale; 0 is one scale per token, the open marker.
-
-    Raises:
-        BadInput: groups that do not divide d.
+    A group says how many values share a scale; 0 is one scale per token, the open marker.
     """
     lines = {}
     for name in names:
@@ -119,85 +86,71 @@ def error_against_size(x: Tensor, names: Sequence[str], groups: Sequence[int] = 
         lines[name] = [(bits_per_value(coder, x.shape[-1]), relative_error(coder, x)) for coder in coders]
     spans = ", ".join(str(group) if group else "a token (open)" for group in groups)
     ends = ", ".join(f"{name} {points[-1][1]:.3f} at {points[-1][0]:.2f} bits" for name, points in lines.items())
-    chart, axes = canvas(
+    figure, axes = chart.canvas(
         7.6, 4.3, "Fewer bits, larger error; finer scales help", f"values per scale, from left: {spans}",
         f"Lines of relative error against bits per value; with the finest scales: {ends}.", left=0.12,
     )  # fmt: skip
     for place, (name, points) in enumerate(lines.items()):
         sizes, errors = zip(*points, strict=True)
-        look: dict[str, Any] = {"color": _COLOR[name], "marker": MARKERS[place], "ms": 6}
+        look: dict[str, Any] = {"color": chart.COLORS[_COLORS[name]], "marker": chart.MARKERS[place], "ms": 6}
         axes.plot(sizes, errors, lw=1.4, **look)
-        axes.plot(sizes[:1], errors[:1], mfc=PAPER, lw=0, **look)
+        axes.plot(sizes[:1], errors[:1], mfc=chart.PAPER, lw=0, **look)
     axes.set_yscale("log")
-    axes.set_xscale("log", base=2)
-    plain_numbers(axes.xaxis, [1, 2, 4, 8, 16])
-    plain_numbers(axes.yaxis)
-    axes.set_xlim(0.9, 25)
+    chart.plain_numbers(axes.yaxis)
+    _bits_axis(axes, 0.9, 25)
     axes.grid(axis="both")
-    axes.set_xlabel("bits per value, scales counted")
     axes.set_ylabel("relative error")
-    label_points(axes, [(*points[-1], name) for name, points in lines.items()])
-    return chart
+    chart.label_points(axes, [(*points[-1], name) for name, points in lines.items()])
+    return figure
 
 
 @styled
 def one_token(x: Tensor, coder: Codec) -> Chart:
-    """The channels of one token before and after a codec.
-
-    Args:
-        x: activations (d,) of one token.
-        coder: what they go through.
-    """
+    """The channels of one token (d,) before and after a codec."""
     words = lost(x, coder)
-    chart, axes = canvas(7.6, 3.4, str(coder), words, f"Channels of one token before and after {coder}: {words}.")
+    alt = f"Channels of one token before and after {coder}: {words}."
+    figure, axes = chart.canvas(7.6, 3.4, str(coder), words, alt)
     places = range(len(x))
-    axes.bar(places, x.tolist(), 1.0, color=COLORS[5], linewidth=0, label="before")
-    axes.plot(places, _through(coder, x.unsqueeze(0))[0].tolist(), "o", ms=3.6, color=COLORS[8], label="after")
+    axes.bar(places, x.tolist(), 1.0, color=chart.COLORS[5], linewidth=0, label="before")
+    axes.plot(places, _through(coder, x.unsqueeze(0))[0].tolist(), "o", ms=3.6, color=chart.COLORS[8], label="after")
     for border in range(coder.group, len(x), coder.group) if coder.group else ():
-        axes.axvline(border - 0.5, color=MUTED, lw=0.8, ls=":")
+        axes.axvline(border - 0.5, color=chart.MUTED, lw=0.8, ls=":")
     reach = 1.1 * x.abs().max().item()
-    axes.set_xlim(-1, len(x))
-    axes.set_ylim(-reach, reach)
-    axes.set_xlabel("channel")
+    axes.set(xlim=(-1, len(x)), ylim=(-reach, reach), xlabel="channel")
     axes.legend(loc="upper right", ncols=2)
-    return chart
+    return figure
 
 
 @styled
 def accuracy_by_bits(found: Mapping[str, float], width: int, controls: Mapping[str, float], group: int = 64) -> Chart:
-    """Accuracy after training on activations that went through each codec.
+    """Accuracy after training on activations of ``width`` channels that went through each codec.
 
-    Args:
-        found: accuracy by codec, 0..1.
-        width: d.
-        controls: accuracy by name, drawn as lines.
-        group: values per scale.
-
-    Raises:
-        BadInput: nothing was found.
+    ``found`` is by codec, ``controls`` by name and drawn as lines, both 0..1; a scale is shared by ``group`` values.
     """
     if not found:
         raise BadInput("No accuracies to draw.", "Train at least once.")
     sizes = [bits_per_value(codec(name, group), width) for name in found]
-    chart, axes = canvas(
+    figure, axes = chart.canvas(
         7.6, 3.6, "Training puts up with coarse activations, up to a point", f"one scale per {group} values",
         f"Line of test accuracy against bits per value: {accuracies_in_order(found)}; "
         f"dashed: {accuracies_in_order(controls)}.",
     )  # fmt: skip
     heights = [100 * value for value in found.values()]
-    axes.plot(sizes, heights, color=COLORS[0], marker="o", ms=7, lw=1.4)
+    axes.plot(sizes, heights, color=chart.COLORS[0], marker="o", ms=7, lw=1.4)
     for name, value in controls.items():
-        axes.axhline(100 * value, color=MUTED, lw=1.0, ls="--")
-        axes.text(44, 100 * value, name, ha="right", va="bottom", fontsize=9, color=MUTED)
-    axes.set_xscale("log", base=2)
-    plain_numbers(axes.xaxis, [1, 2, 4, 8, 16, 32])
-    axes.set_xlim(1.1, 45)
-    axes.set_ylim(45, 104)
+        axes.axhline(100 * value, color=chart.MUTED, lw=1.0, ls="--")
+        axes.text(44, 100 * value, name, ha="right", va="bottom", fontsize=9, color=chart.MUTED)
+    _bits_axis(axes, 1.1, 45)
+    axes.set(ylim=(45, 104), ylabel="test accuracy, %")
     axes.grid(axis="y")
-    axes.set_xlabel("bits per value, scales counted")
-    axes.set_ylabel("test accuracy, %")
-    label_points(axes, list(zip(sizes, heights, found, strict=True)))
-    return chart
+    chart.label_points(axes, list(zip(sizes, heights, found, strict=True)))
+    return figure
+
+
+def _bits_axis(axes: Axes, low: float, high: float) -> None:
+    axes.set_xscale("log", base=2)
+    chart.plain_numbers(axes.xaxis, [bits for bits in (1, 2, 4, 8, 16, 32) if low <= bits <= high])
+    axes.set(xlim=(low, high), xlabel="bits per value, scales counted")
 
 
 def accuracies_in_order(found: Mapping[str, float]) -> str:
@@ -207,29 +160,19 @@ def accuracies_in_order(found: Mapping[str, float]) -> str:
 
 @styled
 def layer_shares(shares: Mapping[str, Sequence[float]], subtitle: str = "") -> Chart:
-    """Bars per layer: how much of each tapped activation is in the side network's last state.
-
-    Args:
-        shares: per label a share, 0..1, for each layer 1 .. L.
-        subtitle: of which model.
-
-    Raises:
-        BadInput: nothing to draw.
-    """
+    """Bars per layer 1 .. L: which share, 0..1, of each tapped activation is in the side network's last state."""
     if not shares or not all(len(found) for found in shares.values()):
         raise BadInput("There is nothing to draw.", "Give at least one number for each label.")
     parts = [f"{label} {', '.join(f'{100 * share:.0f} %' for share in found)}" for label, found in shares.items()]
     alt = f"Bars, share of each layer from the first to the last: {'; '.join(parts)}."
-    chart, axes = canvas(7.2, 3.6, "What each layer contributes to the side's state", subtitle, alt)
+    figure, axes = chart.canvas(7.2, 3.6, "What each layer contributes to the side's state", subtitle, alt)
     width = 0.8 / len(shares)
     for place, (label, found) in enumerate(shares.items()):
         left = [layer + (place - (len(shares) - 1) / 2) * width for layer in range(1, len(found) + 1)]
-        heights, color = [100 * share for share in found], method_look(place)[0]
+        heights, color = [100 * share for share in found], chart.method_look(place)[0]
         bars = axes.bar(left, heights, 0.92 * width, color=color, label=label)
-        axes.bar_label(bars, fmt="%.0f", fontsize=8, color=INK, padding=1)
+        axes.bar_label(bars, fmt="%.0f", fontsize=8, color=chart.INK, padding=1)
     axes.margins(y=0.12)
-    axes.set_xticks(range(1, max(map(len, shares.values())) + 1))
-    axes.set_xlabel("layer")
-    axes.set_ylabel("%")
+    axes.set(xticks=range(1, max(map(len, shares.values())) + 1), xlabel="layer", ylabel="%")
     axes.legend(loc="upper left")
-    return chart
+    return figure

@@ -16,24 +16,9 @@ from mobillm_kit.common import GIB, MIB
 from mobillm_kit.errors import BadInput
 from mobillm_kit.memory.live_tensors import Alive, Category
 from mobillm_kit.memory.prediction import MemoryNeed
-from mobillm_kit.record import CountedMemory, RunRecord
-from mobillm_kit.show.chart import (  # fmt: skip
-    INK,
-    MUTED,
-    ON_DARK,
-    ON_LIGHT,
-    PAPER,
-    Axes,
-    Chart,
-    Line2D,
-    Patch,
-    canvas,
-    legend_above,
-    lying_bars,
-    method_look,
-    numbers_beside,
-    styled,
-)
+from mobillm_kit.record import RunRecord
+from mobillm_kit.show import chart
+from mobillm_kit.show.chart import Axes, Chart, styled
 from mobillm_kit.show.tables import finished, grouped, ledger, measured_mib
 
 PARTS: Mapping[Category, tuple[str, str]] = {
@@ -54,9 +39,6 @@ _FITS = ("#cfe6f5", "#8cc4e8", "#2a78ab", "#003f66")
 _NOWHERE = ("#d9d4cb", "#6d665c")
 """Of what fits into none of them: ground and lines of the hatch."""
 
-Curves = Mapping[str, Sequence[tuple[int, MemoryNeed]]]
-"""Per method: what is counted along the axis, and the need there."""
-
 
 # --- stacked by what it is ------------------------------------------------------------------------------
 
@@ -67,7 +49,7 @@ class _Bar:
     party: str
     parts: Alive
     measured_bytes: float | None = None
-    """The weights, and what the process grew by: mean over the seeds."""
+    """The weights and the process's growth, mean over the seeds."""
 
 
 @styled
@@ -76,12 +58,6 @@ def device_memory(records: Iterable[RunRecord]) -> Chart:
 
     The diamond is the measured peak on top of the loaded model, drawn from the end of the weights, so that it can be
     held against the bar: a process adds a constant of 12 to 20 MiB of its own.
-
-    Args:
-        records: any methods and seeds of one comparison.
-
-    Raises:
-        BadInput: no finished record with counted memory.
     """
     bars = [bar for _, label, runs in grouped(records) for bar in _counted_bars(label, finished(runs))]
     if not bars:
@@ -102,13 +78,7 @@ def device_memory(records: Iterable[RunRecord]) -> Chart:
 def step_memory(needs: Mapping[str, Sequence[MemoryNeed]], subtitle: str = "", ram_bytes: int | None = None) -> Chart:
     """One bar per method and party: the bytes alive when most are, stacked by what they are.
 
-    Args:
-        needs: per label, what :func:`mobillm_kit.memory.prediction.predict` gave.
-        subtitle: of which model, batch and length.
-        ram_bytes: drawn as a line, without what Python and torch take themselves.
-
-    Raises:
-        BadInput: nothing to draw.
+    ``ram_bytes`` is drawn as a line; what Python and torch take themselves is not in the bars.
     """
     bars = [
         _Bar(f"{label}, {need.party}" if len(parties) > 1 else label, need.party, need.at_peak)
@@ -120,10 +90,10 @@ def step_memory(needs: Mapping[str, Sequence[MemoryNeed]], subtitle: str = "", r
     bars.sort(key=lambda bar: bar.party == "server")
     named = ", ".join(f"{bar.label} {bar.parts.total / MIB:,.0f} MiB" for bar in bars)
     alt = f"Stacked bars of tensors alive at the peak of one training step: {named}."
-    chart = _stacked(bars, "Alive at the worst moment of a step", subtitle, alt)
+    figure = _stacked(bars, "Alive at the worst moment of a step", subtitle, alt)
     if ram_bytes is not None:
-        chart.axes[0].axvline(ram_bytes / MIB, color=INK, linestyle="--", linewidth=1.2)
-    return chart
+        figure.axes[0].axvline(ram_bytes / MIB, color=chart.INK, linestyle="--", linewidth=1.2)
+    return figure
 
 
 def _counted_bars(label: str, runs: Sequence[RunRecord]) -> list[_Bar]:
@@ -133,18 +103,9 @@ def _counted_bars(label: str, runs: Sequence[RunRecord]) -> list[_Bar]:
     for party, memory in counted.items():
         grown = measured_mib(runs, party)
         measured = memory.weights_bytes + MIB * sum(grown) / len(grown) if grown else None
-        bars.append(_Bar(f"{label}, {party}" if len(counted) > 1 else label, party, _parts(memory), measured))
+        name = f"{label}, {party}" if len(counted) > 1 else label
+        bars.append(_Bar(name, party, Alive(**memory.by_category), measured))
     return bars
-
-
-def _parts(memory: CountedMemory) -> Alive:
-    return Alive(
-        weights=memory.weights_bytes,
-        optimizer=memory.optimizer_bytes,
-        gradients=memory.gradients_bytes,
-        saved=memory.saved_activations_bytes,
-        messages=memory.messages_bytes,
-    )
 
 
 def _stacked(bars: Sequence[_Bar], title: str, subtitle: str, alt: str) -> Chart:
@@ -152,22 +113,21 @@ def _stacked(bars: Sequence[_Bar], title: str, subtitle: str, alt: str) -> Chart
     bars = sorted(bars, key=lambda bar: bar.party == "server")
     devices = sum(bar.party == "device" for bar in bars)
     places = [i + (0.5 if i >= devices > 0 else 0.0) for i in range(len(bars))]
-    chart, axes = canvas(
-        9.0, 1.55 + 0.36 * (places[-1] + 1), title, subtitle, alt, right=0.86, legend_above=True
-    )  # fmt: skip
+    height = 1.55 + 0.36 * (places[-1] + 1)
+    figure, axes = chart.canvas(9.0, height, title, subtitle, alt, right=0.86, legend_above=True)
     ends = [_stack(axes, place, bar) for place, bar in zip(places, bars, strict=True)]
-    lying_bars(axes, places, [bar.label for bar in bars], max(ends), "memory, MiB")
+    chart.lying_bars(axes, places, [bar.label for bar in bars], max(ends), "memory, MiB")
     axes.grid(axis="x")
     used = [look for part, look in PARTS.items() if any(getattr(bar.parts, part) for bar in bars)]
-    keys: list[Patch | Line2D] = [Patch(color=color, label=name) for name, color in used]
+    keys: list[chart.Patch | chart.Line2D] = [chart.Patch(color=color, label=name) for name, color in used]
     both = any(bar.measured_bytes is not None for bar in bars)
-    numbers_beside(axes, places, [_mib(bar.parts.total) for bar in bars], 1.09, "counted" if both else "")
+    chart.numbers_beside(axes, places, [_mib(bar.parts.total) for bar in bars], 1.09, "counted" if both else "")
     if both:
         measured = ["" if bar.measured_bytes is None else _mib(bar.measured_bytes) for bar in bars]
-        numbers_beside(axes, places, measured, 1.2, "measured")
-        keys.append(Line2D([], [], marker="D", ls="", ms=7, mfc=INK, mec=PAPER, label="measured"))
-    legend_above(axes, keys)
-    return chart
+        chart.numbers_beside(axes, places, measured, 1.2, "measured")
+        keys.append(chart.Line2D([], [], marker="D", ls="", ms=7, mfc=chart.INK, mec=chart.PAPER, label="measured"))
+    chart.legend_above(axes, keys)
+    return figure
 
 
 def _stack(axes: Axes, place: float, bar: _Bar) -> float:
@@ -177,14 +137,14 @@ def _stack(axes: Axes, place: float, bar: _Bar) -> float:
         width = getattr(bar.parts, part) / MIB
         if width:
             hatch = "////" if bar.party == "server" else None
-            axes.barh(place, width, 0.66, left, color=color, hatch=hatch, edgecolor=PAPER, linewidth=0.6)
+            axes.barh(place, width, 0.66, left, color=color, hatch=hatch, edgecolor=chart.PAPER, linewidth=0.6)
         left += width
     if bar.measured_bytes is None:
         return left
     peak = bar.measured_bytes / MIB
     if peak > left:
-        axes.plot([left, peak], [place, place], color=INK, lw=1.0, zorder=4)
-    axes.plot([peak], [place], "D", ms=7, mfc=INK, mec=PAPER, mew=1.4, zorder=5)
+        axes.plot([left, peak], [place, place], color=chart.INK, lw=1.0, zorder=4)
+    axes.plot([peak], [place], "D", ms=7, mfc=chart.INK, mec=chart.PAPER, mew=1.4, zorder=5)
     return max(left, peak)
 
 
@@ -197,58 +157,41 @@ def _mib(n_bytes: float) -> str:
 
 
 @styled
-def memory_growth(curves: Curves, x_label: str, subtitle: str = "") -> Chart:
-    """One line per method: the peak of a training step as the batch or the texts grow.
-
-    Args:
-        curves: per method, what is counted along the axis and the need there.
-        x_label: what is counted along the axis.
-        subtitle: of which model.
-    """
+def memory_growth(curves: Mapping[str, Sequence[tuple[int, MemoryNeed]]], x_label: str, subtitle: str = "") -> Chart:
+    """One line per method: the peak of a training step as the batch or the texts grow, counted along the axis."""
     mib = {label: [need.peak_bytes / MIB for _, need in points] for label, points in curves.items()}
     named = ", ".join(f"{label} from {ys[0]:,.0f} to {ys[-1]:,.0f} MiB" for label, ys in mib.items())
     alt = f"Lines of peak memory against {x_label}: {named}."
-    chart, axes = canvas(7.2, 3.9, "What grows, and what does not", subtitle, alt, left=0.12, right=0.76)
+    figure, axes = chart.canvas(7.2, 3.9, "What grows, and what does not", subtitle, alt, left=0.12, right=0.76)
     for place, (label, points) in enumerate(curves.items()):
-        color, marker, dashes = method_look(place)
+        color, marker, dashes = chart.method_look(place)
         xs, ys = [x for x, _ in points], mib[label]
         axes.plot(xs, ys, color=color, marker=marker, linestyle=dashes, linewidth=1.8)
-        axes.annotate(f" {label}", (xs[-1], ys[-1]), color=INK, va="center", annotation_clip=False)
+        axes.annotate(f" {label}", (xs[-1], ys[-1]), color=chart.INK, va="center", annotation_clip=False)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel("MiB at the peak", color=MUTED)
+    axes.set(xlabel=x_label, ylabel="MiB at the peak")
     axes.grid(axis="y")
-    return chart
+    return figure
 
 
 @styled
 def memory_over_time(samples: Mapping[str, Sequence[float]], interval_s: float, subtitle: str = "") -> Chart:
-    """One line per way: memory above that at the start, sample by sample; its words to the nearest 10 MiB.
-
-    Args:
-        samples: per label, resident MiB every ``interval_s``.
-        interval_s: seconds between two samples.
-        subtitle: of which model.
-
-    Raises:
-        BadInput: nothing to draw.
-    """
+    """One line per way: resident MiB above that at the start, sample by sample; its words to the nearest 10 MiB."""
     if not samples or not all(len(found) for found in samples.values()):
         raise BadInput("There is nothing to draw.", "Give at least one number for each label.")
     rises = (f"{label} rises by {10 * round((max(mib) - mib[0]) / 10)} MiB" for label, mib in samples.items())
     alt = f"Lines of memory over time: {', '.join(rises)}."
-    chart, axes = canvas(7.2, 3.8, "Memory above that at the start", subtitle, alt)
+    figure, axes = chart.canvas(7.2, 3.8, "Memory above that at the start", subtitle, alt)
     for place, (label, found) in enumerate(samples.items()):
-        color, _, dashes = method_look(place)
+        color, _, dashes = chart.method_look(place)
         times = [interval_s * number for number in range(len(found))]
         axes.plot(times, [mib - found[0] for mib in found], color=color, linestyle=dashes, linewidth=1.6, label=label)
     axes.legend(loc="upper left")
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
+    axes.set(xlabel="seconds", ylabel="MiB")
     axes.grid(axis="y")
-    axes.set_xlabel("seconds")
-    axes.set_ylabel("MiB")
-    return chart
+    return figure
 
 
 # --- where it fits --------------------------------------------------------------------------------------
@@ -258,13 +201,7 @@ def memory_over_time(samples: Mapping[str, Sequence[float]], interval_s: float, 
 def fit_grid(grid: Mapping[str, Mapping[str, int]], subtitle: str = "", budgets: Sequence[int] = BUDGETS) -> Chart:
     """A cell per model and method: the process in GiB, its colour the smallest of the budgets into which it fits.
 
-    Args:
-        grid: per model, per method, bytes of the device's whole process; the same methods for every model.
-        subtitle: of which batch and length.
-        budgets: bytes, smallest first, at most four.
-
-    Raises:
-        BadInput: nothing to draw, methods that differ from model to model, or budgets that cannot be told apart.
+    ``grid`` has, per model and method, the bytes of the device's whole process; ``budgets`` are at most four.
     """
     _check_budgets(budgets)
     methods = list(next(iter(grid.values()), {}))
@@ -272,52 +209,41 @@ def fit_grid(grid: Mapping[str, Mapping[str, int]], subtitle: str = "", budgets:
         raise BadInput("There is no grid to draw.", "Give at least one model, and the same methods for each.")
     width, height = 2.0 + 1.25 * len(methods), 2.3 + 0.36 * len(grid)
     title, alt = "The smallest memory in which a training step fits", _counts(grid, methods, budgets)
-    chart, axes = canvas(width, height, title, subtitle, alt, left=0.16, legend_above=True)
-    chart.subplots_adjust(bottom=0.95 / height)  # room for names of two lines
+    figure, axes = chart.canvas(width, height, title, subtitle, alt, left=0.16, legend_above=True)
+    figure.subplots_adjust(bottom=0.95 / height)  # room for names of two lines
     for y, row in enumerate(grid.values()):
         for x, method in enumerate(methods):
             _cell(axes, x, y, row[method], budgets)
     axes.set_xticks(range(len(methods)), [fill(method, 14) for method in methods])
     axes.set_yticks(range(len(grid)), list(grid))
-    axes.set_xlim(-0.5, len(methods) - 0.5)
-    axes.set_ylim(len(grid) - 0.5, -0.5)
+    axes.set(xlim=(-0.5, len(methods) - 0.5), ylim=(len(grid) - 0.5, -0.5))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     _budget_keys(axes, budgets, [n_bytes for row in grid.values() for n_bytes in row.values()])
-    return chart
+    return figure
 
 
 @styled
 def budget_bars(processes: Mapping[str, int], subtitle: str = "", budgets: Sequence[int] = BUDGETS) -> Chart:
-    """One bar per method: the device's whole process, with a line at each budget.
-
-    Args:
-        processes: per method, bytes.
-        subtitle: of which model, batch and length.
-        budgets: bytes, smallest first, at most four.
-
-    Raises:
-        BadInput: nothing to draw, or budgets that cannot be told apart.
-    """
+    """One bar per method: the bytes of the device's whole process, with a line at each of at most four budgets."""
     _check_budgets(budgets)
     if not processes:
         raise BadInput("There is nothing to draw.", "Give at least one method.")
     parts = (f"{label} {n_bytes / GIB:.1f} GiB, {_where(n_bytes, budgets)}" for label, n_bytes in processes.items())
     alt = f"Bars of the device's whole process: {'; '.join(parts)}."
     height = 1.9 + 0.4 * len(processes)
-    chart, axes = canvas(
-        9.0, height, "Which way of training fits", subtitle, alt, left=0.33, right=0.9, legend_above=True
-    )
+    title = "Which way of training fits"
+    figure, axes = chart.canvas(9.0, height, title, subtitle, alt, left=0.33, right=0.9, legend_above=True)
     for y, n_bytes in enumerate(processes.values()):
         axes.barh(y, n_bytes / GIB, 0.68, linewidth=0.0, **_shade(n_bytes, budgets))
     for budget in budgets:
-        axes.axvline(budget / GIB, color=INK, linestyle="--", linewidth=1.0)
+        axes.axvline(budget / GIB, color=chart.INK, linestyle="--", linewidth=1.0)
     places, end = range(len(processes)), max(*processes.values(), budgets[-1]) / GIB
-    lying_bars(axes, places, list(processes), end, "GiB of the device's whole process; dashed: the budgets")
-    numbers_beside(axes, places, [f"{n_bytes / GIB:.1f}" for n_bytes in processes.values()], 1.09)
+    chart.lying_bars(axes, places, list(processes), end, "GiB of the device's whole process; dashed: the budgets")
+    chart.numbers_beside(axes, places, [f"{n_bytes / GIB:.1f}" for n_bytes in processes.values()], 1.09)
     axes.set_xticks([0, *(budget / GIB for budget in budgets)])
     _budget_keys(axes, budgets, list(processes.values()))
-    return chart
+    return figure
 
 
 def _counts(grid: Mapping[str, Mapping[str, int]], methods: Sequence[str], budgets: Sequence[int]) -> str:
@@ -347,7 +273,7 @@ def _shade(n_bytes: int, budgets: Sequence[int]) -> dict[str, Any]:
     place = _smallest(n_bytes, budgets)
     if place == len(budgets):
         return {"facecolor": _NOWHERE[0], "edgecolor": _NOWHERE[1], "hatch": "////"}
-    return {"facecolor": _FITS[place], "edgecolor": PAPER}
+    return {"facecolor": _FITS[place], "edgecolor": chart.PAPER}
 
 
 def _check_budgets(budgets: Sequence[int]) -> None:
@@ -359,18 +285,12 @@ def _check_budgets(budgets: Sequence[int]) -> None:
 
 
 def _budget_keys(axes: Axes, budgets: Sequence[int], shown: Sequence[int]) -> None:
-    """Keys of the shades that occur; 2**63 bytes fit nowhere."""
-    nowhere = "does not fit" if len(budgets) == 1 else "in none of them"
-    names = [*((f"fits in {_gib(budget)}", budget) for budget in budgets), (nowhere, 2**63)]
-    used = {_smallest(n_bytes, budgets) for n_bytes in shown}
-    legend_above(
-        axes,
-        [
-            Patch(label=name, linewidth=0.6, **_shade(size, budgets))
-            for place, (name, size) in enumerate(names)
-            if place in used
-        ],
-    )
+    """Keys of the shades that occur."""
+    names = [f"fits in {_gib(budget)}" for budget in budgets]
+    names.append("does not fit" if len(budgets) == 1 else "in none of them")
+    used = {_smallest(n_bytes, budgets): n_bytes for n_bytes in shown}
+    keys = [chart.Patch(label=names[place], linewidth=0.6, **_shade(used[place], budgets)) for place in sorted(used)]
+    chart.legend_above(axes, keys)
 
 
 def _cell(axes: Axes, x: int, y: int, n_bytes: int, budgets: Sequence[int]) -> None:
@@ -378,5 +298,5 @@ def _cell(axes: Axes, x: int, y: int, n_bytes: int, budgets: Sequence[int]) -> N
     axes.barh(y, 0.94, 0.9, x - 0.47, linewidth=0.0, **_shade(n_bytes, budgets))
     nowhere = place == len(budgets)
     ground = {"facecolor": _NOWHERE[0], "edgecolor": "none", "boxstyle": "round,pad=0.15"} if nowhere else None
-    letters = ON_DARK if place in (2, 3) and not nowhere else ON_LIGHT
+    letters = chart.ON_DARK if place in (2, 3) and not nowhere else chart.ON_LIGHT
     axes.text(x, y, f"{n_bytes / GIB:.1f}", ha="center", va="center", color=letters, bbox=ground)

@@ -14,30 +14,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from mobillm_kit.common import MIB
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import CONTROLS, LABELS
 from mobillm_kit.record import CurvePoint, RunRecord, Span
-from mobillm_kit.show.chart import (  # fmt: skip
-    COLORS,
-    MUTED,
-    ON_DARK,
-    PAPER,
-    Axes,
-    Bbox,
-    Chart,
-    Patch,
-    canvas,
-    label_ends,
-    label_points,
-    legend_above,
-    mean_and_band,
-    method_look,
-    plain_numbers,
-    styled,
-)
+from mobillm_kit.show import chart
+from mobillm_kit.show.chart import Axes, Chart, styled
 from mobillm_kit.show.tables import MB, finished, grouped, ledger, measured_mib
 
 Clock = Literal["step", "forwards", "seconds", "bytes"]
@@ -45,21 +30,17 @@ Memory = Literal["counted", "measured"]
 
 _CLOCKS: Mapping[str, tuple[str, str, Callable[[CurvePoint], float]]] = {
     "step": ("with the optimizer's steps", "optimizer steps", lambda point: point.step),
-    "forwards": (
-        "with samples forwarded",
-        "samples passed through the backbone",
-        lambda point: point.forwards,
-    ),
+    "forwards": ("with samples forwarded", "samples passed through the backbone", lambda point: point.forwards),
     "seconds": ("with time", "seconds of training", lambda point: point.seconds),
     "bytes": ("with data sent", "sent by the device, MB", lambda point: point.bytes_sent / MB),
 }
 
 STAGES = {
-    "forward": ("device", COLORS[0]),
-    "encode": ("device", COLORS[5]),
-    "send": ("link", COLORS[2]),
-    "decode": ("server", COLORS[1]),
-    "train": ("server", COLORS[8]),
+    "forward": ("device", chart.COLORS[0]),
+    "encode": ("device", chart.COLORS[5]),
+    "send": ("link", chart.COLORS[2]),
+    "decode": ("server", chart.COLORS[1]),
+    "train": ("server", chart.COLORS[8]),
 }
 """Party and colour of each stage; a batch that waits in the server's queue occupies nobody."""
 
@@ -75,12 +56,7 @@ NUMBERED_SHARE = 0.02
 def convergence(records: Iterable[RunRecord], x: Clock = "step") -> Chart:
     """Dev accuracy of each method as training goes on: mean of the seeds, band from the lowest to the highest.
 
-    Args:
-        records: any methods and seeds of one comparison.
-        x: what the horizontal axis counts. With ``bytes`` only methods that send anything have a curve.
-
-    Raises:
-        BadInput: no finished record with a curve, or an ``x`` that is none of the four.
+    ``x`` is what the horizontal axis counts; with ``bytes`` only methods that send anything have a curve.
     """
     records = list(records)
     lines, levels = _lines(records, x), _levels(records, "dev_accuracy")
@@ -88,18 +64,18 @@ def convergence(records: Iterable[RunRecord], x: Clock = "step") -> Chart:
     low, high = (f"{line.end:.1f} % ({line.label})" for line in (worst, best))
     ends = f"they end between {low} and {high}" if len(lines) > 1 else f"it ends at {high}"
     grows, x_label, _ = _CLOCKS[x]
-    chart, axes = canvas(
+    figure, axes = chart.canvas(
         9.0, 5.2, f"How accuracy grows {grows}", _seeds_subtitle(records),
-        f"Lines of dev accuracy against {x_label} for {_methods(len(lines))}: {ends}.",
+        f"Lines of dev accuracy against {x_label} for {len(lines)} method{'s' * (len(lines) > 1)}: {ends}.",
         right=0.735,
     )  # fmt: skip
     for line in lines:
-        mean_and_band(axes, line.points, method_look(line.place))
+        chart.mean_and_band(axes, line.points, chart.method_look(line.place))
     _time_axis(axes, lines)
     axes.set_xlabel(x_label)
     _accuracy_axis(axes, "dev accuracy, %", [y for line in lines for _, y in line.points], levels)
-    label_ends(axes, [*((line.end, line.label, method_look(line.place)) for line in lines), *levels])
-    return chart
+    chart.label_ends(axes, [*((line.end, line.label, chart.method_look(line.place)) for line in lines), *levels])
+    return figure
 
 
 @dataclass(frozen=True)
@@ -131,13 +107,9 @@ def _line(label: str, place: int, runs: Sequence[RunRecord], clock: Callable[[Cu
     # a seed that stopped early would bend the mean where it leaves: only steps that all seeds have
     steps = sorted(set.intersection(*({point.step for point in run.curve} for run in runs)))
     by_step = {step: [next(p for p in run.curve if p.step == step) for run in runs] for step in steps}
-    pairs = [
-        (sum(map(clock, points)) / len(points), 100 * point.dev_accuracy)
-        for points in by_step.values()
-        for point in points
-    ]
+    pairs = [(fmean(map(clock, points)), 100 * point.dev_accuracy) for points in by_step.values() for point in points]
     last = [accuracy for _, accuracy in pairs[-len(runs) :]]
-    return _Line(label, place, tuple(pairs), sum(last) / len(last))
+    return _Line(label, place, tuple(pairs), fmean(last))
 
 
 def _time_axis(axes: Axes, lines: Sequence[_Line]) -> None:
@@ -149,7 +121,7 @@ def _time_axis(axes: Axes, lines: Sequence[_Line]) -> None:
         axes.set_xscale("symlog", linthresh=min(values), linscale=0.35)
         exponents = range(math.ceil(math.log10(min(values))), math.floor(math.log10(max(values))) + 1)
         ticks = [0, *(10.0**exponent for exponent in exponents)]
-    plain_numbers(axes.xaxis, ticks)
+    chart.plain_numbers(axes.xaxis, ticks)
     axes.set_xlim(left=0)
 
 
@@ -160,38 +132,33 @@ def _time_axis(axes: Axes, lines: Sequence[_Line]) -> None:
 def pareto(records: Iterable[RunRecord], memory: Memory = "counted") -> Chart:
     """Test accuracy against memory on the device; methods that no other beats in both are joined by a line.
 
-    Args:
-        records: any methods and seeds of one comparison.
-        memory: ``counted``: the ledger's total; ``measured``: the peak on top of the loaded model.
-
-    Raises:
-        BadInput: no finished record with both, or a ``memory`` that is neither.
+    Memory that is ``counted`` is the ledger's total, ``measured`` the peak on top of the loaded model.
     """
     records = list(records)
     points, levels = _points(records, memory), _levels(records, "test_accuracy")
     front = pareto_front(points)
     named = "; ".join(f"{point.label} ({point.memory_mib:,.0f} MiB, {point.accuracy:.1f} %)" for point in front)
-    chart, axes = canvas(
+    figure, axes = chart.canvas(
         9.0, 5.2, "Accuracy against memory: up and to the left is better",
         f"{_seeds_subtitle(records, 'bar')}; line: no method is better in both",
-        f"Points of test accuracy against {memory} memory on the device for {_methods(len(points))}; "
-        f"no method is better in both than: {named}.",
+        f"Points of test accuracy against {memory} memory on the device for {len(points)} "
+        f"method{'s' * (len(points) > 1)}; no method is better in both than: {named}.",
         right=0.80,
     )  # fmt: skip
-    stairs: dict[str, Any] = {"color": MUTED, "lw": 1.4, "drawstyle": "steps-post", "zorder": 2}
+    stairs: dict[str, Any] = {"color": chart.MUTED, "lw": 1.4, "drawstyle": "steps-post", "zorder": 2}
     axes.plot([p.memory_mib for p in front], [p.accuracy for p in front], **stairs)
     for point in points:
-        color, marker, _ = method_look(point.place)
+        color, marker, _ = chart.method_look(point.place)
         axes.plot([point.memory_mib] * 2, [point.lowest, point.highest], color=color, lw=1.6, zorder=3)
-        look: dict[str, Any] = {"color": color, "marker": marker, "s": 85, "edgecolor": PAPER, "linewidth": 0.9}
+        look: dict[str, Any] = {"color": color, "marker": marker, "s": 85, "edgecolor": chart.PAPER, "linewidth": 0.9}
         axes.scatter([point.memory_mib], [point.accuracy], zorder=4, **look)
     _memory_axis(axes, [point.memory_mib for point in points])
     what = "counted, weights included" if memory == "counted" else "measured peak on top of the loaded model"
     axes.set_xlabel(f"device memory, MiB: {what}")
     _accuracy_axis(axes, "test accuracy, %", [y for p in points for y in (p.lowest, p.highest)], levels)
-    label_ends(axes, levels)
-    label_points(axes, [(p.memory_mib, p.accuracy, p.label) for p in points], _strokes(points, front))
-    return chart
+    chart.label_ends(axes, levels)
+    chart.label_points(axes, [(p.memory_mib, p.accuracy, p.label) for p in points], _strokes(points, front))
+    return figure
 
 
 @dataclass(frozen=True)
@@ -209,10 +176,7 @@ class Point:
 
 
 def pareto_front(points: Iterable[Point]) -> list[Point]:
-    """Points that no other beats or equals in both memory and accuracy, from the least memory on.
-
-    Of points that are equal in both, the first is kept.
-    """
+    """Points that no other beats or equals in both memory and accuracy (the first of equals), from the least memory."""
     front: list[Point] = []
     for point in sorted(points, key=lambda point: (point.memory_mib, -point.accuracy)):
         if not front or point.accuracy > front[-1].accuracy:
@@ -229,8 +193,7 @@ def _points(records: Sequence[RunRecord], memory: str) -> list[Point]:
         mib = _memory_mib(done, memory)
         if mib is not None:
             scores = [100 * run.scores["test_accuracy"] for run in done]
-            mean = sum(scores) / len(scores)
-            points.append(Point(label, place, mib, mean, min(scores), max(scores)))
+            points.append(Point(label, place, mib, fmean(scores), min(scores), max(scores)))
     if not points:
         raise BadInput(f"No finished record has a test accuracy and {memory} memory.")
     return points
@@ -239,7 +202,7 @@ def _points(records: Sequence[RunRecord], memory: str) -> list[Point]:
 def _memory_mib(runs: Sequence[RunRecord], memory: str) -> float | None:
     if memory == "measured":
         measured = measured_mib(runs, "device")
-        return sum(measured) / len(measured) if measured else None
+        return fmean(measured) if measured else None
     counted = ledger(runs, "device")
     return counted.total_bytes / MIB if counted else None
 
@@ -248,21 +211,21 @@ def _memory_axis(axes: Axes, values: Sequence[float]) -> None:
     low, high = min(values), max(values)
     if low > 0 and high / low > 6:
         axes.set_xscale("log")
-        plain_numbers(axes.xaxis, [m * 10.0**e for e in range(-1, 7) for m in (1, 2, 5)])
+        chart.plain_numbers(axes.xaxis, [m * 10.0**e for e in range(-1, 7) for m in (1, 2, 5)])
         # room on both sides for labels
         axes.set_xlim(low / 1.9, high * 1.6)
     else:
         span = (high - low) or high or 1.0
-        plain_numbers(axes.xaxis)
+        chart.plain_numbers(axes.xaxis)
         axes.set_xlim(max(0.0, low - 0.2 * span), high + 0.25 * span)
 
 
-def _strokes(points: Sequence[Point], front: Sequence[Point]) -> list[Bbox]:
+def _strokes(points: Sequence[Point], front: Sequence[Point]) -> list[chart.Bbox]:
     """What labels keep clear of beside the markers: bars of the seeds, the stairs of the Pareto line."""
-    boxes = [Bbox([[p.memory_mib, p.lowest], [p.memory_mib, p.highest]]) for p in points]
+    boxes = [chart.Bbox([[p.memory_mib, p.lowest], [p.memory_mib, p.highest]]) for p in points]
     for a, b in pairwise(front):
-        boxes.append(Bbox([[a.memory_mib, a.accuracy], [b.memory_mib, a.accuracy]]))
-        boxes.append(Bbox([[b.memory_mib, a.accuracy], [b.memory_mib, b.accuracy]]))
+        boxes.append(chart.Bbox([[a.memory_mib, a.accuracy], [b.memory_mib, a.accuracy]]))
+        boxes.append(chart.Bbox([[b.memory_mib, a.accuracy], [b.memory_mib, b.accuracy]]))
     return boxes
 
 
@@ -288,7 +251,7 @@ def _levels(records: Sequence[RunRecord], score: str) -> list[tuple[float, str, 
         own = [scores[score] for scores in scored if score in scores]
         values = own or [scores["test_accuracy"] for scores in scored if "test_accuracy" in scores]
         if name in CONTROLS and values:
-            levels.append((100 * sum(values) / len(values), label if own else f"{label} (test)", None))
+            levels.append((100 * fmean(values), label if own else f"{label} (test)", None))
     return levels
 
 
@@ -301,7 +264,7 @@ def _accuracy_axis(axes: Axes, name: str, values: Sequence[float], levels: Seque
     axes.set_ylabel(name)
     axes.grid(axis="y")
     for level, *_ in levels:
-        axes.axhline(level, color=MUTED, lw=1.2, ls=(0, (1, 2)), zorder=1.5)
+        axes.axhline(level, color=chart.MUTED, lw=1.2, ls=(0, (1, 2)), zorder=1.5)
 
 
 def _seeds_subtitle(records: Sequence[RunRecord], mark: str = "band") -> str:
@@ -311,43 +274,32 @@ def _seeds_subtitle(records: Sequence[RunRecord], mark: str = "band") -> str:
     return f"{Path(backbone).name} on {task}; {spread}"
 
 
-def _methods(n: int) -> str:
-    return "1 method" if n == 1 else f"{n} methods"
-
-
 # --- who worked when ------------------------------------------------------------------------------------
 
 
 @styled
 def gantt(spans: Sequence[Span], first: int = 8, steps: int = 8) -> Chart:
-    """When device, link and server worked on which step.
+    """When device, link and server worked on which step, from the forward of step ``first`` on for ``steps`` forwards.
 
-    Args:
-        spans: of a run's record.
-        first: the picture begins with this step's forward; the first ones of a run are not its steady state.
-        steps: it ends so many forwards later.  What the link and the server do meanwhile belongs to earlier steps.
-
-    Raises:
-        BadInput: no spans of those steps.
+    The first steps of a run are not its steady state. What link and server do meanwhile belongs to earlier steps.
     """
     begin, end = _window(spans, first, steps)
     shown = cut(spans, begin, end)
     shares = ", ".join(f"{party} busy {share:.0%}" for party, share in busy(shown, begin, end).items())
-    chart, axes = canvas(
+    figure, axes = chart.canvas(
         7.6, 2.9, "Device, link and server work at the same time", f"numbers are steps; {shares}",
         f"Timeline of steps {first} to {first + steps - 1}: {shares}.", legend_above=True,
     )  # fmt: skip
     for span in shown:
         _span_bar(axes, span, begin, end)
     axes.set_yticks(range(len(PARTIES)), PARTIES)
-    axes.set_ylim(len(PARTIES) - 0.5, -0.6)
-    axes.set_xlim(0, (end - begin) * 1e3)
+    axes.set(ylim=(len(PARTIES) - 0.5, -0.6), xlim=(0, (end - begin) * 1e3))
     axes.set_xlabel("milliseconds since the first step shown")
     axes.tick_params(axis="y", length=0)
     present = {span.stage for span in shown}
-    keys = [Patch(color=color, label=stage) for stage, (_, color) in STAGES.items() if stage in present]
-    legend_above(axes, keys)
-    return chart
+    keys = [chart.Patch(color=color, label=stage) for stage, (_, color) in STAGES.items() if stage in present]
+    chart.legend_above(axes, keys)
+    return figure
 
 
 def cut(spans: Sequence[Span], begin: float, end: float) -> list[Span]:
@@ -390,6 +342,6 @@ def _span_bar(axes: Axes, span: Span, begin: float, end: float) -> None:
     party, color = STAGES[span.stage]
     place = PARTIES.index(party)
     left, width = (span.start_s - begin) * 1e3, span.seconds * 1e3
-    axes.barh(place, width, left=left, height=0.62, color=color, edgecolor=PAPER, linewidth=0.6)
+    axes.barh(place, width, left=left, height=0.62, color=color, edgecolor=chart.PAPER, linewidth=0.6)
     if span.stage in ("forward", "send", "train") and span.seconds > NUMBERED_SHARE * (end - begin):
-        axes.text(left + width / 2, place, str(span.step), ha="center", va="center", fontsize=8, color=ON_DARK)
+        axes.text(left + width / 2, place, str(span.step), ha="center", va="center", fontsize=8, color=chart.ON_DARK)

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,20 +43,12 @@ class Picture:
 def write_report(folder: Path, records: Iterable[RunRecord], title: str = "") -> Path:
     """Write ``table.md``, ``table.csv``, ``figures/*.png``, ``figures/*.svg`` and ``index.html`` into ``folder``.
 
-    The same records give the same bytes. A chart whose data is in no record is left out.
-
-    Args:
-        folder: made where it does not exist.
-        records: any methods and seeds of one task and one backbone.
-        title: of the page; by default the backbone and the task.
-
-    Returns:
-        The page.
+    The same records give the same bytes. A chart whose data is in no record is left out. The title is by default the
+    backbone and the task; what is returned is the page.
 
     Raises:
         BadInput: no records, or of several tasks or backbones.
         MissingExtra: the libraries that draw charts and fill the page are not installed.
-        SaveFailed: the disk is full or the folder cannot be written.
     """
     from mobillm_kit.show.chart import save
 
@@ -79,31 +71,32 @@ def pictures(records: Sequence[RunRecord]) -> list[Picture]:
         BadInput: no records, or of several tasks or backbones.
         MissingExtra: a library that draws charts is not installed.
     """
-    from mobillm_kit.show import plots_memory, plots_runs
+    from mobillm_kit.show.plots_memory import device_memory
+    from mobillm_kit.show.plots_runs import convergence, gantt, pareto
 
-    rows(records)  # refuses what cannot be compared, before charts without data are skipped
+    groups = grouped(records)  # refuses what cannot be compared, before charts without data are skipped
     wanted: list[tuple[str, str, Callable[[], Chart]]] = [
-        ("device_memory", _READINGS["memory"], lambda: plots_memory.device_memory(records)),
-        ("pareto_counted", _READINGS["pareto"], lambda: plots_runs.pareto(records, "counted")),
-        ("pareto_measured", _READINGS["pareto"], lambda: plots_runs.pareto(records, "measured")),
-        ("convergence_step", _READINGS["step"], lambda: plots_runs.convergence(records, "step")),
-        ("convergence_forwards", _READINGS["forwards"], lambda: plots_runs.convergence(records, "forwards")),
-        ("convergence_seconds", _READINGS["seconds"], lambda: plots_runs.convergence(records, "seconds")),
-        ("convergence_bytes", _READINGS["bytes"], lambda: plots_runs.convergence(records, "bytes")),
+        ("device_memory", _READINGS["memory"], lambda: device_memory(records)),
+        ("pareto_counted", _READINGS["pareto"], lambda: pareto(records, "counted")),
+        ("pareto_measured", _READINGS["pareto"], lambda: pareto(records, "measured")),
+        ("convergence_step", _READINGS["step"], lambda: convergence(records, "step")),
+        ("convergence_forwards", _READINGS["forwards"], lambda: convergence(records, "forwards")),
+        ("convergence_seconds", _READINGS["seconds"], lambda: convergence(records, "seconds")),
+        ("convergence_bytes", _READINGS["bytes"], lambda: convergence(records, "bytes")),
     ]
-    for _, label, (run, *_) in grouped(records):
+    for _, label, (run, *_) in groups:
         if run.timeline:
             name = "timeline_" + re.sub(r"[^\w-]", "-", run.method)  # names files and the page's parts
-            wanted.append((name, f"{label}: {_READINGS['timeline']}", partial(plots_runs.gantt, run.timeline)))
-    return [picture for picture in starmap(_picture, wanted) if picture is not None]
+            wanted.append((name, f"{label}: {_READINGS['timeline']}", partial(gantt, run.timeline)))
+    shown = []
+    for name, reading, draw in wanted:
+        with suppress(BadInput):
+            shown.append(Picture(name, reading, draw()))
+    return shown
 
 
 def page(records: Sequence[RunRecord], title: str = "", shown: Sequence[Picture] | None = None) -> str:
-    """The page as HTML; arguments and errors as for :func:`write_report`.
-
-    Args:
-        shown: charts that are drawn already.
-    """
+    """The page as HTML, as for :func:`write_report`; ``shown`` are charts that are drawn already."""
     shown = pictures(records) if shown is None else shown
     table = rows(records)
     first = records[0]
@@ -127,13 +120,12 @@ def findings(table: Sequence[Row]) -> list[str]:
     """What the table says, in a few sentences; only those that its rows allow."""
     scored = [row for row in table if row.test_accuracy]
     controls = [row for row in scored if row.control]
-    counted = {row.method: row.device_total_mib for row in scored if not row.control and row.device_total_mib}
+    counted = {row.method: row.device_mib["total"] for row in scored if row.device_mib.get("total")}
     sentences = []
     if controls:
         best = max(controls, key=_accuracy)
-        sentences.append(
-            f"Without training a language model, the best control reaches {_percent(best)} ({best.label})."
-        )
+        reached = f"{_percent(best)} ({best.label})"
+        sentences.append(f"Without training a language model, the best control reaches {reached}.")
     if not counted:
         return sentences
     best = max((row for row in scored if row.method in counted), key=_accuracy)
@@ -141,7 +133,7 @@ def findings(table: Sequence[Row]) -> list[str]:
         f"The highest accuracy is {_percent(best)} ({best.label}), "
         f"with {counted[best.method]:,.1f} MiB counted on the device."
     )
-    without = [row for row in scored if row.method in counted and row.device_saved_mib == 0]
+    without = [row for row in scored if row.method in counted and row.device_mib["saved"] == 0]
     if without and best not in without:
         small = max(without, key=_accuracy)
         sentences.append(
@@ -149,10 +141,10 @@ def findings(table: Sequence[Row]) -> list[str]:
             f"most: {_percent(small)}, with {counted[small.method]:,.1f} MiB on the device, "
             f"{100 * counted[small.method] / counted[best.method]:.0f} % of that."
         )
-        if small.server_total_mib is not None:
+        if small.server_mib:
             sentences.append(
                 f"For that its device sends {small.sent_mb:,.1f} MB to a server, which needs "
-                f"{small.server_total_mib:,.1f} MiB."
+                f"{small.server_mib['total']:,.1f} MiB."
             )
     return sentences
 
@@ -169,13 +161,6 @@ _READINGS = {
     "timeline": "while the server trains on one batch, the next one is under way and the device forwards the one "
     "after it.",
 }
-
-
-def _picture(name: str, reading: str, draw: Callable[[], Chart]) -> Picture | None:
-    try:
-        return Picture(name, reading, draw())
-    except BadInput:
-        return None
 
 
 def _inline(picture: Picture) -> str:
@@ -217,8 +202,7 @@ def _provenance(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
         ("started", [min(source.started for source in sources)]),
     ]
     for group in ("versions", "hardware"):
-        keys = _distinct(key for source in sources for key in getattr(source, group))
-        for key in keys:
+        for key in _distinct(key for source in sources for key in getattr(source, group)):
             pairs.append((key, _distinct(_shown(getattr(source, group).get(key)) for source in sources)))
     return [(name, "; ".join(values)) for name, values in pairs if any(values)]
 
@@ -245,10 +229,8 @@ def _template() -> Any:
     try:
         import jinja2
     except ModuleNotFoundError as error:
-        raise MissingExtra(
-            "The page needs jinja2, which is not installed.",
-            "Install the extra: pip install 'mobillm-kit[lab]'.",
-        ) from error
+        remedy = "Install the extra: pip install 'mobillm-kit[lab]'."
+        raise MissingExtra("The page needs jinja2, which is not installed.", remedy) from error
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mobillm_kit.show", "."),
         autoescape=True,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import csv as csv_module
 import io
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from mobillm_kit.common import MIB
@@ -65,13 +65,9 @@ class Row:
     forwards: float | None
     """Samples that passed through the backbone in training."""
     sent_mb: float | None
-    device_weights_mib: float | None
-    device_gradients_mib: float | None
-    device_optimizer_mib: float | None
-    device_saved_mib: float | None
-    device_messages_mib: float | None
-    device_total_mib: float | None
-    server_total_mib: float | None
+    device_mib: Mapping[str, float]
+    """The ledger's categories and their ``total``; empty where nothing is counted."""
+    server_mib: Mapping[str, float]
     device_measured_mib: Spread | None
     """Measured peak on top of the loaded model."""
     server_measured_mib: Spread | None
@@ -81,9 +77,6 @@ class Row:
 def rows(records: Iterable[RunRecord]) -> list[Row]:
     """One row per method, named and ordered as the table of methods has it; methods that it does not have follow.
 
-    Args:
-        records: any methods, any seeds, of one task and one backbone.
-
     Raises:
         BadInput: no records, or of several tasks or backbones.
     """
@@ -91,10 +84,7 @@ def rows(records: Iterable[RunRecord]) -> list[Row]:
 
 
 def grouped(records: Iterable[RunRecord]) -> list[tuple[str, str, list[RunRecord]]]:
-    """Records by method, in the order of tables and figures, the controls last: name, label, runs by seed.
-
-    Args and errors as for :func:`rows`.
-    """
+    """Records by method, in the order of tables and figures, the controls last: name, label, runs by seed."""
     records = list(records)
     _check_comparable(records)
     present = dict.fromkeys(record.method for record in records)
@@ -169,8 +159,12 @@ def _number(value: float | None, digits: int = 0) -> str | None:
     return f"< {least:g}" if 0 < value < least / 2 else f"{value:,.{digits}f}"
 
 
-def _spread(value: Spread | None, digits: int = 1, scale: float = 1.0) -> str | None:
-    return None if value is None else value.text(digits, scale)
+def _spread(value: Spread | None, scale: float = 1.0) -> str | None:
+    return None if value is None else value.text(scale=scale)
+
+
+def _ledger(head: str, party: str, category: str) -> Column:
+    return Column(head, lambda row: _number(getattr(row, f"{party}_mib").get(category), 1))
 
 
 def _name(row: Row) -> str:
@@ -197,14 +191,14 @@ RESULTS = (
 
 MEMORY = (
     Column("Memory, MiB", _name),
-    Column("Weights", lambda row: _number(row.device_weights_mib, 1)),
-    Column("Gradients", lambda row: _number(row.device_gradients_mib, 1)),
-    Column("Optimizer", lambda row: _number(row.device_optimizer_mib, 1)),
-    Column("Saved activations", lambda row: _number(row.device_saved_mib, 1)),
-    Column("Messages", lambda row: _number(row.device_messages_mib, 1)),
-    Column("Device, counted", lambda row: _number(row.device_total_mib, 1)),
+    _ledger("Weights", "device", "weights"),
+    _ledger("Gradients", "device", "gradients"),
+    _ledger("Optimizer", "device", "optimizer"),
+    _ledger("Saved activations", "device", "saved"),
+    _ledger("Messages", "device", "messages"),
+    _ledger("Device, counted", "device", "total"),
     Column("Device, measured growth", lambda row: _spread(row.device_measured_mib)),
-    Column("Server, counted", lambda row: _number(row.server_total_mib, 1)),
+    _ledger("Server, counted", "server", "total"),
     Column("Server, measured growth", lambda row: _spread(row.server_measured_mib)),
 )
 """The memory of each party; the five categories are the device's, the growth is that over the loaded model."""
@@ -213,13 +207,12 @@ MEMORY = (
 def _row(name: str, label: str, runs: list[RunRecord]) -> Row:
     done = finished(runs)
     control = name in CONTROLS
-    device, server = ledger(done, "device"), ledger(done, "server")
     metric = runs[0].task.metric
 
-    def needed(value: Callable[[RunRecord], float]) -> float | None:
+    def _needed(value: Callable[[RunRecord], float]) -> float | None:
         return None if control or not done else statistics.fmean(value(run) for run in done)
 
-    def scored(score: str) -> Spread | None:
+    def _scored(score: str) -> Spread | None:
         return _over([run.scores[score] for run in done if score in run.scores])
 
     return Row(
@@ -229,28 +222,25 @@ def _row(name: str, label: str, runs: list[RunRecord]) -> Row:
         seeds=len(done),
         interrupted=len(runs) - len(done),
         trainable_parameters=None if control else runs[0].trainable_parameters,
-        test_accuracy=scored("test_accuracy"),
+        test_accuracy=_scored("test_accuracy"),
         metric=metric,
-        test_metric=None if metric == "accuracy" else scored(f"test_{metric}"),
-        handwritten_accuracy=scored("handwritten_accuracy"),
-        steps=needed(lambda run: run.steps),
-        forwards=needed(lambda run: run.forwards),
-        sent_mb=needed(lambda run: run.bytes_sent / MB),
-        device_weights_mib=_mib_of(device, "weights_bytes"),
-        device_gradients_mib=_mib_of(device, "gradients_bytes"),
-        device_optimizer_mib=_mib_of(device, "optimizer_bytes"),
-        device_saved_mib=_mib_of(device, "saved_activations_bytes"),
-        device_messages_mib=_mib_of(device, "messages_bytes"),
-        device_total_mib=_mib_of(device, "total_bytes"),
-        server_total_mib=_mib_of(server, "total_bytes"),
+        test_metric=None if metric == "accuracy" else _scored(f"test_{metric}"),
+        handwritten_accuracy=_scored("handwritten_accuracy"),
+        steps=_needed(lambda run: run.steps),
+        forwards=_needed(lambda run: run.forwards),
+        sent_mb=_needed(lambda run: run.bytes_sent / MB),
+        device_mib=_mib_of(ledger(done, "device")),
+        server_mib=_mib_of(ledger(done, "server")),
         device_measured_mib=_over(measured_mib(done, "device")),
         server_measured_mib=_over(measured_mib(done, "server")),
         seconds=None if control else _over([run.seconds for run in done]),
     )
 
 
-def _mib_of(memory: CountedMemory | None, field: str) -> float | None:
-    return None if memory is None else getattr(memory, field) / MIB
+def _mib_of(memory: CountedMemory | None) -> dict[str, float]:
+    if memory is None:
+        return {}
+    return {name: n_bytes / MIB for name, n_bytes in {**memory.by_category, "total": memory.total_bytes}.items()}
 
 
 def _over(values: Sequence[float]) -> Spread | None:
@@ -286,8 +276,17 @@ def _flat(row: Row) -> dict[str, object]:
     for field in fields(row):
         value = getattr(row, field.name)
         if field.type == "Spread | None":
-            flat[f"{field.name}_mean"] = "" if value is None else value.mean
-            flat[f"{field.name}_std"] = "" if value is None or value.std is None else value.std
+            flat[f"{field.name}_mean"] = value and value.mean
+            flat[f"{field.name}_std"] = value and value.std
+        elif field.name in _COUNTED:
+            flat |= {field.name.replace("_", f"_{name}_"): value.get(name) for name in _COUNTED[field.name]}
         else:
-            flat[field.name] = "" if value is None else value
+            flat[field.name] = value
     return flat
+
+
+_COUNTED = {
+    "device_mib": ("weights", "gradients", "optimizer", "saved", "messages", "total"),
+    "server_mib": ("total",),
+}
+"""What of the parties' ledgers stands in the comma-separated values."""
