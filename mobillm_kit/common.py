@@ -1,4 +1,4 @@
-"""What several rooms share: units, seeds for private generators, the environment of a fresh process.
+"""What several rooms share: units, seeds for private generators, what is installed, the environment of a fresh process.
 
 Knows: numbers and words.  Knows nothing of: tensors, files, models.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from importlib import metadata
 
 MIB = 2**20
 GIB = 2**30
@@ -19,6 +20,21 @@ def derived_seed(seed: int, *purpose: str | int) -> int:
     """A 63-bit seed that depends on ``seed`` and on every word of ``purpose``, and looks unrelated to others."""
     words = "/".join(str(word) for word in (seed, *purpose))
     return int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "little") >> 1
+
+
+def installed_version(distribution: str) -> str | None:
+    """None where it is not installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 MMAP_THRESHOLD = "MALLOC_MMAP_THRESHOLD_"

@@ -37,19 +37,9 @@ from mobillm_kit.show.report import write_report
 PATIENCE_S = 30.0
 """How long a worker may take to end the step it is in and save, before it is ended."""
 
-DECODER_METHODS = (
-    "zero-shot",
-    "threshold",
-    "bag-of-words",
-    "full",
-    "lora",
-    "mezo",
-    "p-rge",
-    "probe",
-    "mobillm-full-width",
-    "mobillm-ladder",
-)
-ENCODER_METHODS = ("majority", "bag-of-words", *DECODER_METHODS[3:])
+_EVERYWHERE = ("bag-of-words", "full", "lora", "mezo", "p-rge", "probe", "mobillm-full-width", "mobillm-ladder")
+DECODER_METHODS = ("zero-shot", "threshold", *_EVERYWHERE)
+ENCODER_METHODS = ("majority", *_EVERYWHERE)
 
 
 @dataclass(frozen=True)
@@ -77,16 +67,13 @@ def compare(
     """Run every specification that has no record yet, and show all of them together.
 
     Args:
-        folder: where everything goes; made if it is not there.
-        specs: one per method and seed.
+        folder: made if it is not there.
+        specs: one per method and seed; the records come in their order.
         measure: also measure memory, in a fresh process per method and party.
         jobs: processes at a time; more than one is faster and makes seconds less comparable.
         threads: of each process.
         command: for the records.
         listener: told of every line of progress.
-
-    Returns:
-        The records, in the order of ``specs``.
 
     Raises:
         FolderBusy: another comparison is writing there.
@@ -95,36 +82,25 @@ def compare(
         KeyboardInterrupt: Ctrl-C; every worker has saved and ended.
     """
     with only_one(folder):
-        places = [_place(folder, spec) for spec in specs]
-        for place, spec in zip(places, specs, strict=True):
+        runs = [(folder / spec.method / f"seed{spec.seed}", spec) for spec in specs]
+        for place, spec in runs:
             lay_out(place, spec)
-        todo = [(place, spec) for place, spec in zip(places, specs, strict=True) if not is_done(place)]
+        todo = [(place, spec) for place, spec in runs if not is_done(place)]
         if measure:
             _run_jobs(_memory_jobs(todo), jobs, threads, command, listener)
-            _share_memory(places, specs)
+            _share_memory(runs)
         _run_jobs(_training_jobs(todo), jobs, threads, command, listener)
-        records = [load_record(place / RECORD) for place in places]
+        records = [load_record(place / RECORD) for place, _ in runs]
         write_report(folder, records)
     return records
 
 
 def load_folder(folder: Path) -> list[RunRecord]:
-    """Every record below a comparison's folder.
-
-    Raises:
-        RecordError: there is none, or one cannot be read.
-    """
+    """Every record below a comparison's folder; having none is an error."""
     files = sorted(folder.glob("*/seed*/record.json"))
     if not files:
         raise RecordError(f"{folder}: holds no records.", "Name the folder that `mobillm compare` wrote.")
     return [load_record(file) for file in files]
-
-
-# ---------------------------------------------------------------------- what is to be done
-
-
-def _place(folder: Path, spec: RunSpec) -> Path:
-    return folder / spec.method / f"seed{spec.seed}"
 
 
 def _memory_jobs(todo: Sequence[tuple[Path, RunSpec]]) -> list[Job]:
@@ -145,29 +121,26 @@ def _parties(method: str) -> tuple[str, ...]:
     return ("device", "server") if method_row(method).module == "mobillm" else ("device",)
 
 
-def _share_memory(places: Sequence[Path], specs: Sequence[RunSpec]) -> None:
+def _share_memory(runs: Sequence[tuple[Path, RunSpec]]) -> None:
     """What was measured once per method stands in every seed's folder."""
-    for place, spec in zip(places, specs, strict=True):
+    for place, spec in runs:
         for party in _parties(spec.method):
-            source = next(iter(sorted(place.parent.glob(f"seed*/memory-{party}.json"))), None)
             target = place / f"memory-{party}.json"
-            if source is not None and not target.exists():
-                write_bytes(target, source.read_bytes())
+            for source in sorted(place.parent.glob(f"seed*/memory-{party}.json"))[:1]:
+                if not target.exists():
+                    write_bytes(target, source.read_bytes())
 
 
 def _training_jobs(todo: Sequence[tuple[Path, RunSpec]]) -> list[Job]:
     """One process per trained run; the controls, which train nothing, share one."""
-    controls = [place for place, spec in todo if not method_row(spec.method).trained]
-    jobs = [
-        Job(("train", str(place)), f"{method_row(spec.method).label}, seed {spec.seed}", training=True)
-        for place, spec in todo
-        if method_row(spec.method).trained
-    ]
-    together = Job(("train", *map(str, controls)), "Controls", training=True)
-    return [together, *jobs] if controls else jobs
-
-
-# ---------------------------------------------------------------------- processes
+    jobs, controls = [], []
+    for place, spec in todo:
+        row = method_row(spec.method)
+        if row.trained:
+            jobs.append(Job(("train", str(place)), f"{row.label}, seed {spec.seed}", training=True))
+        else:
+            controls.append(str(place))
+    return [Job(("train", *controls), "Controls", training=True), *jobs] if controls else jobs
 
 
 class Worker:
@@ -216,10 +189,8 @@ class Worker:
         if self._refusal.error:
             raise KitError(f"{self.job.label}: {self._refusal.error}", self._refusal.remedy)
         if self._process.returncode:
-            raise KitError(
-                f"{self.job.label}: the process ended with code {self._process.returncode}.",
-                self._last_words(),
-            )
+            code = self._process.returncode
+            raise KitError(f"{self.job.label}: the process ended with code {code}.", self._last_words())
 
     def stop(self) -> None:
         """Let it end its step and save; end it where it does not."""
@@ -242,25 +213,23 @@ class Worker:
 
 
 def _run_jobs(todo: Sequence[Job], at_a_time: int, threads: int, command: str, listener: Listener | None) -> None:
+    tell = listener or (lambda _job, _progress: None)
     waiting = deque(todo)
     running: list[Worker] = []
     try:
         while waiting or running:
             while waiting and len(running) < at_a_time:
                 running.append(Worker(waiting.popleft(), threads, command))
-                if listener is not None:
-                    listener(running[-1].job, Progress())
+                tell(running[-1].job, Progress())
             for worker in list(running):
                 ended = not worker.running  # asked first, so that no last line is lost
                 for progress in worker.lines():
-                    if listener is not None:
-                        listener(worker.job, progress)
+                    tell(worker.job, progress)
                 if ended:
                     worker.check()
                     worker.stop()
                     running.remove(worker)
-                    if listener is not None:
-                        listener(worker.job, Progress(ended=True))
+                    tell(worker.job, Progress(ended=True))
             time.sleep(0.05)
     finally:
         for worker in running:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from mobillm_kit.common import MIB, installed_version, usable_cores
 from mobillm_kit.errors import KitError
 from mobillm_kit.files import data_folder
 
@@ -56,32 +57,23 @@ class Check:
 
 
 def examine() -> list[Check]:
-    """Run every check, each within its own time limit.
-
-    Returns:
-        The findings, in the order in which a reader would look for a cause.
-    """
-    return [check for name, probe, limit_s in PROBES for check in within(name, probe, limit_s)]
+    """Run every check within its time limit; the findings are in the order in which a reader would look for a cause."""
+    named = ((probe.__name__.replace("_", " "), probe, limit_s) for probe, limit_s in PROBES.items())
+    return [check for name, probe, limit_s in named for check in within(name, probe, limit_s)]
 
 
 def within(name: str, probe: Callable[[], list[Check]], limit_s: float) -> list[Check]:
-    """Run ``probe`` in a thread of its own; a late or broken probe becomes a failed check.
-
-    Args:
-        name: the check's name, where the probe cannot give one.
-        probe: returns findings; may hang or raise.
-        limit_s: seconds until it counts as hanging.
-    """
+    """Run ``probe``, which may hang or raise, in a thread of its own; then it is a failed check of this name."""
     found: list[Check] = []
 
-    def work() -> None:
+    def _work() -> None:
         try:
             found.extend(probe())
         except Exception as error:  # a broken library may raise anything, and the doctor has to go on
             detail = f"{type(error).__name__}: {error}"
             found.append(Check(name, False, detail, "Report this line with your system's name."))
 
-    thread = threading.Thread(target=work, name=f"doctor {name}", daemon=True)
+    thread = threading.Thread(target=_work, name=f"doctor {name}", daemon=True)
     thread.start()
     thread.join(limit_s)
     if thread.is_alive():
@@ -108,38 +100,27 @@ def packages(distribution: str = DISTRIBUTION) -> list[Check]:
         detail = f"{distribution} is not installed"
         return [Check("packages", False, detail, "Run: make setup   or: pip install -e .")]
     core = [r for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
-    checks = [_package(requirement.name, _state(requirement)) for requirement in core]
+    checks = [_package(requirement) for requirement in core]
     for extra in USER_EXTRAS:
-        further = [r for r in wanted if r.marker is not None and r.marker.evaluate({"extra": extra})]
-        states = {r.name: _state(r) for r in further if r not in core}
-        checks.append(_extra(extra, states, distribution))
+        further = [r for r in wanted if r not in core and r.marker is not None and r.marker.evaluate({"extra": extra})]
+        checks.append(_extra(extra, further, distribution))
     return checks
 
 
-@dataclass(frozen=True)
-class _State:
-    ok: bool
-    words: str
+def _package(wanted: Requirement) -> Check:
+    version = installed_version(wanted.name)
+    if version is not None and wanted.specifier.contains(version, prereleases=True):
+        return Check(wanted.name, True, version)
+    detail = f"{version or 'missing'}, wanted {wanted.specifier}"
+    return Check(wanted.name, False, detail, f"Run: pip install --upgrade {wanted.name}")
 
 
-def _state(wanted: Requirement) -> _State:
-    try:
-        version = metadata.version(wanted.name)
-    except metadata.PackageNotFoundError:
-        return _State(False, f"missing, wanted {wanted.specifier}")
-    fits = wanted.specifier.contains(version, prereleases=True)
-    return _State(fits, version if fits else f"{version}, wanted {wanted.specifier}")
-
-
-def _package(name: str, state: _State) -> Check:
-    return Check(name, state.ok, state.words, "" if state.ok else f"Run: pip install --upgrade {name}")
-
-
-def _extra(extra: str, states: dict[str, _State], distribution: str) -> Check:
-    shown = {name: state for name, state in states.items() if not state.ok} or states
-    detail = ", ".join(f"{name} {state.words}" for name, state in shown.items())
-    ok = all(state.ok for state in states.values())
-    return Check(f"extra {extra}", ok, detail, "" if ok else f'Run: pip install "{distribution}[{extra}]"')
+def _extra(extra: str, wanted: list[Requirement], distribution: str) -> Check:
+    checks = [_package(requirement) for requirement in wanted]
+    lacking = [check for check in checks if not check.ok]
+    detail = ", ".join(f"{check.name} {check.detail}" for check in lacking or checks)
+    remedy = f'Run: pip install "{distribution}[{extra}]"' if lacking else ""
+    return Check(f"extra {extra}", not lacking, detail, remedy)
 
 
 def accelerators() -> list[Check]:
@@ -162,21 +143,17 @@ def memory() -> list[Check]:
     """Memory that a new process could take without swapping."""
     import psutil
 
-    free_mib = psutil.virtual_memory().available // 2**20
-    total_mib = psutil.virtual_memory().total // 2**20
+    found = psutil.virtual_memory()
+    free_mib, total_mib = found.available // MIB, found.total // MIB
     ok = free_mib >= FREE_MEMORY_MIB
     remedy = "" if ok else f"Close other programs: a training process wants {FREE_MEMORY_MIB} MiB free."
     return [Check("memory", ok, f"{free_mib} of {total_mib} MiB free", remedy)]
 
 
 def disk(folder: Path | None = None) -> list[Check]:
-    """Free space and the right to write where runs are stored.
-
-    Args:
-        folder: where runs will be written; the current folder when None.
-    """
-    folder = Path.cwd() if folder is None else folder
-    free_mib = shutil.disk_usage(folder).free // 2**20
+    """Free space and the right to write where runs are stored; by default in the current folder."""
+    folder = folder or Path.cwd()
+    free_mib = shutil.disk_usage(folder).free // MIB
     writable = os.access(folder, os.W_OK)
     detail = f"{free_mib} MiB free in {folder}" + ("" if writable else ", which cannot be written to")
     ok = writable and free_mib >= FREE_DISK_MIB
@@ -186,16 +163,11 @@ def disk(folder: Path | None = None) -> list[Check]:
 
 def threads() -> list[Check]:
     """Cores of the machine, cores given to this process, and how idle OpenMP workers wait."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    policy = os.environ.get("OMP_WAIT_POLICY", "")
     limit = os.environ.get("OMP_NUM_THREADS", "")
-    detail = f"{usable} of {os.cpu_count()} cores usable" + (f", OMP_NUM_THREADS={limit}" if limit else "")
-    remedy = (
-        ""
-        if policy.lower() == "passive"
-        else "Set OMP_WAIT_POLICY=passive before Python starts: spinning workers slow a busy machine down."
-    )
-    return [Check("threads", True, detail, remedy)]
+    detail = f"{usable_cores()} of {os.cpu_count()} cores usable" + (f", OMP_NUM_THREADS={limit}" if limit else "")
+    passive = os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
+    remedy = "Set OMP_WAIT_POLICY=passive before Python starts: spinning workers slow a busy machine down."
+    return [Check("threads", True, detail, "" if passive else remedy)]
 
 
 def allocator() -> list[Check]:
@@ -215,13 +187,11 @@ def allocator() -> list[Check]:
 def widgets() -> list[Check]:
     """ipywidgets in the kernel and its extension in JupyterLab's front end; sliders need both."""
     remedy = f'Run: pip install "{DISTRIBUTION}[lab]", then restart JupyterLab.'
-    try:
-        version = metadata.version("ipywidgets")
-    except metadata.PackageNotFoundError:
+    version = installed_version("ipywidgets")
+    if version is None:
         return [Check("widgets", False, "ipywidgets is missing", remedy)]
-    places = [folder / "@jupyter-widgets" / "jupyterlab-manager" for folder in _labextension_folders()]
-    there = [place for place in places if (place / "package.json").is_file()]
-    if not there:
+    extension = Path("@jupyter-widgets", "jupyterlab-manager", "package.json")
+    if not any((folder / extension).is_file() for folder in _labextension_folders()):
         return [Check("widgets", False, f"ipywidgets {version}, but JupyterLab has no widget extension", remedy)]
     return [Check("widgets", True, f"ipywidgets {version} and JupyterLab's widget extension")]
 
@@ -256,11 +226,7 @@ def _folder(name: str, data: str, wanted: tuple[str, ...]) -> Check:
 
 
 def sockets(limit_s: float = SOCKET_LIMIT_S) -> list[Check]:
-    """Two real sockets, one message there and back over the loopback interface on a random port.
-
-    Args:
-        limit_s: longest wait of either side, in seconds.
-    """
+    """Two real sockets, one message there and back over the loopback interface on a random port."""
     from mobillm_kit.channel.loopback import NoRoundTrip, round_trip
 
     payload = bytes(range(256)) * 256
@@ -276,16 +242,16 @@ def sockets(limit_s: float = SOCKET_LIMIT_S) -> list[Check]:
     return [Check("sockets", True, detail)]
 
 
-PROBES: tuple[tuple[str, Callable[[], list[Check]], float], ...] = (
-    ("python", python, QUICK_LIMIT_S),
-    ("packages", packages, QUICK_LIMIT_S),
-    ("accelerators", accelerators, IMPORT_LIMIT_S),
-    ("memory", memory, QUICK_LIMIT_S),
-    ("disk", disk, QUICK_LIMIT_S),
-    ("threads", threads, QUICK_LIMIT_S),
-    ("allocator", allocator, QUICK_LIMIT_S),
-    ("widgets", widgets, QUICK_LIMIT_S),
-    ("packaged data", packaged_data, QUICK_LIMIT_S),
-    ("sockets", sockets, 3 * SOCKET_LIMIT_S),
-)
-"""Name, probe, time limit in seconds."""
+PROBES: dict[Callable[[], list[Check]], float] = {
+    python: QUICK_LIMIT_S,
+    packages: QUICK_LIMIT_S,
+    accelerators: IMPORT_LIMIT_S,
+    memory: QUICK_LIMIT_S,
+    disk: QUICK_LIMIT_S,
+    threads: QUICK_LIMIT_S,
+    allocator: QUICK_LIMIT_S,
+    widgets: QUICK_LIMIT_S,
+    packaged_data: QUICK_LIMIT_S,
+    sockets: 3 * SOCKET_LIMIT_S,
+}
+"""Each probe's time limit."""

@@ -25,20 +25,14 @@ RECORD = "record.json"
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Hold the folder while something is written into it.
-
-    Raises:
-        FolderBusy: somebody else holds it.
-    """
+    """Hold the folder while something is written into it; one that somebody else holds is refused."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
-        raise FolderBusy(
-            f"{folder}: another run is writing into this folder.",
-            "Wait for it to end, or choose another folder.",
-        ) from error
+        remedy = "Wait for it to end, or choose another folder."
+        raise FolderBusy(f"{folder}: another run is writing into this folder.", remedy) from error
     try:
         yield
     finally:
@@ -46,11 +40,7 @@ def only_one(folder: Path) -> Iterator[None]:
 
 
 def lay_out(place: Path, spec: RunSpec) -> None:
-    """Write the specification, or see that it is the one that stands there.
-
-    Raises:
-        BadInput: the folder holds a run with other settings.
-    """
+    """Write the specification, or see that it is the one that stands there."""
     file = place / SPEC
     if not file.exists():
         write_bytes(file, msgspec.json.format(msgspec.json.encode(spec)))
@@ -65,11 +55,7 @@ def lay_out(place: Path, spec: RunSpec) -> None:
 
 
 def load_spec(place: Path) -> RunSpec:
-    """The specification of a run's folder.
-
-    Raises:
-        BadInput: there is none, or it cannot be read.
-    """
+    """The specification of a run's folder."""
     try:
         return msgspec.json.decode((place / SPEC).read_bytes(), type=RunSpec)
     except OSError as error:

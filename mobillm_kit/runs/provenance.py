@@ -12,17 +12,16 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 import psutil
 
 import mobillm_kit
+from mobillm_kit.common import installed_version, usable_cores
 from mobillm_kit.record import Provenance, Scalar
 
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
@@ -32,11 +31,7 @@ _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def provenance(command: str) -> Provenance:
-    """Everything at once; ``started`` is now.
-
-    Args:
-        command: as a reader would type it, see :func:`clean_command`.
-    """
+    """Everything at once; ``started`` is now, the command as a reader would type it (:func:`clean_command`)."""
     return Provenance(
         versions=versions(),
         hardware=hardware(),
@@ -51,7 +46,7 @@ def versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         "mobillm_kit": mobillm_kit.__version__,
-        **{name: found for name in PACKAGES if (found := _version(name))},
+        **{name: found for name in PACKAGES if (found := installed_version(name))},
     }
 
 
@@ -61,7 +56,7 @@ def hardware() -> dict[str, Scalar]:
 
     return {
         "cpu": _cpu(),
-        "cores": _cores(),
+        "cores": usable_cores(),
         "ram_mib": psutil.virtual_memory().total // 2**20,
         "gpu": _gpu(),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -70,19 +65,16 @@ def hardware() -> dict[str, Scalar]:
 
 
 def commit(folder: Path = _CHECKOUT) -> str:
-    """Commit of the checkout in ``folder``, with ``-dirty`` where files differ from it.
+    """Commit of the checkout whose top is ``folder``, with ``-dirty`` where files differ from it.
 
-    Args:
-        folder: the checkout's top; by default the one that holds this package.
-
-    Returns:
-        Empty where ``folder`` is not a checkout's top, has no commit yet, or git does not answer.
+    Empty where ``folder`` is not a checkout's top, has no commit yet, or git does not answer.
     """
     # an installed package may lie inside somebody else's checkout: only its own counts
     if not (folder / ".git").exists():
         return ""
-    head = _git(folder, "rev-parse", "HEAD")
-    changes = _git(folder, "status", "--porcelain")
+    # without optional locks a look does not disturb a git that works in the same checkout
+    git = ["git", "--no-optional-locks", "-C", str(folder)]
+    head, changes = _answer([*git, "rev-parse", "HEAD"]), _answer([*git, "status", "--porcelain"])
     return f"{head}-dirty" if head and changes else head or ""
 
 
@@ -90,10 +82,8 @@ def clean_command(argv: Sequence[str]) -> str:
     """The command line as a reader would type it, without absolute paths.
 
     The program's folder is dropped. A path inside the working directory, or inside a folder beside it, is written
-    relative to it (``../shared/models``); of any other only the name is left.
-
-    Args:
-        argv: as in :data:`sys.argv`; ``-m`` programs appear as ``python -m package``.
+    relative to it (``../shared/models``); of any other only the name is left. ``-m`` programs appear as
+    ``python -m package``.
     """
     if not argv:
         return ""
@@ -129,37 +119,15 @@ def _clean_path(value: str) -> str:
     return path.name
 
 
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _cpu() -> str:
-    return _linux_cpu() or _mac_cpu() or platform.processor() or platform.machine()
-
-
-def _linux_cpu() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return ""
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "")
-
-
-def _mac_cpu() -> str:
-    if sys.platform != "darwin":
-        return ""
-    return _answer(["sysctl", "-n", "machdep.cpu.brand_string"]) or ""
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    if sys.platform == "darwin":
+        names.append(_answer(["sysctl", "-n", "machdep.cpu.brand_string"]) or "")
+    return next(filter(None, names), "") or platform.processor() or platform.machine()
 
 
 def _gpu() -> str | None:
@@ -170,15 +138,8 @@ def _gpu() -> str | None:
     return "Apple MPS" if torch.backends.mps.is_available() else None
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
-    # without optional locks a look does not disturb a git that works in the same checkout
-    return _answer(["git", "--no-optional-locks", "-C", str(folder), *arguments])
-
-
 def _answer(command: list[str]) -> str | None:
     """What ``command`` prints; None where it is missing, fails or takes too long."""
-    if shutil.which(command[0]) is None:
-        return None
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=GIT_LIMIT_S, check=True, stdin=subprocess.DEVNULL

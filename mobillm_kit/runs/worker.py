@@ -75,9 +75,6 @@ def train(folder: Path) -> None:
     )
 
 
-# ---------------------------------------------------------------------- memory
-
-
 def measure_memory(folder: Path, party: str) -> None:
     """Train a few steps of one party in this fresh process and write what they took."""
     spec = load_spec(folder)
@@ -136,17 +133,8 @@ def _read_upload(path: Path) -> Upload:
     from safetensors.torch import load
 
     tensors = load(path.read_bytes())
-    names = sorted(name for name in tensors if name.startswith("activations."))
-    return Upload(
-        sequence=0,
-        activations=tuple(tensors[name] for name in names),
-        mask=tensors["mask"],
-        positions=tensors["positions"],
-        labels=tensors["labels"],
-    )
-
-
-# ---------------------------------------------------------------------- talking to the parent
+    activations = tuple(tensors.pop(name) for name in sorted(tensors) if name.startswith("activations."))
+    return Upload(sequence=0, activations=activations, **tensors)
 
 
 def _say(progress: Progress) -> None:
@@ -157,13 +145,13 @@ def _say(progress: Progress) -> None:
 def _stop_with_parent() -> None:
     """The parent holds our standard input; when it closes, nobody waits for us any more."""
 
-    def watch() -> None:
+    def _watch() -> None:
         while os.read(0, 1):  # the bare file: a lock on sys.stdin would be inherited by the memory sampler's fork
             pass
         os.kill(os.getpid(), signal.SIGTERM)
 
     if not sys.stdin.isatty():
-        threading.Thread(target=watch, daemon=True).start()
+        threading.Thread(target=_watch, daemon=True).start()
 
 
 if __name__ == "__main__":

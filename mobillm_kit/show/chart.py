@@ -67,7 +67,6 @@ _STYLE = {
     "axes.facecolor": PAPER,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
-    "axes.grid": False,
     "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -204,7 +203,7 @@ def plain_numbers(axis: Any, ticks: Sequence[float] | None = None) -> None:
 
 
 def label_points(axes: Axes, labels: Sequence[tuple[float, float, str]], avoid: Sequence[Bbox] = ()) -> None:
-    """Write each label near its point, clear of all others, with a thin line where it had to move away.
+    """Write each label near its point, clear of all others, with a thin line to it where it does not touch it.
 
     The limits of the axes have to be final. The number of rounds is fixed, and no clock is asked: equal points give
     equal places. Labels also keep clear of what there is to ``avoid``, in data coordinates.
@@ -217,7 +216,7 @@ def label_points(axes: Axes, labels: Sequence[tuple[float, float, str]], avoid: 
     to_pixels, to_data = axes.transData, axes.transData.inverted()
     markers = [Bbox(to_pixels.transform([(x, y)] * 2)).padded(6 * dot).transformed(to_data) for x, y, _ in labels]
     adjust_text(
-        texts, objects=[*markers, *avoid], ax=axes, iter_lim=300, expand=(1.05, 1.3), min_arrow_len=13 * dot,
+        texts, objects=[*markers, *avoid], ax=axes, iter_lim=300, expand=(1.05, 1.3), min_arrow_len=3 * dot,
         arrowprops={"arrowstyle": "-", "color": MUTED, "lw": 0.8, "zorder": 2.5},
     )  # fmt: skip
 

@@ -40,9 +40,6 @@ _NOWHERE = ("#d9d4cb", "#6d665c")
 """Of what fits into none of them: ground and lines of the hatch."""
 
 
-# --- stacked by what it is ------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Bar:
     label: str
@@ -153,9 +150,6 @@ def _mib(n_bytes: float) -> str:
     return f"{mib:,.1f}" if mib < 100 else f"{mib:,.0f}"
 
 
-# --- how it grows ---------------------------------------------------------------------------------------
-
-
 @styled
 def memory_growth(curves: Mapping[str, Sequence[tuple[int, MemoryNeed]]], x_label: str, subtitle: str = "") -> Chart:
     """One line per method: the peak of a training step as the batch or the texts grow, counted along the axis."""
@@ -167,9 +161,11 @@ def memory_growth(curves: Mapping[str, Sequence[tuple[int, MemoryNeed]]], x_labe
         color, marker, dashes = chart.method_look(place)
         xs, ys = [x for x, _ in points], mib[label]
         axes.plot(xs, ys, color=color, marker=marker, linestyle=dashes, linewidth=1.8)
-        axes.annotate(f" {label}", (xs[-1], ys[-1]), color=chart.INK, va="center", annotation_clip=False)
+        end: dict[str, Any] = {"xytext": (7, 0), "textcoords": "offset points", "annotation_clip": False}
+        axes.annotate(label, (xs[-1], ys[-1]), va="center", **end)
     axes.set_ylim(bottom=0)
     axes.set(xlabel=x_label, ylabel="MiB at the peak")
+    chart.plain_numbers(axes.yaxis)
     axes.grid(axis="y")
     return figure
 
@@ -192,9 +188,6 @@ def memory_over_time(samples: Mapping[str, Sequence[float]], interval_s: float, 
     axes.set(xlabel="seconds", ylabel="MiB")
     axes.grid(axis="y")
     return figure
-
-
-# --- where it fits --------------------------------------------------------------------------------------
 
 
 @styled

@@ -49,9 +49,6 @@ NUMBERED_SHARE = 0.02
 """Bars at least this share of the axis wide carry their step's number."""
 
 
-# --- accuracy as training goes on -----------------------------------------------------------------------
-
-
 @styled
 def convergence(records: Iterable[RunRecord], x: Clock = "step") -> Chart:
     """Dev accuracy of each method as training goes on: mean of the seeds, band from the lowest to the highest.
@@ -123,9 +120,6 @@ def _time_axis(axes: Axes, lines: Sequence[_Line]) -> None:
         ticks = [0, *(10.0**exponent for exponent in exponents)]
     chart.plain_numbers(axes.xaxis, ticks)
     axes.set_xlim(left=0)
-
-
-# --- accuracy against memory ----------------------------------------------------------------------------
 
 
 @styled
@@ -229,9 +223,6 @@ def _strokes(points: Sequence[Point], front: Sequence[Point]) -> list[chart.Bbox
     return boxes
 
 
-# --- what both share ------------------------------------------------------------------------------------
-
-
 def _trained(records: Sequence[RunRecord]) -> list[tuple[int, str, list[RunRecord]]]:
     """Place, label and finished runs of each method that trains.
 
@@ -272,9 +263,6 @@ def _seeds_subtitle(records: Sequence[RunRecord], mark: str = "band") -> str:
     seeds = len({run.seed for run in records if run.method not in CONTROLS})
     spread = f"mean of {seeds} seeds, {mark}: lowest to highest" if seeds > 1 else "one seed"
     return f"{Path(backbone).name} on {task}; {spread}"
-
-
-# --- who worked when ------------------------------------------------------------------------------------
 
 
 @styled

@@ -21,12 +21,10 @@ from typing import TYPE_CHECKING, Any
 from mobillm_kit.errors import BadInput, MissingExtra
 from mobillm_kit.files import write_bytes
 from mobillm_kit.record import RunRecord, Scalar
-from mobillm_kit.show.tables import MEMORY, RESULTS, Row, cells, csv, grouped, markdown, rows
+from mobillm_kit.show.tables import MEMORY, RESULTS, Columns, Row, cells, csv, grouped, markdown, rows
 
 if TYPE_CHECKING:
     from mobillm_kit.show.chart import Chart
-
-TEMPLATE = "report.html.j2"
 
 
 @dataclass(frozen=True)
@@ -177,7 +175,7 @@ def _inline(picture: Picture) -> str:
     return text.replace("<svg ", f'<svg role="img" aria-labelledby="{picture.name}-alt" ', 1)
 
 
-def _cells(table: Sequence[Row], columns: Sequence[Any]) -> dict[str, Any]:
+def _cells(table: Sequence[Row], columns: Columns) -> dict[str, Any]:
     heads, body = cells(table, columns)
     return {"heads": heads, "rows": list(zip(table, body, strict=True))}
 
@@ -239,4 +237,4 @@ def _template() -> Any:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template(TEMPLATE)
+    return environment.get_template("report.html.j2")

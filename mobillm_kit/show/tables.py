@@ -127,28 +127,20 @@ def markdown(table: Sequence[Row]) -> str:
 
 def csv(table: Sequence[Row]) -> str:
     """The same rows as comma-separated values: full precision, units in the heads, empty where nothing is."""
-    out = io.StringIO()
-    writer = csv_module.writer(out, lineterminator="\n")
     flat = [_flat(row) for row in table]
-    if flat:
-        writer.writerow(flat[0])
-    writer.writerows(row.values() for row in flat)
+    out = io.StringIO()
+    csv_module.writer(out, lineterminator="\n").writerows([*flat[:1], *(row.values() for row in flat)])
     return out.getvalue()
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of a table for readers."""
-
-    head: str
-    text: Callable[[Row], str | None]
-    """None where the row has nothing to say."""
+Columns = Mapping[str, Callable[[Row], str | None]]
+"""Heads, and what stands below them; None where the row has nothing to say."""
 
 
-def cells(table: Sequence[Row], columns: Sequence[Column]) -> tuple[list[str], list[list[str]]]:
+def cells(table: Sequence[Row], columns: Columns) -> tuple[list[str], list[list[str]]]:
     """Heads and cells; a column that is empty in every row is left out."""
-    filled = [column for column in columns if any(column.text(row) is not None for row in table)]
-    return [c.head for c in filled], [[c.text(row) or EMPTY for c in filled] for row in table]
+    filled = {head: text for head, text in columns.items() if any(text(row) is not None for row in table)}
+    return list(filled), [[text(row) or EMPTY for text in filled.values()] for row in table]
 
 
 def _number(value: float | None, digits: int = 0) -> str | None:
@@ -163,8 +155,8 @@ def _spread(value: Spread | None, scale: float = 1.0) -> str | None:
     return None if value is None else value.text(scale=scale)
 
 
-def _ledger(head: str, party: str, category: str) -> Column:
-    return Column(head, lambda row: _number(getattr(row, f"{party}_mib").get(category), 1))
+def _ledger(party: str, category: str) -> Callable[[Row], str | None]:
+    return lambda row: _number(getattr(row, f"{party}_mib").get(category), 1)
 
 
 def _name(row: Row) -> str:
@@ -176,31 +168,31 @@ def _own_metric(row: Row) -> str | None:
     return None if text is None else f"{row.metric} {text}"
 
 
-RESULTS = (
-    Column("Method", _name),
-    Column("Test accuracy, %", lambda row: _spread(row.test_accuracy, scale=100)),
-    Column("Task's metric, × 100", _own_metric),
-    Column("Handwritten, %", lambda row: _spread(row.handwritten_accuracy, scale=100)),
-    Column("Seeds", lambda row: str(row.seeds)),
-    Column("Trainable parameters", lambda row: _number(row.trainable_parameters)),
-    Column("Samples forwarded", lambda row: _number(row.forwards)),
-    Column("Sent, MB", lambda row: _number(row.sent_mb, 1)),
-    Column("Seconds", lambda row: _spread(row.seconds)),
-)
+RESULTS: Columns = {
+    "Method": _name,
+    "Test accuracy, %": lambda row: _spread(row.test_accuracy, scale=100),
+    "Task's metric, × 100": _own_metric,
+    "Handwritten, %": lambda row: _spread(row.handwritten_accuracy, scale=100),
+    "Seeds": lambda row: str(row.seeds),
+    "Trainable parameters": lambda row: _number(row.trainable_parameters),
+    "Samples forwarded": lambda row: _number(row.forwards),
+    "Sent, MB": lambda row: _number(row.sent_mb, 1),
+    "Seconds": lambda row: _spread(row.seconds),
+}
 """What was reached, and what it took."""
 
-MEMORY = (
-    Column("Memory, MiB", _name),
-    _ledger("Weights", "device", "weights"),
-    _ledger("Gradients", "device", "gradients"),
-    _ledger("Optimizer", "device", "optimizer"),
-    _ledger("Saved activations", "device", "saved"),
-    _ledger("Messages", "device", "messages"),
-    _ledger("Device, counted", "device", "total"),
-    Column("Device, measured growth", lambda row: _spread(row.device_measured_mib)),
-    _ledger("Server, counted", "server", "total"),
-    Column("Server, measured growth", lambda row: _spread(row.server_measured_mib)),
-)
+MEMORY: Columns = {
+    "Memory, MiB": _name,
+    "Weights": _ledger("device", "weights"),
+    "Gradients": _ledger("device", "gradients"),
+    "Optimizer": _ledger("device", "optimizer"),
+    "Saved activations": _ledger("device", "saved"),
+    "Messages": _ledger("device", "messages"),
+    "Device, counted": _ledger("device", "total"),
+    "Device, measured growth": lambda row: _spread(row.device_measured_mib),
+    "Server, counted": _ledger("server", "total"),
+    "Server, measured growth": lambda row: _spread(row.server_measured_mib),
+}
 """The memory of each party; the five categories are the device's, the growth is that over the loaded model."""
 
 
@@ -264,7 +256,7 @@ def _check_comparable(records: Sequence[RunRecord]) -> None:
             )
 
 
-def _markdown(table: Sequence[Row], columns: Sequence[Column]) -> str:
+def _markdown(table: Sequence[Row], columns: Columns) -> str:
     heads, body = cells(table, columns)
     lines = [heads, [":--"] + ["--:"] * (len(heads) - 1), *body]
     escaped = ([cell.replace("|", r"\|") for cell in line] for line in lines)
