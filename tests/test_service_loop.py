@@ -1,0 +1,319 @@
+"""The server's loop and its training threads without processes: a socket and a trainer that the test plays."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from types import SimpleNamespace
+
+import pytest
+from msgspec.structs import replace
+
+import mobillm_kit.service as service_module
+from mobillm_kit.server_socket import Peer
+from mobillm_kit.service import Service, ServiceSettings
+from mobillm_kit.sessions import Session
+from mobillm_kit.training_thread import TrainingThread
+from mobillm_kit.wire import (
+    Ack,
+    Bye,
+    Checkpoint,
+    Error,
+    Fetch,
+    Hello,
+    Limits,
+    Ping,
+    Pong,
+    Result,
+    Welcome,
+    from_frames,
+    to_frames,
+)
+from tests.faults.flood import batch, plan
+
+WAIT_S = 10.0
+PEER, OTHER = Peer(b"1", "key"), Peer(b"2", "key")
+
+
+class PlayedTrainer:
+    """Trains nothing; its losses are the numbers of the steps."""
+
+    def __init__(self, done: int = 0) -> None:
+        self.losses = [float(step) for step in range(done)]
+        self.cache = None
+        self.waiting = False
+        self.rolled_back: list[int] = []
+
+    @property
+    def sequence(self) -> int:
+        return len(self.losses)
+
+    def batch(self, message, payloads, queue_s):
+        self.losses.append(float(message.sequence))
+        loss = self.losses[-1]
+        return [(Ack(sequence=message.sequence, loss=loss, cached=False, queue_s=0, decode_s=0, train_s=0), [])]
+
+    def result(self, sequence):
+        return [(Result(sequence=sequence), [b"side"])]
+
+    def checkpoint(self):
+        raise MemoryError("no room\nand more")
+
+    def forget_waiting(self):
+        self.waiting = False
+
+    def roll_back(self, sequence):
+        self.rolled_back.append(sequence)
+        self.losses = self.losses[:sequence]
+
+
+class PlayedSocket:
+    """Takes what the server sends, unless it is full."""
+
+    def __init__(self) -> None:
+        self.arriving: deque = deque()
+        self.sent: list[tuple[Peer, object]] = []
+        self.full = False
+
+    def receive(self, timeout_s):
+        return self.arriving.popleft() if self.arriving else None
+
+    def send(self, peer, frames):
+        if not self.full:
+            self.sent.append((peer, from_frames(frames, sender="server", limits=Limits())[0]))
+        return not self.full
+
+    def wake(self):
+        pass
+
+
+def hello(number: int = 0, **changes) -> Hello:
+    session = f"{number:032x}"
+    return replace(Hello(session=session, name="test", code="", position=0, plan=plan(), frames=[]), **changes)
+
+
+@pytest.fixture
+def threads():
+    made: list[TrainingThread] = []
+
+    def make(trainer, credit: int = 4) -> TrainingThread:
+        session = Session(plan(), credit=credit, budget_bytes=2**40)
+        made.append(TrainingThread(session, lambda: trainer, wake=lambda: None))
+        return made[-1]
+
+    yield make
+    for thread in made:
+        thread.close()
+        thread.wait_closed(WAIT_S)
+        assert thread.closed
+
+
+def until(found, enough):
+    """All that ``found`` gives until ``enough`` says so."""
+    deadline, all_found = time.monotonic() + WAIT_S, []
+    while not enough(all_found):
+        assert time.monotonic() < deadline, all_found
+        all_found += found()
+        time.sleep(0.002)
+    return all_found
+
+
+def said(thread: TrainingThread, count: int) -> list:
+    return [message for message, _ in until(thread.replies, lambda found: len(found) >= count)]
+
+
+# --- a training thread
+
+
+def test_a_thread_welcomes_and_trains(threads):
+    thread = threads(PlayedTrainer())
+    thread.receive(hello(), [])
+    assert isinstance(said(thread, 1)[0], Welcome)
+    for sequence in range(2):
+        message, payloads = batch(sequence)
+        thread.receive(message, [memoryview(payload) for payload in payloads])
+    assert [message.loss for message in said(thread, 2)] == [0.0, 1.0]
+    thread.receive(Fetch(sequence=2), [])
+    assert said(thread, 1) == [Result(sequence=2)]
+
+
+def test_a_welcome_brings_the_losses_that_were_missed(threads):
+    trainer = PlayedTrainer(done=3)
+    thread = threads(trainer)
+    thread.receive(hello(position=1), [])
+    welcome, *missed = said(thread, 3)
+    assert welcome.resume == 3
+    assert [(ack.sequence, ack.loss) for ack in missed] == [(1, 1.0), (2, 2.0)]
+    assert trainer.rolled_back == []
+
+
+@pytest.mark.parametrize(("again", "resume"), [(False, 1), (True, 9)])
+def test_a_device_from_an_older_checkpoint_takes_training_back_and_one_that_only_asks_does_not(threads, again, resume):
+    thread = threads(PlayedTrainer(done=9), credit=4)
+    thread.receive(hello(position=1), [], again=again)
+    assert said(thread, 1)[0].resume == resume
+
+
+def test_whatever_goes_wrong_is_said_in_one_sentence_and_ends_the_session(threads):
+    thread = threads(PlayedTrainer())
+    thread.receive(hello(), [])
+    said(thread, 1)
+    thread.receive(Checkpoint(sequence=0), [])
+    (error,) = said(thread, 1)
+    assert error == Error(
+        code="server-trouble",
+        sentence="The server could not train this batch (no room).",
+        remedy="Give the server more memory, or send smaller batches; then run again.",
+        sequence=0,
+        fatal=True,
+    )
+    assert thread.failed
+
+
+def test_a_checkpoint_of_another_step_is_refused(threads):
+    thread = threads(PlayedTrainer())
+    thread.receive(hello(), [])
+    said(thread, 1)
+    thread.receive(Checkpoint(sequence=5), [])
+    assert said(thread, 1)[0].code == "bad-sequence"
+
+
+# --- the loop
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A service whose loop the test turns by hand."""
+    monkeypatch.setattr(service_module, "Trainer", lambda *_: PlayedTrainer())
+    made = []
+
+    def make(admit=None, **settings):
+        socket = PlayedSocket()
+        service = Service(socket, ServiceSettings(folder=tmp_path, **settings), admit)
+        made.append(service)
+
+        def say(peer: Peer, message, payloads=()) -> None:
+            service._handle(peer, [memoryview(bytes(frame)) for frame in to_frames(message, payloads)])
+
+        def answers(count: int) -> list:
+            def found() -> list:
+                service._flush()
+                new, socket.sent = socket.sent, []
+                return new
+
+            return [message for _, message in until(found, lambda got: len(got) >= count)]
+
+        return SimpleNamespace(service=service, socket=socket, say=say, answers=answers)
+
+    yield make
+    for service in made:
+        service._end_all()
+
+
+def test_a_session_from_hello_to_farewell(served):
+    end = served()
+    end.say(PEER, hello())
+    assert isinstance(end.answers(1)[0], Welcome)
+    end.say(PEER, Ping(nonce=7))
+    assert end.answers(1) == [Pong(nonce=7)]
+    end.say(PEER, Bye())
+    assert end.answers(1) == [Bye()]
+    end.say(PEER, Ping(nonce=8))
+    (error,) = end.answers(1)
+    assert (error.code, error.fatal) == ("hello-first", False)
+
+
+def test_bytes_that_are_no_message_are_refused_and_harm_nothing(served):
+    end = served()
+    end.say(PEER, hello())
+    end.answers(1)
+    end.service._handle(PEER, [memoryview(b"x"), memoryview(b"y")])
+    assert end.answers(1)[0].code == "not-our-protocol"
+    end.say(PEER, Ping(nonce=1))
+    assert Pong(nonce=1) in end.answers(1)
+
+
+def test_who_is_not_admitted_is_turned_away(served):
+    end = served(admit=lambda key, code: code == "right")
+    end.say(PEER, hello(code="wrong"))
+    assert end.answers(1)[0].code == "bad-code"
+    end.say(PEER, hello(code="right"))
+    assert isinstance(end.answers(1)[0], Welcome)
+
+
+def test_a_session_belongs_to_the_key_that_began_it(served):
+    end = served()
+    end.say(PEER, hello())
+    end.answers(1)
+    end.say(Peer(b"3", "another key"), hello())
+    assert end.answers(1)[0].code == "not-your-session"
+
+
+def test_a_device_that_comes_back_is_answered_on_its_new_connection(served):
+    end = served()
+    end.say(PEER, hello())
+    end.answers(1)
+    end.say(OTHER, hello())
+    end.answers(1)
+    end.say(PEER, Ping(nonce=1))
+    assert end.answers(1)[0].code == "hello-first"
+    end.say(OTHER, Ping(nonce=2))
+    assert end.answers(1) == [Pong(nonce=2)]
+
+
+def test_where_all_places_are_taken_only_a_failed_or_a_silent_session_makes_room(served):
+    end = served(max_sessions=1)
+    end.say(PEER, hello(1))
+    end.answers(1)
+    end.say(OTHER, hello(2))
+    assert end.answers(1)[0].code == "too-many-sessions"
+    end.service._sessions[f"{1:032x}"].last_heard -= 61
+    end.say(OTHER, hello(2))
+    assert isinstance(end.answers(1)[0], Welcome)
+
+
+def test_a_plan_whose_smallest_batch_exceeds_the_share_is_refused(served):
+    end = served(budget_bytes=8000)
+    end.say(PEER, hello())
+    assert end.answers(1)[0].code == "over-quota"
+
+
+def test_credit_is_as_many_of_the_largest_batches_as_fit(served):
+    largest = sum(map(len, batch(0)[1]))
+    end = served(budget_bytes=3 * largest, max_sessions=1, credit=8)
+    end.say(PEER, hello())
+    assert end.answers(1)[0].credit == 3
+
+
+def test_what_a_full_queue_does_not_take_waits_for_a_device_that_lives(served):
+    end = served()
+    end.say(PEER, hello())
+    end.answers(1)
+    end.socket.full = True
+    end.say(PEER, Ping(nonce=1))
+    end.service._flush()
+    end.service._flush()
+    end.socket.full = False
+    assert end.answers(1) == [Pong(nonce=1)]
+
+
+def test_what_a_silent_device_does_not_take_is_left_out(served):
+    end = served()
+    end.say(PEER, hello())
+    end.answers(1)
+    end.socket.full = True
+    end.say(PEER, Ping(nonce=1))
+    end.service._sessions[f"{0:032x}"].last_heard -= 11
+    end.service._flush()
+    assert not end.service._unsent
+
+
+def test_an_idle_session_is_put_to_sleep(served):
+    end = served(idle_s=5.0)
+    end.say(PEER, hello())
+    end.answers(1)
+    end.service._put_idle_to_sleep()
+    assert end.service._sessions
+    end.service._sessions[f"{0:032x}"].last_heard -= 6
+    end.service._put_idle_to_sleep()
+    assert not end.service._sessions

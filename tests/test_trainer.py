@@ -1,0 +1,172 @@
+"""The checkpointing trainer, met directly: strict order, checkpoints, going back, half steps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from msgspec.structs import replace
+from safetensors.torch import load
+
+from mobillm_kit.errors import SaveFailed
+from mobillm_kit.trainer import KEPT_CHECKPOINTS, Trainer
+from mobillm_kit.wire import Ack, Batch, Durable, Error, Gradient, Logits, Need, Plan, Result, WireError
+from tests.faults import flood
+
+ROWS, TOKENS, WIDTH = 2, 3, flood.WIDTH
+
+
+def plan(**changes) -> Plan:
+    return replace(flood.plan(), max_rows=ROWS, max_tokens=TOKENS, n_samples=8, checkpoint_every=2, steps=50, **changes)
+
+
+def batch(sequence: int, **changes) -> tuple[Batch, list[memoryview]]:
+    message, _ = flood.batch(sequence)
+    rows = {"samples": [0, 1], "fresh": [0, 1], "lengths": [TOKENS] * ROWS, "positions": [TOKENS - 1] * ROWS}
+    values = torch.randn(ROWS * TOKENS, WIDTH, generator=torch.Generator().manual_seed(sequence))
+    payload = memoryview(values.numpy().tobytes())
+    return replace(message, **rows, **{"targets": [0, 1], **changes}), [payload for _ in message.layers]
+
+
+@pytest.fixture
+def made(tmp_path):
+    def make(**changes) -> Trainer:
+        return Trainer(plan(**changes), {}, tmp_path, None)
+
+    return make
+
+
+def train(trainer: Trainer, steps: int) -> list:
+    return [message for step in range(steps) for message, _ in trainer.batch(*batch(trainer.sequence))]
+
+
+def side(trainer: Trainer) -> bytes:
+    ((message, (data,)),) = trainer.result(trainer.sequence)
+    assert isinstance(message, Result)
+    return data
+
+
+def test_steps_are_acknowledged_and_every_second_one_is_durable(made):
+    said = train(made(), 4)
+    assert [type(message) for message in said] == [Ack, Ack, Durable, Ack, Ack, Durable]
+    assert [message.sequence for message in said if isinstance(message, Ack)] == [0, 1, 2, 3]
+
+
+def test_a_batch_out_of_turn_changes_nothing(made):
+    trainer = made()
+    train(trainer, 1)
+    before = side(trainer)
+    assert trainer.batch(*batch(0)) == []
+    assert trainer.batch(*batch(2)) == []
+    assert side(trainer) == before
+
+
+def test_a_second_life_goes_on_from_the_newest_checkpoint_to_the_same_bytes(made):
+    first = made()
+    train(first, 5)
+    second = made()
+    assert second.sequence == 4
+    assert second.losses == first.losses[:4]
+    train(second, 1)
+    assert side(second) == side(first)
+
+
+def test_a_damaged_checkpoint_is_passed_over(made, tmp_path):
+    train(made(), 5)
+    newest = max(tmp_path.glob("checkpoint-*"))
+    data = bytearray(newest.read_bytes())
+    data[-1] ^= 1
+    newest.write_bytes(data)
+    assert made().sequence == 2
+
+
+def test_a_checkpoint_of_another_plan_is_passed_over(made):
+    train(made(), 4)
+    assert made(weight_decay=0.5).sequence == 0
+
+
+def test_going_back_leaves_later_checkpoints_behind_and_trains_the_same_again(made):
+    trainer = made()
+    train(trainer, 6)
+    expected = side(trainer)
+    trainer.roll_back(3)
+    assert trainer.sequence == 2
+    train(trainer, 4)
+    assert side(trainer) == expected
+    trainer.roll_back(0)
+    assert trainer.sequence == 0
+    assert made().sequence == 0
+
+
+def test_only_the_newest_checkpoints_are_kept(made, tmp_path):
+    train(made(), 2 * KEPT_CHECKPOINTS + 4)
+    assert len(list(tmp_path.glob("checkpoint-*"))) == KEPT_CHECKPOINTS
+
+
+def test_a_full_disk_is_said_and_training_goes_on_unless_the_device_asked(made, monkeypatch):
+    trainer = made()
+
+    def full() -> None:
+        raise SaveFailed("The disk is full.", "Free some space.")
+
+    monkeypatch.setattr(trainer, "_save", full)
+    said = train(trainer, 2)
+    assert isinstance(said[-1], Error)
+    assert not said[-1].fatal
+    assert trainer.sequence == 2
+    with pytest.raises(WireError, match="disk is full"):
+        trainer.checkpoint()
+
+
+def test_with_labels_on_the_device_a_step_waits_for_its_gradient(made):
+    trainer = made(labels="device")
+    start = side(trainer)
+    ((asked, (logits,)),) = trainer.batch(*batch(0, targets=[]))
+    assert isinstance(asked, Logits)
+    assert trainer.waiting
+    assert len(logits) == 4 * asked.rows * asked.columns
+    gradient = memoryview(torch.ones(asked.rows, asked.columns).numpy().tobytes())
+    assert trainer.gradient(Gradient(sequence=1), [gradient]) == []
+    ((ack, _),) = trainer.gradient(Gradient(sequence=0), [gradient])
+    assert isinstance(ack, Ack)
+    assert not trainer.waiting
+    assert side(trainer) != start
+
+
+def test_a_step_that_is_forgotten_in_its_middle_is_made_again(made):
+    trainer = made(labels="device")
+    trainer.batch(*batch(0, targets=[]))
+    trainer.forget_waiting()
+    assert trainer.gradient(Gradient(sequence=0), [memoryview(b"")]) == []
+    ((asked, _),) = trainer.batch(*batch(0, targets=[]))
+    assert isinstance(asked, Logits)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_is_refused(made, value):
+    trainer = made(labels="device")
+    ((asked, _),) = trainer.batch(*batch(0, targets=[]))
+    gradient = torch.full((asked.rows, asked.columns), value).numpy().tobytes()
+    with pytest.raises(WireError, match="finite"):
+        trainer.gradient(Gradient(sequence=0), [memoryview(gradient)])
+
+
+def test_the_result_is_of_the_step_that_was_asked_for(made):
+    trainer = made()
+    train(trainer, 1)
+    assert all(torch.isfinite(tensor).all() for tensor in load(side(trainer)).values())
+    with pytest.raises(WireError, match="stands at 1"):
+        trainer.result(0)
+
+
+def test_samples_that_the_cache_does_not_hold_are_asked_for(tmp_path):
+    from mobillm_kit.cache import ActivationCache
+
+    cache = ActivationCache(tmp_path / "cache", memory_bytes=2**20, disk_bytes=2**20)
+    trainer = Trainer(plan(cache=True), {}, tmp_path, cache)
+    nothing = {"fresh": [], "lengths": [], "positions": []}
+    message = replace(batch(0)[0], **nothing)
+    assert trainer.batch(message, []) == [(Need(sequence=0), [])]
+    ((ack, _),) = trainer.batch(*batch(0))
+    assert ack.cached
+    ((ack, _), _durable) = trainer.batch(replace(message, sequence=1), [])
+    assert isinstance(ack, Ack)
