@@ -27,7 +27,7 @@ from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.errors import BadInput, HandshakeFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer
+    from typing_extensions import Buffer
 
     from mobillm_kit.channel import Limits
 

@@ -201,6 +201,7 @@ class _Watched(Generic[T]):
 
     @property
     def value(self) -> T:
+        """As the file says now."""
         with self._lock:
             seen = _signature(self._path)
             if self._value is None or seen != self._seen:

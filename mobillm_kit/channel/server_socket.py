@@ -34,7 +34,7 @@ from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.errors import AddressInUse, BadInput
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer
+    from typing_extensions import Buffer
 
     from mobillm_kit.channel import Limits
 
@@ -181,6 +181,7 @@ class _Door:
             return False
 
     def close(self) -> None:
+        """Answer no more; returns when the thread has ended, or did not in time."""
         self._bell.ring()
         self._thread.join(TIMINGS.socket_leave_s)
 

@@ -28,7 +28,7 @@ from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.errors import BadInput, SocketClosed
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer
+    from typing_extensions import Buffer
 
     from mobillm_kit.channel import Limits
 
@@ -76,6 +76,7 @@ class Core:
             yield
 
     def refuse_closed(self) -> None:
+        """Raises: SocketClosed: it is closed, or being closed."""
         if self._closing:
             raise SocketClosed("This connection was closed by this program.", "Open a new one.")
 
@@ -125,9 +126,11 @@ class Core:
             yield struct.unpack("=HI", body)
 
     def wake(self) -> None:
+        """End a wait for a message; from any thread."""
         self._bell.ring()
 
     def close(self, flush_s: float) -> None:
+        """Close for good; messages already handed over get ``flush_s`` to leave."""
         self._closing = True
         self._bell.ring()
         with self._ending:
@@ -170,15 +173,18 @@ class Bell:
         self._mouth.setblocking(False)
 
     def ring(self) -> None:
+        """End the wait, or the next one."""
         with suppress(OSError):  # full: it has been rung already; closed: nobody waits
             self._mouth.send(b"!")
 
     def hush(self) -> None:
+        """Forget how often it was rung."""
         with suppress(BlockingIOError):
             while self.ear.recv(4096):
                 pass
 
     def close(self) -> None:
+        """Give both ends back."""
         self.ear.close()
         self._mouth.close()
 

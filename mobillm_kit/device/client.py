@@ -156,7 +156,8 @@ class ServerClient:
             n_bytes: about how many bytes it has: a long transfer is no silence.
         """
         with self._cond:
-            self._ask(Fetch(sequence=sequence), n_bytes)
+            self._link.ask(Fetch(sequence=sequence), n_bytes)
+            self._nudge()
             self._must(lambda: self._link.result is not None or self._link.wanted < sequence)
             result, self._link.result = self._link.result, None
             return result[1] if result is not None and result[0] == sequence else None
@@ -165,7 +166,8 @@ class ServerClient:
         """Everything before ``sequence`` on the server's disk; False where something has to be made again first."""
         with self._cond:
             if self._link.durable < sequence:
-                self._ask(Checkpoint(sequence=sequence))
+                self._link.ask(Checkpoint(sequence=sequence))
+                self._nudge()
             self._must(lambda: self._link.durable >= sequence or self._link.wanted < sequence)
             return self._link.durable >= sequence
 
@@ -180,10 +182,6 @@ class ServerClient:
         if socket is not None:
             socket.close()  # whatever it waits for ends here
         self._thread.join(TIMINGS.leave_s)
-
-    def _ask(self, request: Fetch | Checkpoint, answer_bytes: int = 0) -> None:
-        self._link.ask(request, answer_bytes)
-        self._nudge()
 
     def _must(self, done: Callable[[], bool]) -> None:
         """Wait until ``done``; the lock is held.
@@ -225,27 +223,20 @@ class ServerClient:
 
     def _one_connection(self) -> None:
         try:
-            socket = self._connect()
+            self._socket = socket = self._connect()
+            try:
+                socket.wait_connected(self._link.patience.handshake_s(_now()))
+                self._talk(socket)
+            finally:
+                self._socket = None
+                socket.close(TIMINGS.farewell_s if self._closing else 0.0)
         except HandshakeFailed as error:
             raise (ConnectionLost() if error.may_pass else error) from error
-        self._socket = socket
-        try:
-            self._open(socket)
-            self._talk(socket)
-        finally:
-            self._socket = None
-            socket.close(TIMINGS.farewell_s if self._closing else 0.0)
 
-    def _open(self, socket: Connection) -> None:
-        try:
-            socket.wait_connected(self._link.patience.handshake_s(_now()))
-        except HandshakeFailed as error:
-            raise (ConnectionLost() if error.may_pass else error) from error
+    def _talk(self, socket: Connection) -> None:
         with self._cond:
             hello = self._link.connected(_now())
         self._say(socket, hello)
-
-    def _talk(self, socket: Connection) -> None:
         while not self._closing:
             if not socket.connected or socket.connections > 1:
                 raise ConnectionLost

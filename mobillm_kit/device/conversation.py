@@ -40,7 +40,7 @@ from mobillm_kit.channel.timings import TIMINGS, Timings
 from mobillm_kit.device.patience import Patience
 from mobillm_kit.errors import ServerRefused, TrainingDiverged
 
-Frames = Sequence[bytes | memoryview]
+Frames = Sequence[bytes | bytearray | memoryview]
 
 
 class ConnectionLost(Exception):

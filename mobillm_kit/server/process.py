@@ -154,8 +154,9 @@ def serve(
 
 def _first_line(process: subprocess.Popen[bytes], timeout_s: float) -> bytes:
     found: queue.Queue[bytes] = queue.Queue()
-    assert process.stdout is not None
-    threading.Thread(target=lambda: found.put(process.stdout.readline()), daemon=True).start()
+    output = process.stdout
+    assert output is not None
+    threading.Thread(target=lambda: found.put(output.readline()), daemon=True).start()
     with suppress(queue.Empty):
         return found.get(timeout=timeout_s)
     return b""

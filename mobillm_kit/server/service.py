@@ -73,7 +73,7 @@ class Service:
         self._peers: dict[str, Peer] = {}
         self._by_route: dict[bytes, str] = {}
         self._ended: dict[str, TrainingThread] = {}
-        self._unsent: dict[str, deque[Sequence[bytes | memoryview]]] = {}
+        self._unsent: dict[str, deque[Sequence[bytes | bytearray | memoryview]]] = {}
         self._limits = service_limits(settings)
         self._stop = threading.Event()
 
@@ -90,6 +90,7 @@ class Service:
             self._end_all()
 
     def stop(self) -> None:
+        """Let :meth:`run` end, from any thread."""
         self._stop.set()
         self._socket.wake()
 
@@ -154,6 +155,7 @@ class Service:
         before = self._ended.pop(hello.session, None)
 
         def trainer() -> SessionTrainer:
+            """On the session\'s own thread."""
             if before is not None:
                 before.wait_closed()  # it may be writing into the same folder
             cache = None
@@ -331,10 +333,8 @@ def serve_forever(
         threading.Thread(target=_end_with_parent, daemon=True).start()
     join = "" if door is None else _join_string(door, socket.address, advertise)
     announce(ServiceStart(address=socket.address, join=join, pid=os.getpid()))
-    try:
+    with socket:
         service.run()
-    finally:
-        socket.close()
 
 
 def _join_string(door: Door, address: str, advertise: str | None) -> str:

@@ -173,7 +173,7 @@ class TrainingThread:
             budget_bytes=session.budget_bytes,
             held=[] if trainer.cache is None else _longest(trainer.cache.held()),
         )
-        missed = [
+        missed: list[Reply] = [
             (Ack(sequence=step, loss=trainer.losses[step], cached=False, queue_s=0.0, decode_s=0.0, train_s=0.0), [])
             for step in range(hello.position, resume)
         ]
