@@ -35,7 +35,7 @@ from mobillm_kit.channel import (
     from_frames,
     to_frames,
 )
-from mobillm_kit.channel.device_socket import DeviceSocket
+from mobillm_kit.channel.ends import DeviceSocket
 from mobillm_kit.channel.join import JoinString
 from mobillm_kit.channel.keys import load_or_make_keys
 from mobillm_kit.errors import ServerRefused

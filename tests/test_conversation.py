@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mobillm_kit.channel import (
+    VERSION,
     Ack,
     Bye,
     Checkpoint,
@@ -42,7 +43,7 @@ def begun(resume: int = 0, credit: int = 2, held=(), position: int = 0) -> Conve
 
 
 def welcome(resume: int = 0, credit: int = 2, held=()) -> Welcome:
-    return Welcome(version=1, resume=resume, credit=credit, budget_bytes=2**30, held=list(held))
+    return Welcome(version=VERSION, resume=resume, credit=credit, budget_bytes=2**30, held=list(held))
 
 
 def ack(sequence: int, loss: float = 0.5, cached: bool = False) -> Ack:

@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from mobillm_kit.channel import Limits
-from mobillm_kit.channel.server_socket import ServerSocket
+from mobillm_kit.channel.ends import ServerSocket
 from mobillm_kit.device.route import route_to
 from mobillm_kit.errors import BadInput
 

@@ -9,12 +9,8 @@ from types import SimpleNamespace
 import pytest
 from msgspec.structs import replace
 
-import mobillm_kit.service as service_module
-from mobillm_kit.server_socket import Peer
-from mobillm_kit.service import Service, ServiceSettings
-from mobillm_kit.sessions import Session
-from mobillm_kit.training_thread import TrainingThread
-from mobillm_kit.wire import (
+import mobillm_kit.server.service as service_module
+from mobillm_kit.channel import (
     Ack,
     Bye,
     Checkpoint,
@@ -29,6 +25,9 @@ from mobillm_kit.wire import (
     from_frames,
     to_frames,
 )
+from mobillm_kit.channel.ends import Peer
+from mobillm_kit.server.service import Service, ServiceSettings
+from mobillm_kit.server.session import Session, TrainingThread
 from tests.faults.flood import batch, plan
 
 WAIT_S = 10.0
@@ -184,7 +183,7 @@ def test_a_checkpoint_of_another_step_is_refused(threads):
 @pytest.fixture
 def served(tmp_path, monkeypatch):
     """A service whose loop the test turns by hand."""
-    monkeypatch.setattr(service_module, "Trainer", lambda *_: PlayedTrainer())
+    monkeypatch.setattr(service_module, "SessionTrainer", lambda *_: PlayedTrainer())
     made = []
 
     def make(admit=None, **settings):

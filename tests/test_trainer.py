@@ -7,9 +7,9 @@ import torch
 from msgspec.structs import replace
 from safetensors.torch import load
 
+from mobillm_kit.channel import Ack, BatchMessage, Durable, Error, Gradient, Logits, Need, Plan, Result, WireError
 from mobillm_kit.errors import SaveFailed
-from mobillm_kit.trainer import KEPT_CHECKPOINTS, Trainer
-from mobillm_kit.wire import Ack, Batch, Durable, Error, Gradient, Logits, Need, Plan, Result, WireError
+from mobillm_kit.server.session_trainer import KEPT_CHECKPOINTS, SessionTrainer
 from tests.faults import flood
 
 ROWS, TOKENS, WIDTH = 2, 3, flood.WIDTH
@@ -19,7 +19,7 @@ def plan(**changes) -> Plan:
     return replace(flood.plan(), max_rows=ROWS, max_tokens=TOKENS, n_samples=8, checkpoint_every=2, steps=50, **changes)
 
 
-def batch(sequence: int, **changes) -> tuple[Batch, list[memoryview]]:
+def batch(sequence: int, **changes) -> tuple[BatchMessage, list[memoryview]]:
     message, _ = flood.batch(sequence)
     rows = {"samples": [0, 1], "fresh": [0, 1], "lengths": [TOKENS] * ROWS, "positions": [TOKENS - 1] * ROWS}
     values = torch.randn(ROWS * TOKENS, WIDTH, generator=torch.Generator().manual_seed(sequence))
@@ -29,17 +29,17 @@ def batch(sequence: int, **changes) -> tuple[Batch, list[memoryview]]:
 
 @pytest.fixture
 def made(tmp_path):
-    def make(**changes) -> Trainer:
-        return Trainer(plan(**changes), {}, tmp_path, None)
+    def make(**changes) -> SessionTrainer:
+        return SessionTrainer(plan(**changes), {}, tmp_path, None)
 
     return make
 
 
-def train(trainer: Trainer, steps: int) -> list:
+def train(trainer: SessionTrainer, steps: int) -> list:
     return [message for step in range(steps) for message, _ in trainer.batch(*batch(trainer.sequence))]
 
 
-def side(trainer: Trainer) -> bytes:
+def side(trainer: SessionTrainer) -> bytes:
     ((message, (data,)),) = trainer.result(trainer.sequence)
     assert isinstance(message, Result)
     return data
@@ -159,10 +159,10 @@ def test_the_result_is_of_the_step_that_was_asked_for(made):
 
 
 def test_samples_that_the_cache_does_not_hold_are_asked_for(tmp_path):
-    from mobillm_kit.cache import ActivationCache
+    from mobillm_kit.server.cache import ActivationCache
 
     cache = ActivationCache(tmp_path / "cache", memory_bytes=2**20, disk_bytes=2**20)
-    trainer = Trainer(plan(cache=True), {}, tmp_path, cache)
+    trainer = SessionTrainer(plan(cache=True), {}, tmp_path, cache)
     nothing = {"fresh": [], "lengths": [], "positions": []}
     message = replace(batch(0)[0], **nothing)
     assert trainer.batch(message, []) == [(Need(sequence=0), [])]

@@ -12,7 +12,7 @@ from types import FrameType
 import pytest
 
 import mobillm_kit
-from mobillm_kit.channel.server_socket import ServerSocket
+from mobillm_kit.channel.ends import ServerSocket
 from mobillm_kit.runs.prepare import build_method, prepare, training_batches
 from mobillm_kit.server.service import Service, ServiceSettings, service_limits
 from tests.builders import tiny_spec

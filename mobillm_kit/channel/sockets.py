@@ -190,14 +190,11 @@ class Bell:
 
 
 def _set_common_options(socket: zmq.Socket[Any], limits: Limits, outbox: int, inbox: int) -> None:
-    silence_s = max(TIMINGS.heartbeat_silence_s, limits.frame_bytes / TIMINGS.slowest_link_bytes_per_s)
     socket.setsockopt(zmq.SNDHWM, outbox)
     socket.setsockopt(zmq.RCVHWM, inbox)
     socket.setsockopt(zmq.MAXMSGSIZE, max(limits.frame_bytes, limits.header_bytes) + _CURVE_BYTES)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.HANDSHAKE_IVL, int(TIMINGS.handshake_limit_s * 1000))
-    socket.setsockopt(zmq.HEARTBEAT_IVL, int(TIMINGS.heartbeat_s * 1000))
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(silence_s * 1000))
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
     socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
     socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)

@@ -48,11 +48,6 @@ class Timings:
     """What the talking thread gets to leave by itself; twice that and the socket's own end stay below 2 s."""
 
     # ---- both ends' sockets
-    heartbeat_s: float = 2.0
-    """ZeroMQ's own ping; its I/O thread sends it, so that a busy trainer thread delays nothing."""
-    heartbeat_silence_s: float = 10.0
-    """A peer whose ZeroMQ says nothing for so long is gone, unless one frame could take longer: while it trickles in,
-    no heartbeat can."""
     handshake_limit_s: float = 5.0
     """A peer that does not finish the handshake is cut off."""
     slice_s: float = 0.1

@@ -146,7 +146,8 @@ class Server(Command, frozen=True, kw_only=True):
 
     def __call__(self) -> int:
         """Serve until Ctrl-C."""
-        from mobillm_kit.server.service import ServiceSettings, ServiceStart, serve_forever
+        from mobillm_kit.server.listen import ServiceStart, serve_forever
+        from mobillm_kit.server.service import ServiceSettings
 
         def announce(start: ServiceStart) -> None:
             """Where it listens, for people or for programs."""

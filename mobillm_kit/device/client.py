@@ -35,8 +35,7 @@ from mobillm_kit.channel import (
     to_frames,
 )
 from mobillm_kit.channel.timings import TIMINGS
-from mobillm_kit.device.conversation import ConnectionLost, Conversation, Frames
-from mobillm_kit.device.patience import stuck
+from mobillm_kit.device.conversation import ConnectionLost, Conversation, Frames, stuck
 from mobillm_kit.errors import HandshakeFailed, KitError, ServerGone, ServerRefused, SocketClosed
 from mobillm_kit.link.timeline import Timeline
 

@@ -4,7 +4,11 @@
     sent, not trained  under way (≤ credit)    acked      everything below it is trained
 
 A batch that is lost is made again: the welcome, or a ``need``, sets ``wanted`` back.  Nothing is kept here but one
-batch that waits to be sent.
+batch that waits to be sent.  When a silence is a loss, and when losses are the end:
+
+    transfer     slower · (slack · bytes up / bytes per s  +  bytes down / slowest link)
+    lost         nothing heard for silence_s + transfer
+    ask again    nothing trained for max(stall_s, slack · longest step) · 2^stalls + transfer
 
 Knows: messages, and the moments it is told.  Knows nothing of: clocks, sockets, threads, what is trained.
 
@@ -37,8 +41,7 @@ from mobillm_kit.channel import (
     check_welcome,
 )
 from mobillm_kit.channel.timings import TIMINGS, Timings
-from mobillm_kit.device.patience import Patience
-from mobillm_kit.errors import ServerRefused, TrainingDiverged
+from mobillm_kit.errors import ServerGone, ServerRefused, TrainingDiverged
 
 Frames = Sequence[bytes | bytearray | memoryview]
 
@@ -95,7 +98,7 @@ class Conversation:
         self._request_sent = False
         self._answer_bytes = 0
 
-    # ------------------------------------------------------------------ what the training asks
+    # ---- what the training asks
 
     def holds(self, sample: int) -> bool:
         """Whether the server has, or is about to have, a sample's activations."""
@@ -123,7 +126,7 @@ class Conversation:
         self._request, self._request_sent, self._answer_bytes = request, False, answer_bytes
         self.result = None
 
-    # ------------------------------------------------------------------ what the connection brings
+    # ---- what the connection brings
 
     def connected(self, now: float) -> Hello:
         """A new connection stands; returns what to say first."""
@@ -138,12 +141,14 @@ class Conversation:
             ConnectionLost: nothing was heard for too long.
             ServerGone: nothing was trained for very long.
         """
-        transfer_s = self._transfer_s()
+        up_bytes = sum(upload.n_bytes for upload in self._under_way.values())
+        fetching = self._request_sent and isinstance(self._request, Fetch)
+        transfer_s = self.patience.transfer_s(up_bytes, self._answer_bytes if fetching else 0)
         if self.patience.is_silent(now, transfer_s):
             raise ConnectionLost
         said: list[Message] = [Ping(nonce=max(0, int(now * 1000)))] if self.patience.pings(now) else []
-        unknown = self.acked > self.known
-        waiting = not self.welcome or bool(self._under_way) or self._request is not None or unknown
+        steps = bool(self._under_way) or self.acked > self.known
+        waiting = not self.welcome or steps or self._request is not None
         if self.patience.asks_again(now, waiting, transfer_s):
             said.append(self._say_hello(now))
         return said
@@ -200,17 +205,10 @@ class Conversation:
             self.patience.progressed(now)
         return found
 
-    # ------------------------------------------------------------------ inside
-
     def _say_hello(self, now: float) -> Hello:
         self.welcome = self._request_sent = False
         self.patience.asked(now)
         return replace(self._hello, position=self.known)
-
-    def _transfer_s(self) -> float:
-        up_bytes = sum(upload.n_bytes for upload in self._under_way.values())
-        asked = self._request_sent and isinstance(self._request, Fetch)
-        return self.patience.transfer_s(up_bytes, self._answer_bytes if asked else 0)
 
     def _begin(self, message: Welcome, now: float) -> None:
         """Everything from ``resume`` is made anew: it is lost, or has never been."""
@@ -242,8 +240,7 @@ class Conversation:
         if missing is not None:
             self._held.difference_update(missing.message.samples)
         self._under_way = {number: upload for number, upload in self._under_way.items() if number < sequence}
-        self.wanted = sequence
-        self.outbox = None
+        self.wanted, self.outbox = sequence, None
         self._forget_request()
 
     def _ack(self, message: Ack, now: float) -> Outgoing | None:
@@ -256,20 +253,17 @@ class Conversation:
         self._under_way = {number: one for number, one in self._under_way.items() if number >= self.acked}
         if self.outbox is not None and self.outbox.message.sequence < self.acked:
             self.outbox = None
-        self._note_loss(message)
+        if message.sequence >= self.known:
+            self._early_losses[message.sequence] = self.own_losses.pop(message.sequence, message.loss)
+        while self.known in self._early_losses:
+            self._losses.append(self._early_losses.pop(self.known))
+            self.known += 1
         if upload is not None:
             (self._held.update if message.cached else self._held.difference_update)(upload.carried)
             on_server_s = message.queue_s + message.decode_s + message.train_s
             self.patience.trained(now, upload.n_bytes, now - upload.sent_at - on_server_s)
         self.patience.progressed(now)
         return upload
-
-    def _note_loss(self, message: Ack) -> None:
-        if message.sequence >= self.known:
-            self._early_losses[message.sequence] = self.own_losses.pop(message.sequence, message.loss)
-        while self.known in self._early_losses:
-            self._losses.append(self._early_losses.pop(self.known))
-            self.known += 1
 
     def _answered(self, message: Durable | Result, payloads: Sequence[memoryview], now: float) -> None:
         self.patience.progressed(now)
@@ -288,3 +282,119 @@ def _refused(message: Error) -> None:
         raise TrainingDiverged(message.sentence, message.remedy)
     if message.fatal:
         raise ServerRefused(f"The server refused ({message.code}): {message.sentence}", message.remedy, message.code)
+
+
+class Patience:
+    """The moments of one session; every method is told the present one (seconds of any steady clock)."""
+
+    def __init__(self, now: float, patience_s: float, timings: Timings) -> None:
+        self._timings = timings
+        self._patience_s = patience_s
+        self._heard = self._heard_here = self._pinged = self._asked = self._progress = now
+        self._stalls = 0
+        self._longest_step_s = self._bytes_per_s = 0.0
+        self._slower = 1.0
+        self._lost_in_a_row = 0
+        self._first_lost = now
+
+    def connected(self, now: float) -> None:
+        """A new connection; what was heard before it says nothing about it."""
+        self._heard_here = self._pinged = now
+        self._stalls = 0
+
+    def asked(self, now: float) -> None:
+        """A hello leaves."""
+        self._asked = now
+
+    def heard(self, now: float) -> None:
+        """Anything came."""
+        self._heard_here = self._heard = now
+
+    def resumed(self, now: float) -> None:
+        """The server said where training stands: the wait for a step begins anew."""
+        self._progress = now
+
+    def progressed(self, now: float) -> None:
+        """Something was trained, kept or given back."""
+        self._progress = now
+        self._stalls = self._lost_in_a_row = 0
+        self._slower = 1.0
+
+    def trained(self, now: float, n_bytes: int, seconds: float) -> None:
+        """A step was acknowledged whose ``n_bytes`` took ``seconds`` on the link."""
+        self._longest_step_s = max(self._longest_step_s, now - self._progress)
+        self._bytes_per_s = n_bytes / max(seconds, 1e-3)
+
+    def transfer_s(self, up_bytes: int, down_bytes: int) -> float:
+        """How long what is on its way may fill the link, so that nothing else can be heard."""
+        slowest = self._timings.slowest_link_bytes_per_s
+        up_s = self._timings.slack * up_bytes / self._bytes_per_s if self._bytes_per_s else up_bytes / slowest
+        return self._slower * (up_s + down_bytes / slowest)
+
+    def is_silent(self, now: float, transfer_s: float) -> bool:
+        """Whether the connection counts as lost; the time of a transfer costs no patience."""
+        if now - self._heard_here <= self._timings.silence_s + transfer_s:
+            return False
+        self._heard = max(self._heard, now - self._timings.silence_s)
+        self._slower *= self._timings.slack if transfer_s else 1.0
+        return True
+
+    def pings(self, now: float) -> bool:
+        """Whether to ping now; one at a time: behind a large batch they would only pile up."""
+        unanswered = self._pinged > self._heard_here
+        due = not unanswered and now - max(self._pinged, self._heard_here) > self._timings.ping_s
+        if due:
+            self._pinged = now
+        return due
+
+    def asks_again(self, now: float, waiting: bool, transfer_s: float) -> bool:
+        """Whether to ask where training stands, because an awaited answer does not come.
+
+        Raises:
+            ServerGone: none has come for very long.
+        """
+        if not waiting:
+            self._progress = now
+            return False
+        if now - self._progress > self._timings.stuck_s:
+            raise stuck(self._timings)
+        usual_s = max(self._timings.stall_s, self._timings.slack * self._longest_step_s) * 2**self._stalls
+        due = now - max(self._progress, self._asked) > usual_s + transfer_s
+        self._stalls += due
+        return due
+
+    def handshake_s(self, now: float) -> float:
+        """How long a handshake may take."""
+        left_s = self._heard + self._patience_s - now
+        return min(self._timings.handshake_s, max(self._timings.shortest_handshake_s, left_s))
+
+    def lost(self, now: float) -> None:
+        """A connection was lost.
+
+        Raises:
+            ServerGone: too many in a row, or the server is silent for too long.
+        """
+        if not self._lost_in_a_row:
+            self._first_lost = now
+        self._lost_in_a_row += 1
+        fruitless_s = now - self._first_lost
+        if self._lost_in_a_row >= self._timings.lost_in_a_row and fruitless_s > self._patience_s:
+            raise ServerGone(
+                f"The connection was lost {self._lost_in_a_row} times in {fruitless_s:.0f} seconds, and no batch "
+                "came through in between.",
+                "Look at the network; a smaller batch or fewer bits may pass.  Run again; training goes on.",
+            )
+        if now - self._heard > self._patience_s:
+            raise ServerGone(
+                f"The server has not answered for {self._patience_s:.0f} seconds.",
+                "Start it again with the same folder and run again; training goes on where the server's last "
+                "checkpoint and this run's stand.",
+            )
+
+
+def stuck(timings: Timings) -> ServerGone:
+    """What is said of a server that answers and trains nothing."""
+    return ServerGone(
+        f"The server answers, but has trained nothing for {timings.stuck_s:.0f} seconds.",
+        "Look at its output, then run again; training goes on from its last checkpoint.",
+    )

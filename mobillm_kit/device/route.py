@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mobillm_kit.channel import Limits
-from mobillm_kit.channel.device_socket import DeviceSocket
+from mobillm_kit.channel.ends import DeviceSocket
 from mobillm_kit.channel.join import JoinString
 from mobillm_kit.channel.keys import load_or_make_keys
 from mobillm_kit.device.client import Connection

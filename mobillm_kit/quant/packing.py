@@ -92,3 +92,17 @@ def byte_table(values: Tensor, bits: int) -> Tensor:
     """What each byte stands for, (256, 8 / bits), from what each code stands for, (2 ** bits,)."""
     shifts = torch.arange(8 - bits, -1, -bits)
     return values[(torch.arange(256).unsqueeze(1) >> shifts) & (2**bits - 1)]
+
+
+def to_bytes(tensor: Tensor) -> memoryview:
+    """The values of ``tensor``, row by row, without a copy where it lies contiguous on the CPU."""
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+
+
+def from_bytes(payload: bytes | memoryview) -> Tensor:
+    """(n,) uint8 over a buffer; copied only where the buffer is read-only, as torch wants one that may be written."""
+    if not len(payload):
+        return torch.empty(0, dtype=torch.uint8)
+    view = memoryview(payload)
+    return torch.frombuffer(bytearray(view) if view.readonly else view, dtype=torch.uint8)

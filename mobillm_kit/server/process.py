@@ -25,7 +25,7 @@ import msgspec
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import fresh_environment
 from mobillm_kit.errors import ServerGone
-from mobillm_kit.server.service import ServiceStart
+from mobillm_kit.server.listen import ServiceStart
 
 
 class ServerProcess:

@@ -1,4 +1,4 @@
-"""The device's end of a connection: one server, and why it cannot be reached.
+"""The two ends of a connection: the server's socket and the device's.
 
     DEALER (device) ───► ROUTER (server)      one message = several frames; CURVE or, on loopback, plain
 
@@ -11,11 +11,12 @@ Taught in: notebooks/08_device_and_server.ipynb
 
 from __future__ import annotations
 
-import socket as plain_socket
+import errno
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -23,17 +24,24 @@ import zmq
 from mobillm_kit.channel.join import check_key, split_address
 from mobillm_kit.channel.keys import KeyPair
 from mobillm_kit.channel.sockets import Core, checked, take_message
+from mobillm_kit.channel.threshold import (
+    DOMAIN,
+    Door,
+    check_protected,
+    make_routes_unpredictable,
+    mechanism_at,
+    sentence,
+)
 from mobillm_kit.channel.timings import TIMINGS
-from mobillm_kit.errors import BadInput, HandshakeFailed
+from mobillm_kit.errors import AddressInUse, BadInput, HandshakeFailed
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from mobillm_kit.channel import Limits
 
-_DEVICE_INBOX = 32  # answers are small, but libzmq hears no heartbeat while the inbox is full
+_DEVICE_INBOX = 32  # answers are small; a device that does not read for a while loses none
 _CUTS = 3  # one connection cut during the handshake may be the network's fault, three in a row are not
-_GREETING_BYTES = 64
 
 _WATCHED = (
     zmq.EVENT_CONNECTED
@@ -46,33 +54,122 @@ _WATCHED = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 )
 
-_SENTENCES = {
-    "nothing-listens": (
-        "Nothing listens at {address}.",
-        "Start the server, or ask for its present join string; a firewall may also stand between.",
-    ),
-    "no-answer": (
-        "Something listens at {address}, but it does not answer as a MobiLLM server does.",
-        "Check host and port; if they are right the server hangs or the network loses what is sent.",
-    ),
-    "key-not-allowed": (
-        "The server at {address} does not know this device's key.",
-        "Ask whoever runs the server to put the key on its allow-list, or for a fresh one-time code.",
-    ),
-    "wrong-server-key": (
-        "The server at {address} does not hold the key in the join string: it broke off the key exchange.",
-        "Ask for its present join string; if that one fails too, somebody else answers at this address.",
-    ),
-    "not-mobillm": ("What listens at {address} is no MobiLLM server.", "Check host and port."),
-    "no-curve-there": (
-        "The server at {address} speaks without encryption (no CURVE), and this device has a key for it.",
-        "Start the server with keys, or join without one if it runs on this very machine.",
-    ),
-    "no-curve-here": (
-        "The server at {address} speaks CURVE only, and this device came without keys.",
-        "Use the whole join string: it holds the server's key.",
-    ),
-}
+
+@dataclass(frozen=True)
+class Peer:
+    """One connection of one device."""
+
+    route: bytes
+    """ZeroMQ's name of the connection; another one after every reconnect."""
+    key: str
+    """The device's public CURVE key, z85; proved by the handshake.  Empty where the server runs plain."""
+
+
+class ServerSocket:
+    """The server's end: many devices, one socket.
+
+    Args:
+        bind: ``tcp://host:port``; port 0 takes a free one.
+        keys: the server's key pair; None runs plain, on a loopback address only.
+        admit: whether a device's public key (z85) may connect; asked during each handshake, from another thread; an
+            exception counts as no.
+        limits: bounds of one message; what exceeds them is cut short so that ``wire.from_frames`` refuses it.  libzmq
+            itself bounds the single frame only, and takes in a whole message before anybody can look at it.
+        high_water: messages kept per device and direction.
+
+    Raises:
+        BadInput: the address is no address of this machine, or is open to others without keys and an allow-list.
+        AddressInUse: somebody listens there.
+    """
+
+    def __init__(
+        self,
+        bind: str,
+        *,
+        keys: KeyPair | None = None,
+        admit: Callable[[str], bool] | None = None,
+        limits: Limits,
+        high_water: int = 8,
+    ) -> None:
+        host, _ = split_address(bind)
+        check_protected(bind, host, keys, admit)
+        make_routes_unpredictable()
+        self._core = Core(zmq.ROUTER, limits, high_water, high_water)
+        weakref.finalize(self, self._core.close, 0.0)  # forgotten sockets: a rerun cell, the end of the program
+        self._encrypted = keys is not None
+        try:
+            self._core.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+            self._core.socket.setsockopt(zmq.IPV6, ":" in host)
+            if keys is not None and admit is not None:
+                self._core.also_close.append(Door(self._core.context, admit).close)
+                self._protect(keys)
+            _bind(self._core.socket, bind)
+            self.address: str = self._core.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        except BaseException:
+            self.close()
+            raise
+
+    def receive(self, timeout_s: float) -> tuple[Peer, list[memoryview]] | None:
+        """The next message, from whomever.
+
+        Returns:
+            who sent it and its frames; None when none came in time or :meth:`wake` was called.
+        """
+        with self._core.in_use():
+            if not self._core.wait_for_message(timeout_s):
+                return None
+            try:
+                route = self._core.socket.recv(zmq.DONTWAIT)
+            except zmq.Again:  # its sender left between the two calls
+                return None
+            key, frames = take_message(self._core.socket, self._core.limits)
+            if self._encrypted and not key:
+                return None  # cannot happen while CURVE is on; were it off, nobody's message counts
+            return Peer(route, key), frames
+
+    def send(self, peer: Peer, frames: Sequence[Buffer]) -> bool:
+        """Hand a message to ZeroMQ; never waits.  A large frame is not copied: leave its memory unchanged.
+
+        Returns:
+            False when the peer is gone or its queue is full; nothing was sent then.
+
+        Raises:
+            BadInput: a frame is larger, or the message longer, than the limits.
+        """
+        parts = checked(frames, self._core.limits)
+        with self._core.in_use():
+            try:
+                self._core.socket.send_multipart([peer.route, *parts], zmq.DONTWAIT, copy=False)
+            except zmq.ZMQError as error:
+                if error.errno in (errno.EAGAIN, errno.EHOSTUNREACH):
+                    return False
+                raise
+            return True
+
+    def wake(self) -> None:
+        """Let :meth:`receive` return now, or at once when it is next called; from any thread."""
+        self._core.wake()
+
+    def close(self, flush_s: float = 0.0) -> None:
+        """Close for good, within two seconds; from any thread, as often as one likes.
+
+        Args:
+            flush_s: time that messages already handed over get to leave, at most half a second.
+        """
+        self._core.close(flush_s)
+
+    def __enter__(self) -> ServerSocket:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _protect(self, keys: KeyPair) -> None:
+        socket = self._core.socket
+        socket.setsockopt(zmq.CURVE_SERVER, 1)
+        socket.setsockopt_string(zmq.CURVE_SECRETKEY, keys.secret)
+        socket.setsockopt_string(zmq.ZAP_DOMAIN, DOMAIN)
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # nobody enters when nobody answers at the door
 
 
 class DeviceSocket:
@@ -149,7 +246,7 @@ class DeviceSocket:
                 self._core.wait_for_event(deadline - time.monotonic())
             if self._cuts >= _CUTS:
                 self._reason, self._cuts = self._look_closer(), 0
-            failure = HandshakeFailed(*_sentence(self._reason, self.address, self._encrypted), reason=self._reason)
+            failure = HandshakeFailed(*sentence(self._reason, self.address, self._encrypted), reason=self._reason)
             if not failure.may_pass or time.monotonic() >= deadline:
                 self._reason = "nothing-listens"  # so that the next wait judges anew
                 raise failure
@@ -242,7 +339,7 @@ class DeviceSocket:
 
     def _look_closer(self) -> str:
         """Why the other side breaks off the handshake; ZeroMQ itself does not say."""
-        mechanism = _mechanism_at(self.address)
+        mechanism = mechanism_at(self.address)
         if mechanism is None:
             return "no-answer"
         if mechanism not in ("NULL", "CURVE"):
@@ -253,36 +350,15 @@ class DeviceSocket:
         return "wrong-server-key" if self._encrypted and not self.connections else "no-answer"
 
 
-def _sentence(reason: str, address: str, encrypted: bool) -> tuple[str, str]:
-    """Returns: problem and remedy."""
-    if reason == "no-curve":
-        reason = "no-curve-there" if encrypted else "no-curve-here"
-    problem, remedy = _SENTENCES[reason]
-    return problem.format(address=address), remedy
-
-
-def _mechanism_at(address: str) -> str | None:
-    """Ask a port for its ZMTP greeting (RFC 23): 64 bytes, of which 12..31 name the security mechanism.
-
-    Returns:
-        "NULL", "CURVE", another name, "" when something answers in another language, None when nothing answers.
-    """
-    ours = b"\xff" + bytes(8) + b"\x7f\x03"  # signature and version; named no mechanism, the server names its own
-    theirs = b""
-    with suppress(OSError), plain_socket.create_connection(split_address(address), TIMINGS.look_s) as probe:
-        probe.settimeout(TIMINGS.look_s)
-        probe.sendall(ours)
-        deadline = time.monotonic() + TIMINGS.look_s
-        while len(theirs) < _GREETING_BYTES and time.monotonic() < deadline:
-            received = probe.recv(_GREETING_BYTES - len(theirs))
-            if not received:
-                break
-            theirs += received
-    if not theirs:
-        return None
-    if len(theirs) < 32 or theirs[:1] != b"\xff" or theirs[9:10] != b"\x7f":
-        return ""
-    return theirs[12:32].rstrip(b"\0").decode("ascii", errors="replace")
+def _bind(socket: zmq.Socket[Any], address: str) -> None:
+    try:
+        socket.bind(address)
+    except zmq.ZMQError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise AddressInUse(
+                f"{address}: another program listens there.", "Stop it, or choose another port (0 takes a free one)."
+            ) from error
+        raise BadInput(f"{address}: cannot listen there ({error}).", "Name an address of this machine.") from error
 
 
 def _connect(socket: zmq.Socket[Any], address: str) -> None:

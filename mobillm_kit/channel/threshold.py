@@ -1,0 +1,155 @@
+"""What happens before a connection stands: who may come in, and why one does not get in.
+
+Knows: zmq's authentication, keys, addresses.  Knows nothing of: messages, sessions.
+
+Taught in: notebooks/08_device_and_server.ipynb
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import secrets
+import socket as plain_socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import zmq
+from zmq.auth import Authenticator
+
+from mobillm_kit.channel.join import is_loopback, split_address
+from mobillm_kit.channel.keys import KeyPair
+from mobillm_kit.channel.sockets import Bell
+from mobillm_kit.channel.timings import TIMINGS
+from mobillm_kit.errors import BadInput
+
+log = logging.getLogger(__name__)
+
+DOMAIN = "mobillm"
+_GREETING_BYTES = 64
+
+_SENTENCES = {
+    "nothing-listens": (
+        "Nothing listens at {address}.",
+        "Start the server, or ask for its present join string; a firewall may also stand between.",
+    ),
+    "no-answer": (
+        "Something listens at {address}, but it does not answer as a MobiLLM server does.",
+        "Check host and port; if they are right the server hangs or the network loses what is sent.",
+    ),
+    "key-not-allowed": (
+        "The server at {address} does not know this device's key.",
+        "Ask whoever runs the server to put the key on its allow-list, or for a fresh one-time code.",
+    ),
+    "wrong-server-key": (
+        "The server at {address} does not hold the key in the join string: it broke off the key exchange.",
+        "Ask for its present join string; if that one fails too, somebody else answers at this address.",
+    ),
+    "not-mobillm": ("What listens at {address} is no MobiLLM server.", "Check host and port."),
+    "no-curve-there": (
+        "The server at {address} speaks without encryption (no CURVE), and this device has a key for it.",
+        "Start the server with keys, or join without one if it runs on this very machine.",
+    ),
+    "no-curve-here": (
+        "The server at {address} speaks CURVE only, and this device came without keys.",
+        "Use the whole join string: it holds the server's key.",
+    ),
+}
+
+
+class Door:
+    """Answers ZeroMQ's question (ZAP, RFC 27) whether a key may enter; in a thread of its own."""
+
+    def __init__(self, context: zmq.Context[Any], admit: Callable[[str], bool]) -> None:
+        self._admit = admit
+        self._bell = Bell()
+        self._authenticator = Authenticator(context, log=log)
+        self._authenticator.configure_curve_callback(DOMAIN, self)
+        self._authenticator.start()
+        self._thread = threading.Thread(target=self._answer, name="mobillm door", daemon=True)
+        self._thread.start()
+
+    def callback(self, _domain: str, key: bytes) -> bool:
+        """What the authenticator asks; the key comes as z85 already."""
+        try:
+            return bool(self._admit(key.decode("ascii")))
+        except Exception:  # a damaged allow-list lets nobody in, and must not end this thread either
+            log.exception("Whether a key may connect could not be decided; it may not.")
+            return False
+
+    def close(self) -> None:
+        """Answer no more; returns when the thread has ended, or did not in time."""
+        self._bell.ring()
+        self._thread.join(TIMINGS.socket_leave_s)
+
+    def _answer(self) -> None:
+        questions = self._authenticator.zap_socket
+        poller = zmq.Poller()
+        poller.register(questions, zmq.POLLIN)
+        poller.register(self._bell.ear, zmq.POLLIN)
+        try:
+            # the authenticator's method is a coroutine, though one that never waits
+            with suppress(zmq.ContextTerminated), asyncio.Runner() as runner:
+                while questions in dict(poller.poll()):
+                    runner.run(self._authenticator.handle_zap_message(questions.recv_multipart()))
+        finally:
+            self._authenticator.stop()
+            self._bell.close()
+
+
+def make_routes_unpredictable() -> None:
+    """Seed the C library's generator, from which libzmq takes the first route of a ROUTER.
+
+    libzmq 4.3.5 never seeds it, so that every server hands out the same routes, and it ends the whole process
+    ("Assertion failed: ok") when a stranger claims the very route that is next.  Nobody else here uses that generator.
+    """
+    library = ctypes.CDLL("ucrtbase" if sys.platform == "win32" else None)
+    library.srand(ctypes.c_uint(secrets.randbits(32)))
+
+
+def check_protected(bind: str, host: str, keys: KeyPair | None, admit: Callable[[str], bool] | None) -> None:
+    """Raises: BadInput: others can reach the address, and there are no keys or no allow-list."""
+    if (keys is None) != (admit is None):
+        raise BadInput("Keys and allow-list came one without the other.", "Give both, or on loopback neither.")
+    if keys is None and not is_loopback(host):
+        raise BadInput(
+            f"{bind} can be reached by others, and the server has no keys and no allow-list.",
+            "Give it both, or bind to tcp://127.0.0.1:0.",
+        )
+
+
+def sentence(reason: str, address: str, encrypted: bool) -> tuple[str, str]:
+    """Returns: problem and remedy."""
+    if reason == "no-curve":
+        reason = "no-curve-there" if encrypted else "no-curve-here"
+    problem, remedy = _SENTENCES[reason]
+    return problem.format(address=address), remedy
+
+
+def mechanism_at(address: str) -> str | None:
+    """Ask a port for its ZMTP greeting (RFC 23): 64 bytes, of which 12..31 name the security mechanism.
+
+    Returns:
+        "NULL", "CURVE", another name, "" when something answers in another language, None when nothing answers.
+    """
+    ours = b"\xff" + bytes(8) + b"\x7f\x03"  # signature and version; named no mechanism, the server names its own
+    theirs = b""
+    with suppress(OSError), plain_socket.create_connection(split_address(address), TIMINGS.look_s) as probe:
+        probe.settimeout(TIMINGS.look_s)
+        probe.sendall(ours)
+        deadline = time.monotonic() + TIMINGS.look_s
+        while len(theirs) < _GREETING_BYTES and time.monotonic() < deadline:
+            received = probe.recv(_GREETING_BYTES - len(theirs))
+            if not received:
+                break
+            theirs += received
+    if not theirs:
+        return None
+    if len(theirs) < 32 or theirs[:1] != b"\xff" or theirs[9:10] != b"\x7f":
+        return ""
+    return theirs[12:32].rstrip(b"\0").decode("ascii", errors="replace")

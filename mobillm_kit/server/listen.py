@@ -1,0 +1,118 @@
+"""A server as a process: where it listens, who may come in, and when it ends.
+
+    mobillm server --folder FOLDER …
+
+Knows: the service, keys, signals.  Knows nothing of: how a batch is trained, devices' data.
+
+Taught in: notebooks/08_device_and_server.ipynb
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from mobillm_kit.channel.ends import ServerSocket
+from mobillm_kit.channel.join import JoinString
+from mobillm_kit.channel.keys import AllowList, KeyPair, OneTimeCodes, load_or_make_keys
+from mobillm_kit.server.service import Service, ServiceSettings, service_limits
+
+
+class ServiceStart(msgspec.Struct, frozen=True, kw_only=True):
+    """The line that a server process writes when it listens."""
+
+    address: str
+    join: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class Door:
+    """Who may come in: keys, the list of known devices, one-time codes."""
+
+    keys: KeyPair
+    known: AllowList
+    codes: OneTimeCodes
+
+    def may_connect(self, key: str) -> bool:
+        """Before a hello: known, or somebody is expected."""
+        return key in self.known.keys or self.codes.waiting
+
+    def may_begin(self, key: str, code: str) -> bool:
+        """At the hello: known, or with a code that is then used up."""
+        if key in self.known.keys:
+            return True
+        if code and self.codes.use(code):
+            self.known.add(key, "joined")
+            return True
+        return False
+
+
+def serve_forever(
+    settings: ServiceSettings,
+    *,
+    bind: str = "tcp://127.0.0.1:0",
+    keys: Path | None = None,
+    advertise: str | None = None,
+    announce: Callable[[ServiceStart], None],
+    with_parent: bool = False,
+) -> None:
+    """Listen and serve until a signal ends it.
+
+    Args:
+        settings: what is allowed.
+        bind: where to listen; anything but loopback needs keys.
+        keys: folder of the server's key, the allow-list and the codes; None serves loopback without encryption.
+        advertise: the host that devices reach this machine by; the bound one by default.
+        announce: told where the server listens and how to join.
+        with_parent: end too when the process that holds our standard input ends.
+
+    Raises:
+        BadInput: a bind that is not loopback without keys, or an address in use.
+    """
+    door = None if keys is None else open_door(keys)
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    socket = ServerSocket(
+        bind,
+        keys=None if door is None else door.keys,
+        admit=None if door is None else door.may_connect,
+        limits=service_limits(settings),
+    )
+    service = Service(socket, settings, None if door is None else door.may_begin)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: service.stop())
+    if with_parent:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    join = "" if door is None else _join_string(door, socket.address, advertise)
+    announce(ServiceStart(address=socket.address, join=join, pid=os.getpid()))
+    with socket:
+        service.run()
+
+
+def _join_string(door: Door, address: str, advertise: str | None) -> str:
+    port = address.rsplit(":", 1)[1]
+    reachable = address if advertise is None else f"tcp://{advertise}:{port}"
+    return str(JoinString(reachable, door.keys.public, door.codes.new_code()))
+
+
+def open_door(keys: Path) -> Door:
+    """The keys, allow-list and codes of a folder; made where they are not there."""
+    return Door(load_or_make_keys(keys), AllowList(keys / "known.json"), OneTimeCodes(keys / "codes.json"))
+
+
+def _end_with_parent() -> None:
+    """End at once when our standard input ends: nobody waits for an answer, and checkpoints are whole at any moment.
+
+    An orderly end would take a busy machine seconds to take torch down.
+    """
+    with suppress(OSError):
+        while os.read(0, 1):  # the bare file: a lock on sys.stdin would be inherited by forks
+            pass
+    os._exit(0)
