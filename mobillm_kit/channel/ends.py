@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import zmq
 
@@ -27,13 +27,15 @@ from mobillm_kit.channel.sockets import Core, checked, take_message
 from mobillm_kit.channel.threshold import (
     DOMAIN,
     Door,
+    bind_to,
     check_protected,
+    connect_to,
     make_routes_unpredictable,
     mechanism_at,
     sentence,
 )
 from mobillm_kit.channel.timings import TIMINGS
-from mobillm_kit.errors import AddressInUse, BadInput, HandshakeFailed
+from mobillm_kit.errors import BadInput, HandshakeFailed
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -103,7 +105,7 @@ class ServerSocket:
             if keys is not None and admit is not None:
                 self._core.also_close.append(Door(self._core.context, admit).close)
                 self._protect(keys)
-            _bind(self._core.socket, bind)
+            bind_to(self._core.socket, bind)
             self.address: str = self._core.socket.getsockopt_string(zmq.LAST_ENDPOINT)
         except BaseException:
             self.close()
@@ -224,7 +226,7 @@ class DeviceSocket:
                 socket.setsockopt_string(zmq.CURVE_PUBLICKEY, keys.public)
                 socket.setsockopt_string(zmq.CURVE_SECRETKEY, keys.secret)
             self._core.watch(_WATCHED)
-            _connect(socket, address)
+            connect_to(socket, address)
         except BaseException:
             self.close()
             raise
@@ -335,7 +337,7 @@ class DeviceSocket:
             self._last_event = 0
             with suppress(zmq.ZMQError):  # it has forgotten the address already
                 self._core.socket.disconnect(self.address)
-            _connect(self._core.socket, self.address)
+            connect_to(self._core.socket, self.address)
 
     def _look_closer(self) -> str:
         """Why the other side breaks off the handshake; ZeroMQ itself does not say."""
@@ -348,21 +350,3 @@ class DeviceSocket:
             return "no-curve"
         # a server that has taken this key before holds it still: then it is the network that cuts
         return "wrong-server-key" if self._encrypted and not self.connections else "no-answer"
-
-
-def _bind(socket: zmq.Socket[Any], address: str) -> None:
-    try:
-        socket.bind(address)
-    except zmq.ZMQError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise AddressInUse(
-                f"{address}: another program listens there.", "Stop it, or choose another port (0 takes a free one)."
-            ) from error
-        raise BadInput(f"{address}: cannot listen there ({error}).", "Name an address of this machine.") from error
-
-
-def _connect(socket: zmq.Socket[Any], address: str) -> None:
-    try:
-        socket.connect(address)
-    except zmq.ZMQError as error:
-        raise BadInput(f"{address}: cannot connect ({error}).", "It has the form tcp://host:port.") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import logging
 import secrets
 import socket as plain_socket
@@ -26,7 +27,7 @@ from mobillm_kit.channel.join import is_loopback, split_address
 from mobillm_kit.channel.keys import KeyPair
 from mobillm_kit.channel.sockets import Bell
 from mobillm_kit.channel.timings import TIMINGS
-from mobillm_kit.errors import BadInput
+from mobillm_kit.errors import AddressInUse, BadInput
 
 log = logging.getLogger(__name__)
 
@@ -153,3 +154,32 @@ def mechanism_at(address: str) -> str | None:
     if len(theirs) < 32 or theirs[:1] != b"\xff" or theirs[9:10] != b"\x7f":
         return ""
     return theirs[12:32].rstrip(b"\0").decode("ascii", errors="replace")
+
+
+def bind_to(socket: zmq.Socket[Any], address: str) -> None:
+    """Listen.
+
+    Raises:
+        AddressInUse: somebody listens there.
+        BadInput: it is no address of this machine.
+    """
+    try:
+        socket.bind(address)
+    except zmq.ZMQError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise AddressInUse(
+                f"{address}: another program listens there.", "Stop it, or choose another port (0 takes a free one)."
+            ) from error
+        raise BadInput(f"{address}: cannot listen there ({error}).", "Name an address of this machine.") from error
+
+
+def connect_to(socket: zmq.Socket[Any], address: str) -> None:
+    """Begin to connect.
+
+    Raises:
+        BadInput: it is no address.
+    """
+    try:
+        socket.connect(address)
+    except zmq.ZMQError as error:
+        raise BadInput(f"{address}: cannot connect ({error}).", "It has the form tcp://host:port.") from error

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from mobillm_kit.channel import Limits
 from mobillm_kit.channel.ends import DeviceSocket
 from mobillm_kit.channel.join import JoinString
 from mobillm_kit.channel.keys import load_or_make_keys
-from mobillm_kit.device.client import Connection
+from mobillm_kit.device.conversation import Frames
 from mobillm_kit.errors import BadInput
 from mobillm_kit.link.shaping import LinkProcess
 from mobillm_kit.server.process import serve
@@ -25,6 +26,28 @@ MESSAGE_BYTES = 2**30
 
 
 DEVICE_KEYS = Path("~/.config/mobillm_kit/device/forward")
+
+
+class Connection(Protocol):
+    """What is needed of a socket; see ``sockets.DeviceSocket``."""
+
+    connected: bool
+    connections: int
+
+    def wait_connected(self, timeout_s: float = ...) -> None:
+        """Wait for the handshake."""
+
+    def send(self, frames: Frames, timeout_s: float) -> bool:
+        """Hand a message over; False where there was no room in time."""
+
+    def receive(self, timeout_s: float) -> list[memoryview] | None:
+        """The next message, if one comes in time."""
+
+    def wake(self) -> None:
+        """End a wait, from any thread."""
+
+    def close(self, flush_s: float = ...) -> None:
+        """Close for good, from any thread."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +82,7 @@ def route_to(server: str, *, link: str = "", keys: str = "", folder: Path | None
         close = stack.pop_all().close
 
     def connect() -> DeviceSocket:
+        """Another connection to the same server."""
         return DeviceSocket(address, server_key=server_key or None, keys=pair, limits=limits)
 
     return Route(connect, code, close)
