@@ -72,12 +72,7 @@ _ROWS = (
         True,
     ),
     MethodRow(
-        "mezo",
-        "MeZO",
-        "mezo",
-        "two forward passes in place of a gradient, every weight",
-        "arXiv 2305.17333",
-        False,
+        "mezo", "MeZO", "mezo", "two forward passes in place of a gradient, every weight", "arXiv 2305.17333", False
     ),
     MethodRow("mezo-lora", "MeZO (LoRA)", "mezo_lora", "MeZO on LoRA's parameters", "arXiv 2305.17333", True),
     MethodRow(
