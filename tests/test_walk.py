@@ -71,7 +71,7 @@ def steps(place: Path, walk: Walk, server: str, codec: str, *, rows: bool = Fals
     method.close()
 
 
-@pytest.mark.parametrize(("codec", "most_files", "most_lines"), [("none", 12, 1900), ("int8", 16, 2450)])
+@pytest.mark.parametrize(("codec", "most_files", "most_lines"), [("none", 12, 1900), ("int8", 16, 2300)])
 def test_the_walk_of_a_step_in_one_process(tmp_path, codec, most_files, most_lines):
     with traced() as walk:
         steps(tmp_path, walk, "in-process", codec, rows=True)

@@ -5,7 +5,7 @@
 
     memory = weights + every A_i + the ladder's own gradients, moments and saved activations (width d/k)
 
-The ladder is the one that MobiLLM's server trains (side/networks.py).  It differs from the paper's in two ways: the
+The ladder is the one that MobiLLM's server trains (side/ladders.py).  It differs from the paper's in two ways: the
 backbone's last state is added, so that step 0 is the pretrained model, and it starts from random weights, not from
 pruned ones.
 
