@@ -137,7 +137,7 @@ def findings(table: Sequence[Row]) -> list[str]:
         sentences.append(
             f"Of the methods that keep no activations on the device for a backward pass, {small.label} reaches "
             f"most: {_percent(small)}, with {counted[small.method]:,.1f} MiB on the device, "
-            f"{100 * counted[small.method] / counted[best.method]:.0f} % of that."
+            f"{100 * counted[small.method] / counted[best.method]:.0f} % of what {best.label} needs there."
         )
         if small.server_mib:
             sentences.append(
@@ -148,8 +148,8 @@ def findings(table: Sequence[Row]) -> list[str]:
 
 
 _READINGS = {
-    "memory": "A bar is the ledger: bytes of tensors, the same on every machine. The diamond is what the operating "
-    "system measured: the interpreter's and the allocator's own needs come on top.",
+    "memory": "A bar is the ledger: bytes of tensors, the same on every machine. The diamond is the weights and the "
+    "measured growth of the table: the interpreter's and the allocator's own needs come on top.",
     "pareto": "Along the line nothing is both better and smaller. Dotted: the controls; a method below them has "
     "learned nothing that is worth its memory.",
     "step": "Steps are not equally dear: one step of a forward-only method costs no backward pass.",
