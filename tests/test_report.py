@@ -191,7 +191,8 @@ def test_findings_by_hand():
         "Without training a language model, the best control reaches 73.1 % (One threshold).",
         "The highest accuracy is 98.0 % (Full fine-tuning), with 131.8 MiB counted on the device.",
         "Of the methods that keep no activations on the device for a backward pass, MobiLLM, full width reaches most: "
-        f"95.0 %, with {device.total_bytes / MIB:.1f} MiB on the device, {share:.0f} % of what Full fine-tuning needs there.",
+        f"95.0 %, with {device.total_bytes / MIB:.1f} MiB on the device, {share:.0f} % of what "
+        "Full fine-tuning needs there.",
         f"For that its device sends 1,680.0 MB to a server, which needs {server.total_bytes / MIB:.1f} MiB.",
     ]
 
