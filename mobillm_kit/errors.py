@@ -21,12 +21,7 @@ def few(values: Collection[object]) -> str:
 
 
 class KitError(Exception):
-    """A problem that the user can solve.
-
-    Args:
-        problem: what was wrong and where, one sentence.
-        remedy: what would be right, one sentence; empty where the problem says it all.
-    """
+    """A problem that the user can solve: what was wrong and where, and what would be right, one sentence each."""
 
     def __init__(self, problem: str, remedy: str = "") -> None:
         self.problem = problem
@@ -82,7 +77,6 @@ class HandshakeFailed(KitError):
     """Device and server could not agree to talk.
 
     Args:
-        problem, remedy: as for :class:`KitError`.
         reason: a word for the program: "nothing-listens", "no-answer", "key-not-allowed", "wrong-server-key",
             "no-curve" or "not-mobillm".
     """
@@ -106,11 +100,7 @@ class ServerGone(KitError):
 
 
 class ServerRefused(KitError):
-    """The server said no, or sent back what cannot be used.
-
-    Args:
-        code: one of the protocol's error codes.
-    """
+    """The server said no, or sent back what cannot be used; ``code`` is one of the protocol's."""
 
     def __init__(self, problem: str, remedy: str = "", code: str = "") -> None:
         self.code = code

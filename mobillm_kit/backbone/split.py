@@ -46,12 +46,7 @@ class BlockInputs:
 
 
 class Backbone(nn.Module):
-    """Any supported Hugging Face model behind one face.  It forwards for one thread at a time.
-
-    Args:
-        model: as ``AutoModelForCausalLM`` (decoders) or ``AutoModel`` (encoders) returns it.
-        name: the folder's or the hub's name, with ``revision`` for records and cards.
-    """
+    """Any supported Hugging Face model behind one face, as an Auto class returns it; for one thread at a time."""
 
     def __init__(self, model: nn.Module, *, name: str = "", revision: str = "") -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -70,7 +70,8 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on ``device``."""
         tensors = {each.name: getattr(self, each.name) for each in fields(Batch)}
-        return Batch(**{name: None if tensor is None else tensor.to(device) for name, tensor in tensors.items()})
+        moved: dict[str, Any] = {name: each if each is None else each.to(device) for name, each in tensors.items()}
+        return Batch(**moved)
 
 
 @dataclass(frozen=True, eq=False)
