@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from mobillm_kit.methods import METHODS, load_method
 from mobillm_kit.quant.parcels import Upload
 from mobillm_kit.server.side_trainer import SideTrainer
 from mobillm_kit.side.adapter import attach, new_adapter
+from mobillm_kit.side.full_width import FullWidthSide
+from mobillm_kit.side.ladders import LadderSide, PrunedLadderSide
 from tests.builders import random_batch, tiny_task_model
 
 LR = 1e-2
@@ -23,7 +29,7 @@ def stirred(module: torch.nn.Module, seed: int = 1) -> None:
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
-def full_width(p: dict[str, torch.Tensor], taps: list[torch.Tensor]) -> torch.Tensor:
+def full_width(p: dict[str, Tensor], taps: list[Tensor]) -> Tensor:
     """Equation 1 with adapters, minus the same recursion without."""
     state = plain = taps[0]
     for i, tap in enumerate(taps):
@@ -34,39 +40,75 @@ def full_width(p: dict[str, torch.Tensor], taps: list[torch.Tensor]) -> torch.Te
     return state - plain
 
 
-def norm(p: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:
+def norm(p: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
     return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * p[f"{name}.weight"] + p[f"{name}.bias"]
 
 
-def linear(p: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:
+def linear(p: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
 
 
-def ladder_block(p: dict[str, torch.Tensor], at: str, x: torch.Tensor, mask: torch.Tensor, causal: bool, heads: int):
-    """Pre-norm attention and feed-forward, text by text, token by token, head by head."""
-    qkv = linear(p, f"{at}.qkv", norm(p, f"{at}.attention_norm", x))
-    w = x.shape[-1]
-    size, mixed = w // heads, torch.zeros_like(x)
-    for row in range(x.shape[0]):
-        for t in range(x.shape[1]):
-            seen = [s for s in range(x.shape[1]) if s == t or (mask[row, s] and (s < t or not causal))]
-            for head in range(heads):
-                q, k, v = (qkv[row][:, part * w + head * size : part * w + (head + 1) * size] for part in range(3))
-                weights = torch.softmax(torch.stack([q[t] @ k[s] for s in seen]) / size**0.5, 0)
-                mixed[row, t, head * size : (head + 1) * size] = weights @ v[seen]
-    x = x + linear(p, f"{at}.out", mixed)
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *, causal: bool, heads: int) -> Tensor:
+    """Text by text, token by token, head by head; a padding token sees itself too."""
+    size, mixed = q.shape[-1] // heads, torch.zeros_like(q)
+    for row, t, head in itertools.product(*(range(n) for n in (*q.shape[:2], heads))):
+        seen = [s for s in range(q.shape[1]) if s == t or (mask[row, s] and (s < t or not causal))]
+        at = slice(head * size, (head + 1) * size)
+        weights = torch.softmax(torch.stack([q[row, t, at] @ k[row, s, at] for s in seen]) / size**0.5, 0)
+        mixed[row, t, at] = weights @ v[row, seen, at]
+    return mixed
+
+
+def ladder_block(p: dict[str, Tensor], at: str, x: Tensor, mask: Tensor, causal: bool) -> Tensor:
+    q, k, v = linear(p, f"{at}.qkv", norm(p, f"{at}.attention_norm", x)).chunk(3, dim=-1)
+    x = x + linear(p, f"{at}.out", attention(q, k, v, mask, causal=causal, heads=2))
     return x + linear(p, f"{at}.narrow", F.gelu(linear(p, f"{at}.wide", norm(p, f"{at}.mlp_norm", x))))
 
 
-def ladder(p: dict[str, torch.Tensor], taps: list[torch.Tensor], mask: torch.Tensor, causal: bool, heads: int = 2):
+def ladder(p: dict[str, Tensor], taps: list[Tensor], mask: Tensor, causal: bool) -> Tensor:
     state = None
     for i, tap in enumerate(taps):
         fed = linear(p, f"down.{i}", norm(p, f"norms.{i}", tap))
         gate = 1 / (1 + torch.exp(-10 * p["gates"][i]))
-        state = fed if state is None else gate * state + (1 - gate) * fed
-        state = ladder_block(p, f"blocks.{i}", state, mask, causal, heads)
+        state = ladder_block(p, f"blocks.{i}", fed if state is None else gate * state + (1 - gate) * fed, mask, causal)
     return norm(p, "norm", state) @ p["up.weight"].T
+
+
+def post_norm_block(p: dict[str, Tensor], at: str, x: Tensor, mask: Tensor) -> Tensor:
+    q, k, v = (linear(p, f"{at}.{name}", x) for name in ("query", "key", "value"))
+    x = norm(p, f"{at}.attention_norm", x + linear(p, f"{at}.out", attention(q, k, v, mask, causal=False, heads=2)))
+    return norm(p, f"{at}.mlp_norm", x + linear(p, f"{at}.narrow", F.gelu(linear(p, f"{at}.wide", x))))
+
+
+def test_a_pruned_ladder_is_fed_by_all_taps_but_the_last_through_its_gates_written_out():
+    side = PrunedLadderSide(16, [1, 2, 3], reduction=2, heads=2, feed_forward=12, norm_eps=1e-5)
+    stirred(side)
+    generator = torch.Generator().manual_seed(0)
+    taps = [torch.randn(2, 5, 16, generator=generator) for _ in range(3)]
+    mask = torch.tensor([[1, 1, 1, 0, 0], [0, 1, 1, 1, 1]])
+    p = {key: value.detach() for key, value in side.state_dict().items()}
+    state = post_norm_block(p, "blocks.0", linear(p, "down.0", taps[0]), mask)
+    gate = 1 / (1 + torch.exp(-10 * p["gates"][1]))
+    state = post_norm_block(p, "blocks.1", gate * state + (1 - gate) * linear(p, "down.1", taps[1]), mask)
+    torch.testing.assert_close(side(taps, mask).detach(), state @ p["up.weight"].T, atol=2e-6, rtol=2e-5)
+
+
+def test_what_reads_begins_with_unit_variance_what_writes_with_nothing_and_each_gate_at_its_share():
+    for side in (
+        FullWidthSide(256, [1, 2], rank=64),
+        LadderSide(256, [1, 2], reduction=2),
+        PrunedLadderSide(256, [1, 2, 3], reduction=2, heads=2, feed_forward=512),
+    ):
+        for name, module in side.named_modules():
+            if isinstance(module, torch.nn.Linear) and name.startswith("up"):
+                assert not module.weight.any()
+            elif isinstance(module, torch.nn.Linear):
+                assert module.weight.std().item() * module.in_features**0.5 == pytest.approx(1, abs=0.03), name
+                assert not module.bias.any()
+        share = 1 / (1 + math.exp(-2)) if isinstance(side, PrunedLadderSide) else 0.5
+        steep = 1 if side.token_wise else 10
+        torch.testing.assert_close(torch.sigmoid(steep * side.gates), torch.full_like(side.gates, share))
 
 
 @pytest.mark.parametrize("side", ["full-width", "ladder"])

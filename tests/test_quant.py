@@ -15,6 +15,7 @@ from torch import Tensor
 from mobillm_kit.errors import BadInput, CodecError, UnknownName
 from mobillm_kit.quant import BITS, CODECS, FP4, NF4, Codec, codec
 from mobillm_kit.quant.books import nearest
+from mobillm_kit.quant.kernels import TOP
 from mobillm_kit.quant.packing import pack, packed_bytes
 from mobillm_kit.quant.scratch import PIECE, _kept, release
 
@@ -87,6 +88,16 @@ def test_the_error_is_below_its_bound(name, group):
     assert (there_and_back(coder, x) - x).abs().le(coder.error_bound(x)).all()
 
 
+@pytest.mark.parametrize("size", [1.0, 2.0**-15, 2.0**-127], ids=["normal", "fp16-denormal", "bf16-denormal"])
+@pytest.mark.parametrize("name", LOSSY)
+def test_the_bound_is_no_wider_than_it_must_be(name, size):
+    """Somewhere the error comes within a tenth of its bound; without a scale it is the value itself."""
+    size = max(size, 2.0**-15) if name == "fp16" else size  # below that all is zero
+    coder, x = codec(name, 0), size * torch.linspace(-1, 1, 100_001).view(1, -1)
+    error, bound = (there_and_back(coder, x) - x).abs(), coder.error_bound(x)
+    assert (error / bound.clamp_min(2.0**-149)).max() > 0.9
+
+
 @pytest.mark.parametrize(("name", "group"), [pair for pair in EVERY if pair[0] in LOSSY])
 def test_the_error_is_really_there(name, group):
     coder, x = codec(name, group), activations(*SHAPE)
@@ -96,6 +107,7 @@ def test_the_error_is_really_there(name, group):
 def test_float32_comes_back_as_it_went():
     x = activations(*SHAPE)
     assert torch.equal(there_and_back(codec("fp32"), x), x)
+    assert not codec("fp32").error_bound(x).any()
 
 
 @pytest.mark.parametrize(("name", "group"), [pair for pair in EVERY if pair[0] != "sign"])
@@ -323,6 +335,32 @@ def test_values_that_a_codec_cannot_hold_are_refused(name, value):
     x[1, 5] = value
     with pytest.raises(BadInput, match=r"layer 1: .*too large"):
         codec(name).encode(x, "layer 1")
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_the_largest_value_that_can_be_held_is_held_and_the_next_is_refused(name):
+    most = torch.full((1, 32), 2.0**127)
+    assert (there_and_back(codec(name, 32), most) / most - 1).abs().max() < 1e-6
+    with pytest.raises(BadInput, match="too large"):
+        codec(name, 32).encode(most.nextafter(torch.tensor(math.inf)))
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_the_smallest_normal_scale_is_a_scale_and_the_next_smaller_is_none(name):
+    tiny = torch.finfo(torch.float32).tiny
+    coder, top = codec(name, 32), torch.zeros(1, 32)
+    payload = coder.encode(top + 1)
+    for scale, accepted in ((tiny, True), (tiny * (1 - 2.0**-23), False), (torch.finfo(torch.float32).max, True)):
+        payload[:4] = torch.tensor([scale]).view(torch.uint8)
+        payload[4:] = 0
+        if accepted:
+            coder.decode(payload, (1, 32))
+        else:
+            with pytest.raises(CodecError, match="denormal"):
+                coder.decode(payload, (1, 32))
+    peak = tiny * TOP.get(name, 1.0)
+    assert coder.encode(top + peak)[:4].any()
+    assert not coder.encode(top + peak * (1 - 2.0**-20))[:4].any()
 
 
 def test_groups_that_do_not_divide_the_width_are_refused_with_those_that_do():
