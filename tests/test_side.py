@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from inspect import Parameter, signature
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from mobillm_kit.errors import BackboneMismatch, BadInput
 from mobillm_kit.methods import mobillm
 from mobillm_kit.side.adapter import SideAdapter, attach, new_adapter
-from mobillm_kit.side.description import SideSpec
+from mobillm_kit.side.description import USUAL, SideSpec
 from mobillm_kit.side.full_width import FullWidthSide
 from mobillm_kit.side.ladders import LadderSide, PrunedLadderSide
 from mobillm_kit.side.layers import even_layers, last_layers
@@ -118,6 +119,27 @@ def test_a_ladder_started_from_the_backbone_learns_and_leaves_the_backbone_as_it
         method.adapter.side.blocks[0].query.weight, before["encoder.layer.1.attention.self.query.weight"]
     )
     assert all(torch.equal(value, before[name]) for name, value in model.backbone.model.state_dict().items())
+
+
+MADE = {
+    FullWidthSide: {},
+    LadderSide: {},
+    PrunedLadderSide: {"reduction": 2, "heads": 2, "feed_forward": 24},
+}
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_too_few_and_too_many_taps_are_refused(kind):
+    side = kind(16, [1, 2, 3], **MADE[kind])
+    for count in (2, 4):
+        with pytest.raises(ValueError, match="zip"):
+            side(taps(count), torch.ones(2, 5))
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_what_is_not_said_has_the_usual_descriptions_value(kind):
+    for name, parameter in signature(kind).parameters.items():
+        assert parameter.default in (Parameter.empty, getattr(USUAL, name)), name
 
 
 def test_full_width_reads_each_token_alone_and_the_ladder_does_not():
