@@ -17,15 +17,20 @@ from mobillm_kit.channel import Limits
 from mobillm_kit.channel.ends import DeviceSocket
 from mobillm_kit.channel.join import JoinString
 from mobillm_kit.channel.keys import load_or_make_keys
+from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.device.conversation import Frames
+from mobillm_kit.device.forward import Device
+from mobillm_kit.device.uplink import LabelMode, Wire
 from mobillm_kit.errors import BadInput
 from mobillm_kit.link.shaping import LinkProcess
+from mobillm_kit.quant import codec as codec_of
 from mobillm_kit.server.process import serve
+from mobillm_kit.server.side_trainer import SideTrainer
 
 MESSAGE_BYTES = 2**30
 
 
-DEVICE_KEYS = Path("~/.config/mobillm_kit/device/forward")
+DEVICE_KEYS = Path("~/.config/mobillm_kit/device")
 
 
 class Connection(Protocol):
@@ -98,3 +103,48 @@ def _address(server: str, stack: ExitStack, folder: Path | None) -> tuple[str, s
     if server.startswith("tcp://"):
         return JoinString(server).address, "", ""
     raise BadInput(f"'{server}' is no server.", "Give 'spawn', tcp://127.0.0.1:PORT, or a join string mobillm://…")
+
+
+def wire(
+    device: Device,
+    local: SideTrainer,
+    server: str,
+    codec: str,
+    group: int,
+    weight_decay: float,
+    folder: Path | None,
+    *,
+    labels: LabelMode = "server",
+    cache: bool = False,
+    checkpoint_every: int = 25,
+    link: str = "",
+    keys: str = "",
+    patience_s: float = TIMINGS.patience_s,
+) -> Wire:
+    """MobiLLM's uplink to a server.
+
+    ``server``, ``link`` and ``keys`` are as for :func:`route_to`; ``codec`` is a codec's name, ``none`` for float32, or
+    ``adaptive``.  A spawned server keeps its checkpoints in ``folder``.  The others are as for :class:`Wire`.
+
+    Raises:
+        BadInput: an unknown label mode or codec, or a start that needs a backbone.
+    """
+    if local.model.adapter.spec.start == "backbone":
+        raise BadInput(
+            "start='backbone': a server in another process has no backbone to start from.",
+            "Choose start='random' there, or server='in-process'.",
+        )
+    if labels not in ("server", "residual", "device"):
+        raise BadInput(f"labels is '{labels}'.", "Choose 'server', 'residual' or 'device'.")
+    return Wire(
+        device,
+        local,
+        lambda: route_to(server, link=link, keys=keys, folder=None if folder is None else folder / "server"),
+        coder=None if codec == "adaptive" else codec_of("fp32" if codec == "none" else codec, group),
+        group=group,
+        labels=labels,
+        cache=cache,
+        checkpoint_every=checkpoint_every,
+        weight_decay=weight_decay,
+        patience_s=patience_s,
+    )

@@ -22,28 +22,24 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
-from mobillm_kit import quant
 from mobillm_kit.channel import BatchMessage, Hello, Limits, Plan
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import MIB
 from mobillm_kit.device.client import ServerClient
 from mobillm_kit.device.forward import Device
-from mobillm_kit.device.route import Route, route_to
 from mobillm_kit.errors import BadInput
 from mobillm_kit.link.timeline import Timeline
 from mobillm_kit.quant import Codec
 from mobillm_kit.quant.bitwidth import BitWidthController
 from mobillm_kit.quant.packing import from_bytes, to_bytes
 from mobillm_kit.quant.parcels import Parcel, Upload, merge, pack, split, unpack
-from mobillm_kit.record import Stage
 from mobillm_kit.server.side_trainer import SideTrainer
 from mobillm_kit.side.heads import LabelWordHead
 from mobillm_kit.side.portable_head import checked_result, describe_head
@@ -52,8 +48,137 @@ from mobillm_kit.texts.encode import Batch
 from mobillm_kit.training.ledger import storage_bytes
 from mobillm_kit.training.method import StepResult
 
+if TYPE_CHECKING:  # it opens sockets; an uplink is handed the way
+    from mobillm_kit.device.route import Route
+
 LabelMode = Literal["server", "residual", "device"]
 MESSAGE_LIMIT_BYTES = 1024 * MIB
+
+
+class Messages:
+    """What the device makes of a step, the first time or again: equal bytes.
+
+    Args:
+        device, local, coder, group, labels, cache: as for :class:`Wire`.
+        timeline: where the spans are noted.
+    """
+
+    batches: Batches
+    """What is trained on; :meth:`Wire.begin` sets it."""
+
+    def __init__(
+        self,
+        device: Device,
+        local: SideTrainer,
+        coder: Codec | None,
+        group: int,
+        labels: LabelMode,
+        cache: bool,
+        timeline: Timeline,
+    ) -> None:
+        self.rates: dict[int, float] = {}
+        """Learning rate of each step that the loop gave."""
+        self.given: StepBatch | None = None
+        """The step that the loop gave last."""
+        self.forwards = 0
+        """Samples that went through the backbone."""
+        self.controller = None if coder else BitWidthController(timeline.average_s, group=group)
+        self._device = device
+        self._local = local
+        self._coder = coder
+        self._labels = labels
+        self._cache = cache
+        self._timeline = timeline
+        self._residual: dict[int, Tensor] = {}
+
+    def of_step(self, sequence: int, held: Callable[[int], bool]) -> tuple[BatchMessage, list[memoryview]]:
+        """The batch of a step as a message and its payloads; samples that the server holds are not among them."""
+        given = self.given
+        samples = given.samples if given and given.step == sequence else self.batches.samples(sequence)
+        fresh = [row for row, sample in enumerate(samples) if not (self._cache and held(sample))]
+        parcel = self._parcel(sequence, [samples[row] for row in fresh]) if fresh else None
+        payloads = [] if parcel is None else [to_bytes(payload) for payload in parcel.payloads]
+        if self._labels == "residual":
+            payloads.append(to_bytes(self._residuals(sequence, samples)))
+        coder = self.codec(sequence)
+        message = BatchMessage(
+            sequence=sequence,
+            lr=self.rates[sequence] if sequence in self.rates else self.batches.lr(sequence),
+            samples=list(samples),
+            fresh=fresh,
+            lengths=[] if parcel is None else list(parcel.lengths),
+            positions=[] if parcel is None else list(parcel.positions),
+            targets=self.batches.labels(samples) if self._labels == "server" else [],
+            codec=coder.name,
+            group=coder.group,
+            layers=list(self._device.layers),
+            frames=[],
+        )
+        return message, payloads
+
+    def _rows(self, samples: Sequence[int]) -> Batch:
+        """Samples as a batch; the one that the loop has just given where it is the same."""
+        given = self.given
+        return given if given is not None and given.samples == tuple(samples) else self.batches.rows(samples)
+
+    def _parcel(self, sequence: int, wanted: Sequence[int]) -> Parcel:
+        """The encoded activations of some samples of a step.
+
+        With a cache they are made as they were the first time, together with the same neighbours: a sum of floats may
+        depend in its last bit on the batch that it stands in.
+        """
+        if not self._cache:
+            return self._encoded(sequence, wanted, wanted)
+        steps = sorted({self.batches.first_step(sample) for sample in wanted})
+        apart: dict[int, Parcel] = {}
+        for step in steps:
+            unit = self.batches.unit(step)
+            needed = [sample for sample in unit if sample in wanted]
+            apart |= dict(zip(needed, split(self._encoded(sequence, unit, needed)), strict=True))
+        return merge([apart[sample] for sample in wanted])
+
+    def _encoded(self, sequence: int, together: Sequence[int], needed: Sequence[int]) -> Parcel:
+        with self._timeline.span("forward", sequence):
+            upload = self._device.upload(self._rows(together))
+        self.forwards += len(together)
+        if self._labels == "residual":
+            self._remember_residuals(together, upload)
+        rows = [index for index, sample in enumerate(together) if sample in set(needed)]
+        with self._timeline.span("encode", sequence):
+            parcel = pack(upload, self.codec(sequence), self._device.layers, rows)
+        if self.controller is not None:
+            self.controller.made(sum(parcel.lengths) * parcel.width * len(parcel.layers), parcel.n_bytes)
+        return parcel
+
+    def codec(self, sequence: int) -> Codec:
+        """The codec of a step."""
+        if self.controller is None:
+            assert self._coder is not None
+            return self._coder
+        return self.controller.codec(sequence)
+
+    def gradient(self, sequence: int, rows: int, columns: int, raw: memoryview) -> tuple[bytes, float]:
+        """dL/dlogits of the mean cross-entropy, and the loss in nats."""
+        logits = from_bytes(raw).view(torch.float32).view(rows, columns).requires_grad_()
+        loss = F.cross_entropy(logits, torch.tensor(self.batches.labels(self.batches.samples(sequence))))
+        (gradient,) = torch.autograd.grad(loss, logits)
+        return bytes(to_bytes(gradient)), loss.item()
+
+    def _remember_residuals(self, samples: Sequence[int], upload: Upload) -> None:
+        """r = onehot(y) - softmax(backbone's logits), per sample; a few numbers each, kept."""
+        probabilities = self._local.start_logits(upload).float().softmax(dim=-1)
+        truth = F.one_hot(torch.tensor(self.batches.labels(samples)), probabilities.shape[-1])
+        self._residual |= dict(zip(samples, truth - probabilities, strict=True))
+
+    def _residuals(self, sequence: int, samples: Sequence[int]) -> Tensor:
+        """(B, C); samples that the server holds since another life of this process are forwarded once more."""
+        unknown = [sample for sample in samples if sample not in self._residual]
+        for step in sorted({self.batches.first_step(sample) for sample in unknown}):
+            unit = self.batches.unit(step)
+            with self._timeline.span("forward", sequence):
+                self._remember_residuals(unit, self._device.upload(self._rows(unit)))
+            self.forwards += len(unit)
+        return torch.stack([self._residual[sample] for sample in samples])
 
 
 class Wire:
@@ -91,22 +216,16 @@ class Wire:
         self._local = local
         self._reach = reach
         self._reached: Route | None = None
-        self._coder = coder
-        self._controller = None if coder else BitWidthController(self._average_s, group=group)
+        self._messages = Messages(device, local, coder, group, labels, cache, self.timeline)
         self._labels = labels
         self._cache = cache
         self._checkpoint_every = checkpoint_every
         self._weight_decay = weight_decay
         self._patience_s = patience_s
         self._session = secrets.token_hex(16)
-        self._batches: Batches | None = None
-        self._given: StepBatch | None = None
-        self._rates: dict[int, float] = {}
         self._sequence = 0
         self._fetched = 0
         self._counted_bytes = 0
-        self._forwards = 0
-        self._residual: dict[int, Tensor] = {}
         self._remote: ServerClient | None = None
 
     # ------------------------------------------------------------------ the uplink's protocol
@@ -123,19 +242,20 @@ class Wire:
                 "Take batches from Batches.step, in their order.",
             )
         self.begin(batch.batches)
-        self._given, self._rates[batch.step] = batch, lr
-        before = self._forwards
+        messages = self._messages
+        messages.given, messages.rates[batch.step] = batch, lr
+        before = messages.forwards
         self._make_up_to(batch.step + 1)
         self._sequence += 1
-        return StepResult(loss=None, forwards=self._forwards - before, bytes_sent=self.new_bytes())
+        return StepResult(loss=None, forwards=messages.forwards - before, bytes_sent=self.new_bytes())
 
     def begin(self, batches: Batches) -> None:
         """What will be trained on: the session's plan is made of it.  :meth:`step` says it by itself."""
-        self._batches = batches
+        self._messages.batches = batches
 
     def settle(self) -> list[float]:
         """Wait until every step so far is trained; the losses since the last call, in their order."""
-        if self._given is None:
+        if self._messages.given is None:
             return []
         self._drain()
         return self.remote.take_losses()
@@ -143,7 +263,8 @@ class Wire:
     @property
     def codecs(self) -> tuple[str, ...]:
         """The codec of each step, where a controller chose them."""
-        choices = {} if self._controller is None else self._controller.choices
+        controller = self._messages.controller
+        choices = {} if controller is None else controller.choices
         return tuple(choices[step] for step in sorted(choices))
 
     def logits(self, batch: Batch) -> Tensor:
@@ -154,16 +275,16 @@ class Wire:
 
     def carried(self, upload: Upload) -> tuple[Upload, int]:
         """What arrives of an upload, and the bytes of its payloads."""
-        parcel = pack(upload, self._codec(0), self._device.layers)
+        parcel = pack(upload, self._messages.codec(0), self._device.layers)
         return unpack(parcel, sequence=upload.sequence, labels=upload.labels.tolist()), parcel.n_bytes
 
     def waiting_bytes(self, upload: Upload) -> int:
         """The encoded upload, which waits to be sent."""
-        return pack(upload, self._codec(0), self._device.layers).n_bytes
+        return pack(upload, self._messages.codec(0), self._device.layers).n_bytes
 
     def state(self) -> dict[str, Tensor]:
         """Where the session stands, durable on the server; and the weights that have come back."""
-        if self._given is not None:
+        if self._messages.given is not None:
             self._drain()
             while not self.remote.checkpoint(self._sequence):
                 self._drain()
@@ -207,90 +328,21 @@ class Wire:
                 [save(head)] if head else [],
                 Limits(frame_bytes=MESSAGE_LIMIT_BYTES, total_bytes=MESSAGE_LIMIT_BYTES),
                 self.timeline,
-                gradient=self._gradient if self._labels == "device" else None,
+                gradient=self._messages.gradient if self._labels == "device" else None,
                 position=self._sequence,
                 patience_s=self._patience_s,
             )
         return self._remote
 
-    # ------------------------------------------------------------------ making batches
+    def made(self, sequence: int) -> tuple[BatchMessage, list[memoryview]]:
+        """The batch of a step as a message and its payloads, the first time or again."""
+        return self._messages.of_step(sequence, self.remote.holds)
 
     def _make_up_to(self, upto: int) -> None:
         """Hand over every batch below ``upto`` that the server wants, again where it asks again."""
         remote = self.remote
         while (sequence := remote.wanted()) < upto:
             remote.offer(*self.made(sequence))
-
-    def made(self, sequence: int) -> tuple[BatchMessage, list[memoryview]]:
-        """The batch of a step as a message and its payloads, the first time or again."""
-        given = self._given
-        samples = given.samples if given and given.step == sequence else self._batches.samples(sequence)
-        fresh = [row for row, sample in enumerate(samples) if not self._held(sample)]
-        parcel = self._parcel(sequence, [samples[row] for row in fresh]) if fresh else None
-        payloads = [] if parcel is None else [to_bytes(payload) for payload in parcel.payloads]
-        if self._labels == "residual":
-            payloads.append(to_bytes(self._residuals(sequence, samples)))
-        coder = self._codec(sequence)
-        message = BatchMessage(
-            sequence=sequence,
-            lr=self._rates[sequence] if sequence in self._rates else self._batches.lr(sequence),
-            samples=list(samples),
-            fresh=fresh,
-            lengths=[] if parcel is None else list(parcel.lengths),
-            positions=[] if parcel is None else list(parcel.positions),
-            targets=self._batches.labels(samples) if self._labels == "server" else [],
-            codec=coder.name,
-            group=coder.group,
-            layers=list(self._device.layers),
-            frames=[],
-        )
-        return message, payloads
-
-    def _rows(self, samples: Sequence[int]) -> Batch:
-        """Samples as a batch; the one that the loop has just given where it is the same."""
-        given = self._given
-        return given if given is not None and given.samples == tuple(samples) else self._batches.rows(samples)
-
-    def _average_s(self, stage: Stage) -> float | None:
-        return self.timeline.average_s(stage)  # of the timeline that is there then
-
-    def _held(self, sample: int) -> bool:
-        return self._cache and self.remote.holds(sample)
-
-    def _parcel(self, sequence: int, wanted: Sequence[int]) -> Parcel:
-        """The encoded activations of some samples of a step.
-
-        With a cache they are made as they were the first time, together with the same neighbours: a sum of floats may
-        depend in its last bit on the batch that it stands in.
-        """
-        if not self._cache:
-            return self._encoded(sequence, wanted, wanted)
-        steps = sorted({self._batches.first_step(sample) for sample in wanted})
-        apart: dict[int, Parcel] = {}
-        for step in steps:
-            unit = self._batches.unit(step)
-            needed = [sample for sample in unit if sample in wanted]
-            apart |= dict(zip(needed, split(self._encoded(sequence, unit, needed)), strict=True))
-        return merge([apart[sample] for sample in wanted])
-
-    def _encoded(self, sequence: int, together: Sequence[int], needed: Sequence[int]) -> Parcel:
-        with self.timeline.span("forward", sequence):
-            upload = self._device.upload(self._rows(together))
-        self._forwards += len(together)
-        if self._labels == "residual":
-            self._remember_residuals(together, upload)
-        rows = [index for index, sample in enumerate(together) if sample in set(needed)]
-        with self.timeline.span("encode", sequence):
-            parcel = pack(upload, self._codec(sequence), self._device.layers, rows)
-        if self._controller is not None:
-            self._controller.made(sum(parcel.lengths) * parcel.width * len(parcel.layers), parcel.n_bytes)
-        return parcel
-
-    def _codec(self, sequence: int) -> Codec:
-        if self._controller is None:
-            assert self._coder is not None
-            return self._coder
-        return self._controller.codec(sequence)
 
     # ------------------------------------------------------------------ asking the server
 
@@ -319,98 +371,18 @@ class Wire:
         """What the server is asked to train, and its head's tensors."""
         head = self._local.model.head
         spec, tensors = describe_head(head) if isinstance(head, LabelWordHead) else (None, {})
-        settings = self._batches.settings
+        batches = self._messages.batches
         plan = Plan(
             fingerprint=self._local.model.adapter.fingerprint,
             side=self._local.model.adapter.spec,
             head=spec,
             labels=self._labels,
             weight_decay=self._weight_decay,
-            steps=settings.steps,
+            steps=batches.settings.steps,
             checkpoint_every=self._checkpoint_every,
-            max_rows=settings.batch_size,
-            max_tokens=1 if self._device.one_token else self._batches.longest,
-            n_samples=self._batches.n_samples,
+            max_rows=batches.settings.batch_size,
+            max_tokens=1 if self._device.one_token else batches.longest,
+            n_samples=batches.n_samples,
             cache=self._cache,
         )
         return plan, tensors
-
-    # ------------------------------------------------------------------ labels that stay here
-
-    def _gradient(self, sequence: int, rows: int, columns: int, raw: memoryview) -> tuple[bytes, float]:
-        """dL/dlogits of the mean cross-entropy, and the loss in nats."""
-        logits = from_bytes(raw).view(torch.float32).view(rows, columns).requires_grad_()
-        loss = F.cross_entropy(logits, torch.tensor(self._batches.labels(self._batches.samples(sequence))))
-        (gradient,) = torch.autograd.grad(loss, logits)
-        return bytes(to_bytes(gradient)), loss.item()
-
-    def _remember_residuals(self, samples: Sequence[int], upload: Upload) -> None:
-        """r = onehot(y) - softmax(backbone's logits), per sample; a few numbers each, kept."""
-        probabilities = self._local.start_logits(upload).float().softmax(dim=-1)
-        truth = F.one_hot(torch.tensor(self._batches.labels(samples)), probabilities.shape[-1])
-        self._residual |= dict(zip(samples, truth - probabilities, strict=True))
-
-    def _residuals(self, sequence: int, samples: Sequence[int]) -> Tensor:
-        """(B, C); samples that the server holds since another life of this process are forwarded once more."""
-        unknown = [sample for sample in samples if sample not in self._residual]
-        for step in sorted({self._batches.first_step(sample) for sample in unknown}):
-            unit = self._batches.unit(step)
-            with self.timeline.span("forward", sequence):
-                self._remember_residuals(unit, self._device.upload(self._rows(unit)))
-            self._forwards += len(unit)
-        return torch.stack([self._residual[sample] for sample in samples])
-
-
-def wire(
-    device: Device,
-    local: SideTrainer,
-    server: str,
-    codec: str,
-    group: int,
-    weight_decay: float,
-    folder: Path | None,
-    *,
-    labels: LabelMode = "server",
-    cache: bool = False,
-    checkpoint_every: int = 25,
-    link: str = "",
-    keys: str = "",
-    patience_s: float = TIMINGS.patience_s,
-) -> Wire:
-    """The way to a server.
-
-    Args:
-        device, local, weight_decay: as for :class:`Wire`.
-        server: ``spawn``, an address or a join string.
-        codec: a codec's name, ``none`` for float32, or ``adaptive``.
-        group: values per scale.
-        folder: of the run; a spawned server keeps its checkpoints there.
-        labels: ``server``, ``residual`` or ``device``.
-        cache: keep activations on the server; each sample is forwarded and sent once.
-        checkpoint_every: steps between the server's checkpoints.
-        link: a shaped link to put between, for experiments.
-        keys: folder of this device's keys.
-        patience_s: silence after which the server counts as gone.
-
-    Raises:
-        BadInput: an unknown label mode or codec, or a start that needs a backbone.
-    """
-    if local.model.adapter.spec.start == "backbone":
-        raise BadInput(
-            "start='backbone': a server in another process has no backbone to start from.",
-            "Choose start='random' there, or server='in-process'.",
-        )
-    if labels not in ("server", "residual", "device"):
-        raise BadInput(f"labels is '{labels}'.", "Choose 'server', 'residual' or 'device'.")
-    return Wire(
-        device,
-        local,
-        lambda: route_to(server, link=link, keys=keys, folder=None if folder is None else folder / "server"),
-        coder=None if codec == "adaptive" else quant.codec("fp32" if codec == "none" else codec, group),
-        group=group,
-        labels=labels,
-        cache=cache,
-        checkpoint_every=checkpoint_every,
-        weight_decay=weight_decay,
-        patience_s=patience_s,
-    )

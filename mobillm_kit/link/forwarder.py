@@ -157,6 +157,7 @@ class Forwarder(LoopThread):
 
     @target.setter
     def target(self, target: Address) -> None:
+        """It counts for the connections that come after."""
         self._target = resolved(target)
 
     @property

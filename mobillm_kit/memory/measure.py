@@ -115,7 +115,7 @@ def _sampled(sample: Callable[..., list[float]], run: Callable[[], object], inte
     """Resident memory in MiB, every ``interval_s`` while ``run`` runs, from a process of its own."""
     failure: list[BaseException] = []
 
-    def guarded() -> None:
+    def _guarded() -> None:
         # memory_usage kills every child of this process on an exception, so it must not see one
         try:
             with _interrupts(signal.SIG_UNBLOCK):
@@ -127,7 +127,7 @@ def _sampled(sample: Callable[..., list[float]], run: Callable[[], object], inte
         # the forked sampler touches neither torch nor threads
         warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
         # without max_iterations a run of fewer than five samples would be run again
-        samples = sample((guarded, ()), interval=interval_s, max_iterations=1)
+        samples = sample((_guarded, ()), interval=interval_s, max_iterations=1)
     if failure:
         raise failure[0]
     return samples

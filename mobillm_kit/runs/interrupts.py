@@ -20,7 +20,7 @@ def stop_after_step() -> Iterator[Callable[[], bool]]:
     """Gives a function that tells whether somebody has asked to stop (Ctrl-C, or a polite kill)."""
     asked = False
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def _note(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         if asked:
             raise KeyboardInterrupt
@@ -29,7 +29,7 @@ def stop_after_step() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False  # Python delivers signals to the main thread only
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, _note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: asked
     finally:

@@ -55,7 +55,7 @@ class Bars:
     def of(self, label: str) -> Told:
         """What moves the bar of that name."""
 
-        def show(said: Progress) -> None:
+        def _show(said: Progress) -> None:
             self._bars.start()
             if label not in self._tasks:
                 self._tasks[label] = self._bars.add_task(label, total=None, note="")
@@ -66,4 +66,4 @@ class Bars:
                 changes = {"completed": 1, "total": 1, "note": "done"}
             self._bars.update(self._tasks[label], **changes)
 
-        return show
+        return _show
