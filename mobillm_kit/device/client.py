@@ -17,6 +17,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from mobillm_kit.channel import (
     Ack,
@@ -35,11 +36,32 @@ from mobillm_kit.channel import (
 )
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.device.conversation import ConnectionLost, Conversation, Frames, stuck
-from mobillm_kit.device.route import Connection
 from mobillm_kit.errors import HandshakeFailed, KitError, ServerGone, ServerRefused, SocketClosed
 from mobillm_kit.link.timeline import Timeline
 
 _now = time.perf_counter  # the timeline's clock
+
+
+class Connection(Protocol):
+    """What is needed of a socket; see ``sockets.DeviceSocket``."""
+
+    connected: bool
+    connections: int
+
+    def wait_connected(self, timeout_s: float = ...) -> None:
+        """Wait for the handshake."""
+
+    def send(self, frames: Frames, timeout_s: float) -> bool:
+        """Hand a message over; False where there was no room in time."""
+
+    def receive(self, timeout_s: float) -> list[memoryview] | None:
+        """The next message, if one comes in time."""
+
+    def wake(self) -> None:
+        """End a wait, from any thread."""
+
+    def close(self, flush_s: float = ...) -> None:
+        """Close for good, from any thread."""
 
 
 class ServerClient:

@@ -11,14 +11,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from mobillm_kit.channel import Limits
 from mobillm_kit.channel.ends import DeviceSocket
 from mobillm_kit.channel.join import JoinString
 from mobillm_kit.channel.keys import load_or_make_keys
 from mobillm_kit.channel.timings import TIMINGS
-from mobillm_kit.device.conversation import Frames
+from mobillm_kit.device.client import Connection
 from mobillm_kit.device.forward import Device
 from mobillm_kit.device.uplink import LabelMode, Wire
 from mobillm_kit.errors import BadInput
@@ -31,28 +30,6 @@ MESSAGE_BYTES = 2**30
 
 
 DEVICE_KEYS = Path("~/.config/mobillm_kit/device")
-
-
-class Connection(Protocol):
-    """What is needed of a socket; see ``sockets.DeviceSocket``."""
-
-    connected: bool
-    connections: int
-
-    def wait_connected(self, timeout_s: float = ...) -> None:
-        """Wait for the handshake."""
-
-    def send(self, frames: Frames, timeout_s: float) -> bool:
-        """Hand a message over; False where there was no room in time."""
-
-    def receive(self, timeout_s: float) -> list[memoryview] | None:
-        """The next message, if one comes in time."""
-
-    def wake(self) -> None:
-        """End a wait, from any thread."""
-
-    def close(self, flush_s: float = ...) -> None:
-        """Close for good, from any thread."""
 
 
 @dataclass(frozen=True)
@@ -121,19 +98,15 @@ def wire(
     keys: str = "",
     patience_s: float = TIMINGS.patience_s,
 ) -> Wire:
-    """MobiLLM's uplink to a server.
-
-    ``server``, ``link`` and ``keys`` are as for :func:`route_to`; ``codec`` is a codec's name, ``none`` for float32, or
+    """MobiLLM's uplink to a server: ``server``, ``link`` and ``keys`` are as for :func:`route_to`; ``codec`` is a codec's name, ``none`` for float32, or
     ``adaptive``.  A spawned server keeps its checkpoints in ``folder``.  The others are as for :class:`Wire`.
 
     Raises:
         BadInput: an unknown label mode or codec, or a start that needs a backbone.
     """
     if local.model.adapter.spec.start == "backbone":
-        raise BadInput(
-            "start='backbone': a server in another process has no backbone to start from.",
-            "Choose start='random' there, or server='in-process'.",
-        )
+        remedy = "Choose start='random' there, or server='in-process'."
+        raise BadInput("start='backbone': a server in another process has no backbone to start from.", remedy)
     if labels not in ("server", "residual", "device"):
         raise BadInput(f"labels is '{labels}'.", "Choose 'server', 'residual' or 'device'.")
     return Wire(

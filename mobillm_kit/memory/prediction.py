@@ -103,10 +103,7 @@ def predict(
         method: a name from ``mobillm methods``.
         batch_size: B.
         length: T, tokens of the longest text.
-        dtype: of the backbone.
         labels: C.
-        pooling: of encoders.
-        options: of the method.
 
     Raises:
         BadInput: a batch, a length, a dtype or an option that cannot be; a text longer than the model's context.

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from mobillm_kit.channel import Ack, BatchMessage, Fetch, Hello, Limits, Message, Welcome, from_frames
-from mobillm_kit.device.route import Connection
+from mobillm_kit.device.client import Connection
 from mobillm_kit.errors import KitError
 from mobillm_kit.methods.mobillm import MobiLLM
 from tests.uplink import trained
