@@ -98,8 +98,9 @@ def wire(
     keys: str = "",
     patience_s: float = TIMINGS.patience_s,
 ) -> Wire:
-    """MobiLLM's uplink to a server: ``server``, ``link`` and ``keys`` are as for :func:`route_to`; ``codec`` is a codec's name, ``none`` for float32, or
-    ``adaptive``.  A spawned server keeps its checkpoints in ``folder``.  The others are as for :class:`Wire`.
+    """MobiLLM's uplink; ``server``, ``link``, ``keys`` as for :func:`route_to`, the others as for :class:`Wire`.
+
+    ``codec`` is a name, ``none`` (float32) or ``adaptive``; a spawned server keeps its checkpoints in ``folder``.
 
     Raises:
         BadInput: an unknown label mode or codec, or a start that needs a backbone.
