@@ -53,7 +53,6 @@ MODULES: dict[str, tuple[str, ...]] = {
     "quant/kernels.py": ("test_quant",),
     "quant/packing.py": ("test_quant",),
     "quant/scratch.py": ("test_quant",),
-    "quant/flat.py": ("test_parcels", "test_wire"),
     "quant/parcels.py": ("test_parcels", "test_mobillm"),
     "quant/bitwidth.py": ("test_bitwidth",),
     "side/networks.py": ("test_oracles", "test_mobillm"),
