@@ -52,7 +52,7 @@ def add_lora(
     layers = (module for name, module in model.backbone.model.named_modules() if name.split(".")[-1] in chosen)
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides by it; a fraction is as good
+        lora_alpha=alpha,
         target_modules=list(chosen),
         lora_dropout=0.0,
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers),
