@@ -93,7 +93,6 @@ def test_every_library_that_the_package_imports_is_declared(project):
         "sklearn": "scikit-learn",
         "adjustText": "adjusttext",
     }
-    imported |= {"adjustText": "adjusttext"}
     imported |= {"IPython": "ipykernel", "memory_profiler": "memory-profiler", "jupyter_core": "jupyterlab"}
     user_lists = [project["dependencies"], *(project["optional-dependencies"][x] for x in ("lab", "hub"))]
     declared = {name_of(requirement) for requirement in chain(*user_lists)}

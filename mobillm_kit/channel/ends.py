@@ -38,8 +38,6 @@ from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.errors import BadInput, HandshakeFailed
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
     from mobillm_kit.channel import Limits
 
 _DEVICE_INBOX = 32  # answers are small; a device that does not read for a while loses none
@@ -129,7 +127,7 @@ class ServerSocket:
                 return None  # cannot happen while CURVE is on; were it off, nobody's message counts
             return Peer(route, key), frames
 
-    def send(self, peer: Peer, frames: Sequence[Buffer]) -> bool:
+    def send(self, peer: Peer, frames: Sequence[bytes | bytearray | memoryview]) -> bool:
         """Hand a message to ZeroMQ; never waits.  A large frame is not copied: leave its memory unchanged.
 
         Returns:
@@ -253,7 +251,7 @@ class DeviceSocket:
                 self._reason = "nothing-listens"  # so that the next wait judges anew
                 raise failure
 
-    def send(self, frames: Sequence[Buffer], timeout_s: float) -> bool:
+    def send(self, frames: Sequence[bytes | bytearray | memoryview], timeout_s: float) -> bool:
         """Hand a message to ZeroMQ as soon as there is a connection with room.  Large frames are not copied: leave
         their memory unchanged.
 

@@ -28,8 +28,6 @@ from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.errors import BadInput, SocketClosed
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
     from mobillm_kit.channel import Limits
 
 log = logging.getLogger(__name__)
@@ -230,7 +228,7 @@ def _key_of(frame: zmq.Frame) -> str:
         return ""
 
 
-def checked(frames: Sequence[Buffer], limits: Limits) -> list[memoryview]:
+def checked(frames: Sequence[bytes | bytearray | memoryview], limits: Limits) -> list[memoryview]:
     """Frames as ZeroMQ takes them; all are looked at before the first leaves, so that none leaves alone.
 
     Raises:
@@ -251,7 +249,7 @@ def checked(frames: Sequence[Buffer], limits: Limits) -> list[memoryview]:
     return views
 
 
-def _as_bytes(frame: Buffer) -> memoryview:
+def _as_bytes(frame: bytes | bytearray | memoryview) -> memoryview:
     view = memoryview(frame)
     return view.cast("B") if view.nbytes else memoryview(b"")  # a view with a zero in its shape cannot be cast
 
