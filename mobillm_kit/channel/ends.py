@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import zmq
 
@@ -65,7 +65,31 @@ class Peer:
     """The device's public CURVE key, z85; proved by the handshake.  Empty where the server runs plain."""
 
 
-class ServerSocket:
+class _End:
+    """What both ends share: they wake, and they close."""
+
+    _core: Core
+
+    def wake(self) -> None:
+        """Let :meth:`receive` return now, or at once when it is next called; from any thread."""
+        self._core.wake()
+
+    def close(self, flush_s: float = 0.0) -> None:
+        """Close for good, within two seconds; from any thread, as often as one likes.
+
+        Args:
+            flush_s: time that messages already handed over get to leave, at most half a second.
+        """
+        self._core.close(flush_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class ServerSocket(_End):
     """The server's end: many devices, one socket.
 
     Args:
@@ -146,24 +170,6 @@ class ServerSocket:
                 raise
             return True
 
-    def wake(self) -> None:
-        """Let :meth:`receive` return now, or at once when it is next called; from any thread."""
-        self._core.wake()
-
-    def close(self, flush_s: float = 0.0) -> None:
-        """Close for good, within two seconds; from any thread, as often as one likes.
-
-        Args:
-            flush_s: time that messages already handed over get to leave, at most half a second.
-        """
-        self._core.close(flush_s)
-
-    def __enter__(self) -> ServerSocket:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _protect(self, keys: KeyPair) -> None:
         socket = self._core.socket
         socket.setsockopt(zmq.CURVE_SERVER, 1)
@@ -172,7 +178,7 @@ class ServerSocket:
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # nobody enters when nobody answers at the door
 
 
-class DeviceSocket:
+class DeviceSocket(_End):
     """The device's end: one server.
 
     ZeroMQ connects, and after a loss connects again, by itself.  What was under way is lost then, and the server sees
@@ -288,24 +294,10 @@ class DeviceSocket:
                 return take_message(self._core.socket, self._core.limits)[1] if arrived else None
             return None
 
-    def wake(self) -> None:
-        """Let :meth:`receive` return now, or at once when it is next called; from any thread."""
-        self._core.wake()
-
     def close(self, flush_s: float = 0.0) -> None:
-        """Close for good, within two seconds; from any thread, as often as one likes.
-
-        Args:
-            flush_s: time that messages already handed over get to leave, at most half a second.
-        """
-        self._core.close(flush_s)
+        """Close for good, within two seconds; from any thread, as often as one likes."""
+        super().close(flush_s)
         self.connected = False
-
-    def __enter__(self) -> DeviceSocket:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _hear_events(self) -> None:
         for event, value in self._core.events():

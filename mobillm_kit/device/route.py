@@ -19,15 +19,12 @@ from mobillm_kit.channel.keys import load_or_make_keys
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.device.client import Connection
 from mobillm_kit.device.forward import Device
-from mobillm_kit.device.uplink import LabelMode, Wire
+from mobillm_kit.device.uplink import MESSAGE_LIMIT_BYTES, LabelMode, Wire
 from mobillm_kit.errors import BadInput
 from mobillm_kit.link.shaping import LinkProcess
 from mobillm_kit.quant import codec as codec_of
 from mobillm_kit.server.process import serve
 from mobillm_kit.server.side_trainer import SideTrainer
-
-MESSAGE_BYTES = 2**30
-
 
 DEVICE_KEYS = Path("~/.config/mobillm_kit/device")
 
@@ -60,7 +57,7 @@ def route_to(server: str, *, link: str = "", keys: str = "", folder: Path | None
         if link:
             host, port = address.removeprefix("tcp://").rsplit(":", 1)
             address = stack.enter_context(LinkProcess((host, int(port)), link)).endpoint
-        limits = Limits(frame_bytes=MESSAGE_BYTES, total_bytes=MESSAGE_BYTES)
+        limits = Limits(frame_bytes=MESSAGE_LIMIT_BYTES, total_bytes=MESSAGE_LIMIT_BYTES)
         close = stack.pop_all().close
 
     def connect() -> DeviceSocket:

@@ -34,6 +34,7 @@ from mobillm_kit.training.method import StepResult
 
 if TYPE_CHECKING:
     from mobillm_kit.device.uplink import Wire
+
 SHAPE = ("rank", "reduction", "heads", "start")
 """Fields of the side network's description that a run's options may name."""
 

@@ -145,7 +145,7 @@ class Service:
         before = self._ended.pop(hello.session, None)
 
         def trainer() -> SessionTrainer:
-            """On the session\'s own thread."""
+            """On the session's own thread."""
             if before is not None:
                 before.wait_closed()  # it may be writing into the same folder
             cache = None
