@@ -104,7 +104,7 @@ def test_a_header_that_is_no_json_is_refused(folder):
     data = bytearray(file.read_bytes())
     data[8] = 0xFF
     file.write_bytes(bytes(data))
-    with pytest.raises(BadInput, match="header cannot be read"):
+    with pytest.raises(BadInput, match=rf"{a_shard_name(2)}: is no safetensors file.*header"):
         Shards(folder)
 
 
@@ -117,7 +117,7 @@ def test_a_type_that_is_not_known_is_named(tmp_path):
 def test_a_header_that_contradicts_itself_is_refused(tmp_path):
     header = json.dumps({"x": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}).encode()
     (tmp_path / SINGLE).write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
-    with pytest.raises(BadInput, match="'x' has 8 bytes for the shape"):
+    with pytest.raises(BadInput, match=r"cut off or written over .*invalid shape"):
         Shards(tmp_path)
 
 

@@ -1,10 +1,10 @@
 """The tensors of a model folder, read from its safetensors files when they are asked for.
 
-    file = 8 bytes n | n bytes of JSON: name -> dtype, shape, [begin, end) | the tensors' bytes
+    file = 8 bytes n | n bytes of JSON: name -> dtype, shape, [begin, end) | the tensors' bytes, without gaps
 
 A folder holds ``model.safetensors``, or ``model.safetensors.index.json`` and the shards that it names.  Bytes are read
 into buffers of this process and not mapped into it: mapped pages of the file would count as resident memory, and stay.
-(safetensors' own ``safe_open`` maps the file, or reads a whole tensor to give one row of it.)
+(safetensors' own ``safe_open`` maps the file, or reads a whole tensor to give one row of it; it reads the headers.)
 
 Every file's header is checked when the folder is opened, so that a copy that broke off is found before training starts.
 
@@ -19,12 +19,13 @@ import math
 import threading
 import weakref
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -47,10 +48,6 @@ STORED_DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 """safetensors' names of the types that can be read here."""
-
-_LENGTH_BYTES = 8
-_LONGEST_HEADER_BYTES = 100_000_000
-"""As in safetensors itself: a longer one is no header."""
 
 _CONVERT_BYTES = 8 * 2**20
 """Read at a time where the file's type is not the one asked for."""
@@ -223,38 +220,24 @@ def _indexed(folder: Path) -> dict[Path, set[str]]:
 
 
 def _header(file: Path) -> dict[str, Entry]:
-    """What a file holds; its length must be what its header says."""
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(_LENGTH_BYTES), "little")
-        if length > min(_LONGEST_HEADER_BYTES, size):
-            raise BadInput(f"{file}: is no safetensors file, or one that was cut off at once.", "Copy it again.")
-        raw = opened.read(length)
+    """What a file holds; safetensors checks that its length is what its header says."""
     try:
-        listed = json.loads(raw)
-        listed.pop("__metadata__", None)
-        start = _LENGTH_BYTES + length
-        entries = {name: _entry(file, name, row, start) for name, row in listed.items()}
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        if isinstance(error, BadInput):
-            raise
-        raise BadInput(f"{file}: its header cannot be read ({error}).", "Copy it again.") from error
-    ends = max((entry.begin + entry.n_bytes for entry in entries.values()), default=start)
-    if size != ends:
+        with safe_open(file, "np") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.offset_keys()}  # in the order of their bytes
+            listed = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    except (SafetensorError, OSError) as error:
         raise BadInput(
-            f"{file}: has {size} bytes, its header promises {ends}; it was cut off or written over.", "Copy it again."
-        )
-    return entries
-
-
-def _entry(file: Path, name: str, row: dict[str, Any], start: int) -> Entry:
-    begin, end = row["data_offsets"]
-    if row["dtype"] not in STORED_DTYPES:
-        raise BadInput(
-            f"{file}: '{name}' is stored as {row['dtype']}, which cannot be read here.",
-            f"Convert the model to one of {', '.join(STORED_DTYPES)}.",
-        )
-    entry = Entry(file, STORED_DTYPES[row["dtype"]], tuple(row["shape"]), start + begin)
-    if entry.n_bytes != end - begin:
-        raise BadInput(f"{file}: '{name}' has {end - begin} bytes for the shape {entry.shape}.", "Copy it again.")
-    return entry
+            f"{file}: is no safetensors file, or one that was cut off or written over ({error}).", "Copy it again."
+        ) from error
+    entries: dict[str, Entry] = {}
+    begin = 0
+    for name, (stored, shape) in listed.items():
+        if stored not in STORED_DTYPES:
+            raise BadInput(
+                f"{file}: '{name}' is stored as {stored}, which cannot be read here.",
+                f"Convert the model to one of {', '.join(STORED_DTYPES)}.",
+            )
+        entries[name] = Entry(file, STORED_DTYPES[stored], shape, begin)
+        begin += entries[name].n_bytes
+    header_bytes = file.stat().st_size - begin
+    return {name: replace(entry, begin=header_bytes + entry.begin) for name, entry in entries.items()}

@@ -1,4 +1,4 @@
-"""The table of methods: one row each.  A new method is a new file beside this one and a new row here.
+"""The table of methods: one row each.  A new method is a new file beside this one and a new row in ``methods.toml``.
 
 Knows: names and where each method lives.  Knows nothing of: how any of them works.
 
@@ -7,12 +7,16 @@ Taught in: notebooks/09_comparison.ipynb
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from mobillm_kit.errors import UnknownName
 
@@ -38,84 +42,17 @@ class MethodRow:
     """False for the controls, which show what a table's figures have to be compared with."""
 
 
-def _control(name: str, label: str, summary: str) -> MethodRow:
-    return MethodRow(name, label, "controls", summary, "–", True, forward_only=True, trained=False)
+def _known_methods() -> dict[str, MethodRow]:
+    rows = tomllib.loads(Path(__file__).with_name("methods.toml").read_text(encoding="utf-8"))
+    return msgspec.convert({name: row | {"name": name} for name, row in rows.items()}, dict[str, MethodRow])
 
 
-_ROWS = (
-    MethodRow("full", "Full fine-tuning", "full", "every weight, AdamW", "Loshchilov & Hutter 2019", False),
-    MethodRow(
-        "full-checkpointing",
-        "Full + checkpointing",
-        "full_checkpointing",
-        "every weight; activations computed again in the backward pass",
-        "arXiv 1604.06174",
-        False,
-    ),
-    MethodRow("lora", "LoRA", "lora", "low-rank updates of query and value, AdamW", "arXiv 2106.09685", True),
-    MethodRow("lora-fa", "LoRA-FA", "lora_fa", "LoRA with A frozen", "arXiv 2308.03303", True),
-    MethodRow(
-        "lora-checkpointing",
-        "LoRA + checkpointing",
-        "lora_checkpointing",
-        "LoRA; activations computed again in the backward pass",
-        "arXiv 2106.09685, 1604.06174",
-        True,
-    ),
-    MethodRow("bitfit", "BitFit", "bitfit", "the biases alone, AdamW", "arXiv 2106.10199", False),
-    MethodRow(
-        "lst",
-        "LST on the device",
-        "lst",
-        "a narrow ladder beside the frozen backbone, trained where the backbone is",
-        "arXiv 2206.06522",
-        True,
-    ),
-    MethodRow(
-        "mezo", "MeZO", "mezo", "two forward passes in place of a gradient, every weight", "arXiv 2305.17333", False
-    ),
-    MethodRow("mezo-lora", "MeZO (LoRA)", "mezo_lora", "MeZO on LoRA's parameters", "arXiv 2305.17333", True),
-    MethodRow(
-        "p-rge",
-        "P-RGE",
-        "prge",
-        "q perturbations, both signs, in one batched forward; dual-forwarding LoRA-FA",
-        "arXiv 2409.15520",
-        True,
-    ),
-    MethodRow("probe", "Linear probe", "probe", "a classifier on the frozen last state", "–", True, forward_only=True),
-    MethodRow(
-        "mobillm-full-width",
-        "MobiLLM, full width",
-        "mobillm",
-        "device forward only; side network of the backbone's width on the server",
-        "arXiv 2502.20421, 2507.01216 eq. 1",
-        True,
-        {"side": "full-width"},
-        forward_only=True,
-    ),
-    MethodRow(
-        "mobillm-ladder",
-        "MobiLLM, ladder",
-        "mobillm",
-        "device forward only; narrow transformer beside the backbone on the server",
-        "arXiv 2502.20421, 2206.06522",
-        True,
-        {"side": "ladder"},
-        forward_only=True,
-    ),
-    _control("zero-shot", "Zero-shot", "the label words' logits, nothing trained"),
-    _control("threshold", "One threshold", "one threshold on the zero-shot logit difference, chosen on dev"),
-    _control("bag-of-words", "Bag of words", "logistic regression on word counts; no language model at all"),
-    _control("majority", "Majority class", "always the most frequent label"),
-)
+METHODS = _known_methods()
 
-METHODS: dict[str, MethodRow] = {row.name: row for row in _ROWS}
-
-LABELS: dict[str, str] = {row.name: row.label for row in _ROWS}
+LABELS: dict[str, str] = {row.name: row.label for row in METHODS.values()}
 """For tables and figures, in their order."""
 
-CONTROLS = tuple(row.name for row in _ROWS if not row.trained)
+CONTROLS = tuple(row.name for row in METHODS.values() if not row.trained)
 
 
 def method_row(name: str) -> MethodRow:
