@@ -14,7 +14,7 @@ from mobillm_kit.side.adapter import SideAdapter, attach, new_adapter
 from mobillm_kit.side.description import USUAL, SideSpec
 from mobillm_kit.side.full_width import FullWidthSide
 from mobillm_kit.side.ladders import LadderSide, PrunedLadderSide
-from mobillm_kit.side.layers import even_layers, last_layers
+from mobillm_kit.side.layers import chosen_layers
 from mobillm_kit.side.networks import build_side
 from mobillm_kit.side.pruning import kept_features
 from tests.builders import random_batch, tiny_task_model
@@ -187,8 +187,8 @@ def test_initial_weights_come_from_their_seed_and_leave_the_global_generator_alo
         (lambda: FullWidthSide(16, [1], rank=17), "rank is 17"),
         (lambda: LadderSide(16, [1], reduction=3), "do not divide"),
         (lambda: LadderSide(16, [1], reduction=4, heads=3), "do not divide"),
-        (lambda: even_layers(4, 5), "Cannot choose 5 of 4"),
-        (lambda: last_layers(4, 0), "last 0 of the layers 0 to 4"),
+        (lambda: chosen_layers(4, 5), "Cannot choose 5 of 4"),
+        (lambda: chosen_layers(4, 0, last=True), "last 0 of the layers 0 to 4"),
         (lambda: PrunedLadderSide(16, [1, 3], reduction=2, heads=2, feed_forward=8), "consecutive"),
         (lambda: PrunedLadderSide(16, [3], reduction=2, heads=2, feed_forward=8), "consecutive"),
         (lambda: PrunedLadderSide(16, [1, 2], reduction=3, heads=2, feed_forward=8), "do not divide"),
@@ -217,11 +217,11 @@ def test_shapes_that_cannot_be_are_refused(make, sentence):
 
 
 def test_even_layers_end_in_the_last():
-    assert even_layers(6) == (1, 2, 3, 4, 5, 6)
-    assert even_layers(6, 3) == (2, 4, 6)
-    assert even_layers(24, 1) == (24,)
-    assert last_layers(6, 4) == (3, 4, 5, 6)
-    assert last_layers(2) == last_layers(2, 5) == (0, 1, 2)
+    assert chosen_layers(6, None) == [1, 2, 3, 4, 5, 6]
+    assert chosen_layers(6, 3) == [2, 4, 6]
+    assert chosen_layers(24, 1) == [24]
+    assert chosen_layers(6, 4, last=True) == [3, 4, 5, 6]
+    assert chosen_layers(2, None, last=True) == chosen_layers(2, 5, last=True) == [0, 1, 2]
 
 
 # ---------------------------------------------------------------------- saved and loaded

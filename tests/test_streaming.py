@@ -152,7 +152,7 @@ def test_only_the_asked_layers_run(tmp_path):
     saved(tmp_path, "opt")
     streamed = stream_backbone(tmp_path, read_ahead=False)
     list(streamed.block_major([tokens()], [1]))
-    assert streamed._streamed._bound == 0
+    assert streamed._streamed._held == 0
 
 
 def test_an_abandoned_forward_pass_leaves_the_next_one_right(tmp_path):

@@ -1,19 +1,19 @@
 """Weights that come from their files when they are needed: blocks in two buffers, rows of a matrix one by one.
 
-Knows: files, modules' parameters.  Knows nothing of: forward passes, which block is needed when.
+Knows: files, tensors' names.  Knows nothing of: modules, forward passes, which block is needed when.
 Taught in: notebooks/06_side_network.ipynb
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from mobillm_kit.backbone.shards import Shards
@@ -55,15 +55,15 @@ class RowsOnDisk:
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where one tensor of a block lies in the buffer, and who uses it."""
+    """Where one tensor of a block lies in the buffer."""
 
     name: str
     """In the files."""
+    key: str
+    """In the block."""
     shape: torch.Size
     dtype: torch.dtype
     offset: int
-    put: Callable[[Tensor], None]
-    """Hands the tensor to its module."""
 
     @property
     def end(self) -> int:
@@ -73,11 +73,6 @@ class Place:
     def view(self, memory: Tensor) -> Tensor:
         """Its bytes in the buffer, as what they are."""
         return memory[self.offset : self.end].view(self.dtype).view(self.shape)
-
-
-def put_parameter(owner: nn.Module, attribute: str, tensor: Tensor) -> None:
-    """Let a module work with ``tensor``, untrained."""
-    owner._parameters[attribute] = nn.Parameter(tensor, requires_grad=False)
 
 
 class BufferedBlocks:
@@ -91,7 +86,7 @@ class BufferedBlocks:
         self._reading: tuple[int, Future[None]] | None = None
         self._memory: list[Tensor] = []
         self._turn = 0
-        self._bound: int | None = None
+        self._held: int | None = None
 
     @property
     def buffer_bytes(self) -> int:
@@ -103,25 +98,23 @@ class BufferedBlocks:
         """The buffers, as far as they are made."""
         return self._memory
 
-    def bind(self, index: int) -> None:
-        """Fill block ``index`` with its weights; the one before loses them."""
-        if index == self._bound:
-            return
-        self._unbind()
-        self._settle(index)
-        for place in self._places[index]:
-            place.put(place.view(self._memory[self._turn]))
-        self._bound = index
-        if self._reader:
-            following = (index + 1) % len(self._places)
-            self._reading = following, self._reader.submit(self._read, following, 1 - self._turn)
+    def tensors(self, index: int) -> dict[str, Tensor]:
+        """Block ``index``, by the names in it; the next call with another index may overwrite them."""
+        if index != self._held:
+            self._held = None
+            self._settle(index)
+            self._held = index
+            if self._reader:
+                following = (index + 1) % len(self._places)
+                self._reading = following, self._reader.submit(self._read, following, 1 - self._turn)
+        return {place.key: place.view(self._memory[self._turn]) for place in self._places[index]}
 
     def release(self) -> None:
         """Let go of every weight; they are read again when they are needed."""
-        self._unbind()
         if self._reading:
             self._wait(self._reading[1])
             self._reading = None
+        self._held = None
         self._memory.clear()
 
     def _settle(self, index: int) -> None:
@@ -147,10 +140,3 @@ class BufferedBlocks:
                 f"{self._shards.folder}: a block was not read within {READ_LIMIT_S:g} s.",
                 "Copy the model to a faster disk.",
             ) from None
-
-    def _unbind(self) -> None:
-        if self._bound is None:
-            return
-        for place in self._places[self._bound]:
-            place.put(torch.empty(place.shape, dtype=place.dtype, device="meta"))
-        self._bound = None

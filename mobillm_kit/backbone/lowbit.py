@@ -57,7 +57,9 @@ class LowBit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 CODES = ".codes"
-"""Ends the name of a coded matrix's tensor."""
+"""Ends the name of a coded matrix's tensor in the files."""
+CODES_KEY = "_codes"
+"""... and in its module."""
 
 
 class CodedMatrix:
@@ -65,8 +67,6 @@ class CodedMatrix:
 
     def __init__(self, kind: str, shape: tuple[int, ...], *, group: int = GROUP, dtype: torch.dtype) -> None:
         self.shape = shape
-        self.codes: Tensor | None = None
-        """Flat uint8: every row's scales, then every row's codes."""
         self._coder = codec(kind, math.gcd(group, shape[-1]))
         self.dtype = dtype
 
@@ -76,17 +76,15 @@ class CodedMatrix:
         return self._coder.wire_bytes(self.shape)
 
     def encode(self, dense: Tensor, where: str = "") -> Tensor:
-        """The codes of (n, d)."""
+        """The codes of (n, d), flat uint8: every row's scales, then every row's codes."""
         return self._coder.encode(dense.float(), where)
 
-    def dense(self) -> Tensor:
+    def dense(self, codes: Tensor) -> Tensor:
         """(n, d), as the codes say, some rows at a time."""
-        if self.codes is None:
-            raise RuntimeError("The matrix has no codes yet.")
         rows, width = self.shape
         per_row = self._coder.scale_bytes((1, width))
-        scales, codes = self.codes[: rows * per_row].view(rows, -1), self.codes[rows * per_row :].view(rows, -1)
-        matrix = torch.empty(self.shape, dtype=self.dtype, device=self.codes.device)
+        matrix = torch.empty(self.shape, dtype=self.dtype, device=codes.device)
+        scales, codes = codes[: rows * per_row].view(rows, -1), codes[rows * per_row :].view(rows, -1)
         step = max(1, DECODED_AT_A_TIME // width)
         for start in range(0, rows, step):
             end = min(start + step, rows)
@@ -95,13 +93,17 @@ class CodedMatrix:
         return matrix
 
 
-def attach_codes(owner: nn.Module, attribute: str, matrix: CodedMatrix) -> None:
-    """Give a module its matrix for as long as its forward pass takes."""
+def attach_codes(block: nn.Module, key: str, matrix: CodedMatrix, codes: Tensor) -> None:
+    """Keep a block's matrix as a buffer of codes; it is dense for as long as its module's forward pass takes."""
+    path, _, attribute = key.rpartition(".")
+    owner = block.get_submodule(path)
     absent = nn.Parameter(torch.empty(matrix.shape, dtype=matrix.dtype, device="meta"), requires_grad=False)
     owner._parameters[attribute] = absent
+    owner.register_buffer(attribute + CODES_KEY, codes, persistent=False)
 
     def _before(module: nn.Module, given: Any) -> None:
-        module._parameters[attribute] = nn.Parameter(matrix.dense(), requires_grad=False)
+        dense = matrix.dense(module.get_buffer(attribute + CODES_KEY))
+        module._parameters[attribute] = nn.Parameter(dense, requires_grad=False)
 
     def _after(module: nn.Module, given: Any, output: Any) -> None:
         module._parameters[attribute] = absent
@@ -132,13 +134,9 @@ def quantize_in_memory(backbone: Backbone, kind: str, *, group: int = GROUP) -> 
     for block in backbone.blocks:
         tensors = dict(block.named_parameters())
         for name in coded_names(tensors):
-            path, _, attribute = name.rpartition(".")
             dense = tensors[name].detach()
             matrix = CodedMatrix(kind, tuple(dense.shape), group=group, dtype=dense.dtype)
-            matrix.codes = matrix.encode(dense, name)
-            owner = block.get_submodule(path)
-            attach_codes(owner, attribute, matrix)
-            owner.register_buffer(f"{attribute}_codes", matrix.codes, persistent=False)  # so that a ledger finds it
+            attach_codes(block, name, matrix, matrix.encode(dense, name))
     backbone.fingerprint = stands_for  # in the place of the cached one: the weights it was taken of are gone
     return backbone
 

@@ -18,16 +18,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import AutoConfig
 
-from mobillm_kit.backbone.buffers import BufferedBlocks, Place, RowsOnDisk, put_parameter
-from mobillm_kit.backbone.lowbit import CODES, CodedMatrix, LowBit, attach_codes, read_low_bit
+from mobillm_kit.backbone.buffers import BufferedBlocks, Place, RowsOnDisk
+from mobillm_kit.backbone.lowbit import CODES, CODES_KEY, CodedMatrix, LowBit, attach_codes, read_low_bit
 from mobillm_kit.backbone.meta_model import checkpoint_names, fingerprint, meta_model
 from mobillm_kit.backbone.pretrained import from_pretrained, public_name, resolve, torch_dtype
 from mobillm_kit.backbone.shards import Shards
@@ -165,8 +166,7 @@ class StreamedBackbone(Backbone):
 
     def block(self, index: int, hidden: Tensor, inputs: BlockInputs) -> Tensor:
         """h_i from h_{i-1}: (B, T, d) to (B, T, d); reads the block where it is not there yet."""
-        self._streamed.bind(index)
-        return super().block(index, hidden, inputs)
+        return functional_call(self.blocks[index], self._streamed.tensors(index), (hidden, *inputs.args), inputs.kwargs)
 
     def block_major(self, window: Sequence[Tokens], layers: Sequence[int]) -> Iterator[Tap]:
         """Take a window of batches through block 1, then block 2, …: every block is read once per window.
@@ -240,23 +240,16 @@ class StreamedBackbone(Backbone):
         places: list[Place] = []
         offset = 0
         for key, tensor in block.state_dict(keep_vars=True).items():
-            path, _, attribute = key.rpartition(".")
-            place = self._place(self._names[f"{prefix}.{key}"], block.get_submodule(path), attribute, tensor, offset)
-            places.append(place)
-            offset = -(-place.end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+            name, shape, dtype = self._names[f"{prefix}.{key}"], tensor.shape, tensor.dtype
+            if self._low_bit and name in self._low_bit.shapes:
+                matrix = CodedMatrix(self._low_bit.kind, tuple(shape), group=self._low_bit.group, dtype=self._dtype)
+                self._check_codes(name, matrix, self._low_bit.kind)
+                shape, dtype = torch.Size([matrix.n_bytes]), torch.uint8
+                attach_codes(block, key, matrix, torch.empty(shape, dtype=dtype, device="meta"))
+                name, key = name + CODES, key + CODES_KEY
+            places.append(Place(name, key, shape, dtype, offset))
+            offset = -(-places[-1].end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         return places
-
-    def _place(self, name: str, owner: nn.Module, attribute: str, tensor: Tensor, offset: int) -> Place:
-        if self._low_bit and name in self._low_bit.shapes:
-            matrix = CodedMatrix(self._low_bit.kind, tuple(tensor.shape), group=self._low_bit.group, dtype=self._dtype)
-            attach_codes(owner, attribute, matrix)
-            self._check_codes(name, matrix, self._low_bit.kind)
-            return Place(
-                name + CODES, torch.Size([matrix.n_bytes]), torch.uint8, offset, partial(setattr, matrix, "codes")
-            )
-        is_buffer = attribute in owner._buffers
-        put = partial(owner._buffers.__setitem__, attribute) if is_buffer else partial(put_parameter, owner, attribute)
-        return Place(name, tensor.shape, tensor.dtype, offset, put)
 
     def _check_codes(self, name: str, matrix: CodedMatrix, kind: str) -> None:
         entry = self._shards.entries.get(name + CODES)

@@ -15,34 +15,25 @@ from mobillm_kit.side.ladders import LadderSide
 
 
 def chosen_layers(n_layers: int, layers: int | Sequence[int] | None, *, last: bool = False) -> list[int]:
-    """The layers themselves where they are given; of a count evenly spaced ones, or the last; all for None."""
-    if layers is None or isinstance(layers, int):
-        return list((last_layers if last else even_layers)(n_layers, layers))
-    return [int(layer) for layer in layers]
+    """The layers themselves where they are given; a count of evenly spaced ones of 1 .. L that end in L; all for None.
 
-
-def even_layers(n_layers: int, count: int | None = None) -> tuple[int, ...]:
-    """``count`` evenly spaced layers out of 1 .. L that end in L; all of them where ``count`` is None.
+    Args:
+        last: of a count, the last ones of 0 .. L instead; all where there are no more.
 
     Raises:
-        BadInput: count outside 1 .. L.
+        BadInput: a count below 1, or of evenly spaced ones above L.
     """
-    count = n_layers if count is None else count
+    if layers is not None and not isinstance(layers, int):
+        return [int(layer) for layer in layers]
+    if last:
+        count = n_layers + 1 if layers is None else layers
+        if count < 1:
+            raise BadInput(f"Cannot choose the last {count} of the layers 0 to {n_layers}.")
+        return list(range(max(0, n_layers + 1 - count), n_layers + 1))
+    count = n_layers if layers is None else layers
     if not 1 <= count <= n_layers:
         raise BadInput(f"Cannot choose {count} of {n_layers} layers.")
-    return tuple(round((index + 1) * n_layers / count) for index in range(count))
-
-
-def last_layers(n_layers: int, count: int | None = None) -> tuple[int, ...]:
-    """The last ``count`` of 0 .. L; all of them where ``count`` is None or there are no more.
-
-    Raises:
-        BadInput: count below 1.
-    """
-    if count is not None and count < 1:
-        raise BadInput(f"Cannot choose the last {count} of the layers 0 to {n_layers}.")
-    first = 0 if count is None else max(0, n_layers + 1 - count)
-    return tuple(range(first, n_layers + 1))
+    return [round((index + 1) * n_layers / count) for index in range(count)]
 
 
 def gate_shares(side: FullWidthSide | LadderSide) -> tuple[float, ...]:

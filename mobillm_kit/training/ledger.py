@@ -14,7 +14,7 @@ Taught in: notebooks/09_comparison.ipynb
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, UntypedStorage
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 T = TypeVar("T")
 
@@ -149,7 +150,7 @@ class _Recomputation(TorchDispatchMode):
             self._settle()
             return func(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
-        self._made.update(_storages(_tensors_in(result)))
+        self._made.update(_storages(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)))
         return result
 
     def _settle(self) -> None:
@@ -163,14 +164,3 @@ class _Recomputation(TorchDispatchMode):
 def _storages(tensors: Iterable[Tensor]) -> set[UntypedStorage]:
     # torch hands out one Python object per storage as long as the storage lives
     return {tensor.untyped_storage() for tensor in tensors}
-
-
-def _tensors_in(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors_in(item)
-    elif isinstance(value, list | tuple | set):
-        for item in value:
-            yield from _tensors_in(item)
