@@ -13,8 +13,10 @@ Taught in: notebooks/00_start_here.ipynb
 
 from __future__ import annotations
 
+import ast
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -77,136 +79,15 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_ROOMS = {
-    "backbone.architectures": ("architecture",),
-    "backbone.lowbit": (
-        "quantize_backbone",
-        "quantize_in_memory",
-    ),
-    "backbone.meta_model": ("random_folder",),
-    "backbone.split": ("load_backbone",),
-    "backbone.streaming": (
-        "Tokens",
-        "stream_backbone",
-    ),
-    "channel": (
-        "BatchMessage",
-        "Limits",
-        "from_frames",
-        "to_frames",
-    ),
-    "common": (
-        "derived_seed",
-        "fresh_environment",
-    ),
-    "device.forward": ("Device",),
-    "device.inversion": (
-        "NearestToken",
-        "labels_by_sign",
-        "recovered",
-    ),
-    "errors": (
-        "BadInput",
-        "NotEnoughMemory",
-    ),
-    "link.overlap": (
-        "StepCost",
-        "slowest",
-    ),
-    "link.rates": ("Link",),
-    "link.shaping": ("LinkProcess",),
-    "memory.budget": (
-        "Step",
-        "backbone_bytes",
-        "parse_bytes",
-        "reason",
-        "streamed",
-    ),
-    "memory.measure": (
-        "current_rss_bytes",
-        "give_back_free_memory",
-        "peak_rss_bytes",
-        "reset_peak",
-    ),
-    "memory.prediction": (
-        "RUNTIME_BYTES",
-        "predict",
-        "shape_batch",
-        "shape_model",
-    ),
-    "methods": (
-        "LABELS",
-        "load_method",
-    ),
-    "methods.zeroth_order": (
-        "replay",
-        "step_seed",
-    ),
-    "quant": (
-        "FP4",
-        "NF4",
-        "codec",
-    ),
-    "quant.parcels": ("pack",),
-    "runs.doctor": ("examine",),
-    "runs.inference": ("load_side",),
-    "runs.loop": ("evaluate",),
-    "runs.prepare": (
-        "build_method",
-        "prepare",
-    ),
-    "runs.run": (
-        "run",
-        "untrained_logits",
-    ),
-    "runs.spec": ("RunSpec",),
-    "server.process": ("serve",),
-    "show.chart": ("Chart",),
-    "show.panels": (
-        "CodecPanel",
-        "FitPanel",
-        "LinkPanel",
-        "MemoryPanel",
-        "RankPanel",
-    ),
-    "show.plots_activations": (
-        "accuracies_in_order",
-        "accuracy_by_bits",
-        "bits_per_value",
-        "channels",
-        "error_against_size",
-        "layer_shares",
-        "lost",
-        "relative_error",
-        "token_with_outlier",
-    ),
-    "show.plots_memory": (
-        "budget_bars",
-        "device_memory",
-        "fit_grid",
-        "memory_growth",
-        "memory_over_time",
-        "step_memory",
-    ),
-    "show.plots_runs": (
-        "convergence",
-        "gantt",
-        "pareto",
-    ),
-    "show.tables": (
-        "markdown",
-        "rows",
-    ),
-    "side.adapter": ("SideAdapter",),
-    "side.full_width": ("FullWidthSide",),
-    "side.layers": ("gate_shares", "layers_by_gate"),
-    "texts.batches": ("batch_indices",),
-    "texts.metrics": ("accuracy",),
-    "training.ledger": ("saved_for_backward",),
-}
-"""Per module, its public names."""
 
-_HOME = {name: module for module, names in _ROOMS.items() for name in names}
+def _homes() -> dict[str, str]:
+    """Per public name its module: the imports above, which type checkers read, are read here as text."""
+    tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
+    found = ((node.module or "", node.names) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))
+    return {name.name: room for room, names in found if room.startswith(f"{__name__}.") for name in names}
+
+
+_HOME = _homes()
 
 __all__ = ["__version__", *sorted(_HOME)]
 
@@ -218,7 +99,7 @@ def __getattr__(name: str) -> Any:
         AttributeError: there is no such name; the closest one is named.
     """
     if name in _HOME:
-        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        return getattr(import_module(_HOME[name]), name)
     close = get_close_matches(name, _HOME, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else f" Public names: {', '.join(sorted(_HOME))}."
     raise AttributeError(f"mobillm_kit has no public name {name!r}.{hint}")

@@ -142,7 +142,7 @@ def test_importing_the_package_imports_nothing_heavy():
 
 @pytest.mark.parametrize("name", sorted(set(mobillm_kit.__all__) - {"__version__"}))
 def test_a_public_name_is_the_object_in_its_own_module(name):
-    home = importlib.import_module(f"mobillm_kit.{mobillm_kit._HOME[name]}")
+    home = importlib.import_module(mobillm_kit._HOME[name])
     assert getattr(mobillm_kit, name) is getattr(home, name)
     assert name in dir(mobillm_kit)
 
