@@ -112,10 +112,7 @@ class Shards:
             return
         step = _CONVERT_BYTES // entry.dtype.itemsize
         for start in range(0, entry.n_values, step):
-            part = flat[start : start + step]
-            raw = torch.empty(part.shape, dtype=entry.dtype)
-            self._fill(entry, start, raw)
-            part.copy_(raw)
+            flat[start : start + step].copy_(self.read_part(name, start, step))
 
     def read_rows(self, name: str, rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Some rows of a matrix (V, d), ``(\\*rows.shape, d)``; the others are not read."""

@@ -1,7 +1,6 @@
 """The table of methods: one row each.  A new method is a new file beside this one and a new row in ``methods.toml``.
 
 Knows: names and where each method lives.  Knows nothing of: how any of them works.
-
 Taught in: notebooks/09_comparison.ipynb
 """
 
@@ -56,11 +55,7 @@ CONTROLS = tuple(row.name for row in METHODS.values() if not row.trained)
 
 
 def method_row(name: str) -> MethodRow:
-    """The row of a method.
-
-    Raises:
-        UnknownName: no such method; the closest name is given.
-    """
+    """The row of a method; of an unknown one the closest name is given."""
     if name in METHODS:
         return METHODS[name]
     close = get_close_matches(name, METHODS, n=1)

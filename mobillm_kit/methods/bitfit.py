@@ -6,7 +6,6 @@ Gradients and optimizer state shrink to a thousandth of full fine-tuning's.  A b
 no activation, but the backward pass on its way down still needs those of every nonlinearity, norm and attention.
 
 Knows: the task model.  Knows nothing of: other methods.
-
 Taught in: notebooks/01_where_memory_goes.ipynb
 """
 

@@ -6,7 +6,6 @@
     majority       the most frequent training label
 
 Knows: logits, texts, labels.  Knows nothing of: training loops, methods.
-
 Taught in: notebooks/09_comparison.ipynb
 """
 

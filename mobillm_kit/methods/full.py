@@ -3,7 +3,6 @@
     memory = weights + gradients + 2 moments + every saved activation
 
 Knows: the task model.  Knows nothing of: other methods.
-
 Taught in: notebooks/09_comparison.ipynb
 """
 

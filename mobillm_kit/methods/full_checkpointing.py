@@ -4,7 +4,6 @@
     (Chen et al., arXiv 1604.06174)
 
 Knows: the task model.  Knows nothing of: other methods.
-
 Taught in: notebooks/09_comparison.ipynb
 """
 

@@ -5,7 +5,6 @@
 It saves gradients and optimizer state, hardly activations: the backward pass still runs through the whole backbone.
 
 Knows: the task model.  Knows nothing of: other methods.
-
 Taught in: notebooks/09_comparison.ipynb
 """
 

@@ -6,7 +6,6 @@ The honest rival of every method that avoids back-propagation.  With the frozen 
 time as well it is the idea of MeBP (arXiv 2510.03425); mobillm_kit/memory/budget.py predicts what that would take.
 
 Knows: the task model.  Knows nothing of: other methods.
-
 Taught in: notebooks/01_where_memory_goes.ipynb
 """
 

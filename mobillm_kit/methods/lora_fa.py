@@ -7,7 +7,6 @@ result depends on the machine, and it keeps its state by the parameters' names. 
 paper's first form.
 
 Knows: the task model.  Knows nothing of: other methods.
-
 Taught in: notebooks/09_comparison.ipynb
 """
 

@@ -3,7 +3,6 @@
     y = W x + (alpha / r) B A x         A: d_in -> r, random;  B: r -> d_out, zero at the start
 
 Knows: the task model and PEFT.  Knows nothing of: how the layers are trained.
-
 Taught in: notebooks/09_comparison.ipynb
 """
 
@@ -66,11 +65,7 @@ def add_lora(
 
 
 def check_scale(rank: int, alpha: float) -> None:
-    """Refuse a rank or a numerator of the scale that no low-rank layer can have.
-
-    Raises:
-        BadInput: rank is no whole number from 1 up, or alpha no finite number above 0.
-    """
+    """Refuse a rank that is no whole number from 1 up, and an alpha that is no finite number above 0."""
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise BadInput(f"rank is {rank}; it must be a whole number from 1 up.")
     if not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
@@ -78,11 +73,7 @@ def check_scale(rank: int, alpha: float) -> None:
 
 
 def target_names(backbone: Backbone, targets: str | Sequence[str] | None) -> tuple[str, ...]:
-    """The projections to adapt, checked against what the backbone has.
-
-    Raises:
-        BadInput: a target that no layer has; the message lists those there are.
-    """
+    """The projections to adapt; one that no layer has is refused, with a list of those there are."""
     given = [name.strip() for name in targets.split(",")] if isinstance(targets, str) else targets
     chosen = tuple(given or backbone.family.attention_targets)
     there = {

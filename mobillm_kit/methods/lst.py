@@ -10,7 +10,6 @@ backbone's last state is added, so that step 0 is the pretrained model, and it s
 pruned ones.
 
 Knows: the task model and the ladder.  Knows nothing of: other methods, servers.
-
 Taught in: notebooks/01_where_memory_goes.ipynb
 """
 

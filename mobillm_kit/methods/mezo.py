@@ -3,7 +3,6 @@
     memory = weights + one z of the largest weight
 
 Knows: the task model.  Knows nothing of: other methods.
-
 Taught in: notebooks/09_comparison.ipynb
 """
 

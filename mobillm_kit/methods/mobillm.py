@@ -6,7 +6,6 @@ The uplink is an object of this process or leads to a server in another one (``d
 same server, equal bytes.
 
 Knows: device, server and what joins them.  Knows nothing of: other methods, sockets.
-
 Taught in: notebooks/00_start_here.ipynb, notebooks/09_comparison.ipynb
 """
 
@@ -88,7 +87,7 @@ class InProcess:
 
 
 class MobiLLM:
-    """Device and server of one run, joined by an uplink.
+    """Device and server of one run, joined by an uplink, which makes the steps: forward here, train there.
 
     Args:
         server: trains; where the uplink leads to another process, it holds the weights that come back.
@@ -103,6 +102,8 @@ class MobiLLM:
         self.device = device
         self.server = server
         self.uplink = uplink
+        self.step, self.settle, self.logits = uplink.step, uplink.settle, uplink.logits
+        self.state, self.load_state, self.close = uplink.state, uplink.load_state, uplink.close
         self._device_weights = list(device_weights)
 
     @property
@@ -115,29 +116,9 @@ class MobiLLM:
         """Per step, where a controller chose them."""
         return self.uplink.codecs
 
-    def step(self, batch: Batch, lr: float) -> StepResult:
-        """Forward here, train there."""
-        return self.uplink.step(batch, lr)
-
-    def settle(self) -> list[float]:
-        """Wait for steps under way; their losses, in order."""
-        return self.uplink.settle()
-
-    def logits(self, batch: Batch) -> Tensor:
-        """(B, C) of the device's backbone and the side network as trained so far."""
-        return self.uplink.logits(batch)
-
     def trained(self) -> dict[str, Tensor]:
         """The side network's parameters, and the classifier's of encoders."""
         return {name: parameter.detach() for name, parameter in self.server.parameters.items()}
-
-    def state(self) -> dict[str, Tensor]:
-        """Where training stands."""
-        return self.uplink.state()
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from there."""
-        self.uplink.load_state(state)
 
     def count_memory(self, batch: Batch) -> tuple[CountedMemory, ...]:
         """The ledger of the device and of the server."""
@@ -148,10 +129,6 @@ class MobiLLM:
             messages_bytes=upload.n_bytes + self.uplink.waiting_bytes(upload),
         )
         return device, self.server.count_memory(upload)
-
-    def close(self) -> None:
-        """Let go of whatever runs beside the training loop."""
-        self.uplink.close()
 
 
 def build(

@@ -6,7 +6,6 @@ outer loop: the q perturbations run in one batched forward; inner loop: both sig
 the same, more perturbations cost nothing.  Only B of LoRA-FA is perturbed.
 
 Knows: the task model.  Knows nothing of: other methods.
-
 Taught in: notebooks/09_comparison.ipynb
 """
 
@@ -14,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -144,12 +144,10 @@ def build(
     seed: int,
     q: int = 4,
     eps: float = 1e-2,
-    rank: int = 8,
-    alpha: float = 16.0,
-    targets: str | Sequence[str] | None = None,
     clip: float | None = None,
     inner: bool = True,
     outer: bool = True,
+    **lora: Any,
 ) -> PRGE:
     """Put dual-forwarding layers into the backbone and train their B.
 
@@ -158,12 +156,11 @@ def build(
         seed: of A and of every z.
         q: perturbations a step.
         eps: the perturbation; the paper's 1e-2 for LoRA-FA.
-        rank, alpha: r, and the numerator of the scale alpha / r.
-        targets: names of projections, as a list or with commas; query and value by default.
         clip: the largest |g_j|.  Not in the paper: the few large g of a run (one in a hundred is ten times the
             median) throw it off what it has found, at any rate that finds it in time.
         inner: run both signs in the same forward.
         outer: run all perturbations in the same forward.
+        lora: rank, alpha and targets, as :func:`mobillm_kit.methods.lora_layers.add_lora` takes them.
 
     Raises:
         BadInput: q, eps, rank, alpha or clip out of range, or a target that no layer has.
@@ -173,21 +170,28 @@ def build(
     check_eps(eps)
     if clip is not None and not clip > 0:
         raise BadInput(f"clip is {clip}; it must be a number above 0.")
-    check_scale(rank, alpha)
-    layers = add_dual_forward(model, target_names(model.backbone, targets), rank, alpha, q, seed)
+    layers = add_dual_forward(model, q=q, seed=seed, **lora)
     return PRGE(model, layers, q=q, eps=eps, seed=seed, clip=clip, inner=inner, outer=outer)
 
 
 def add_dual_forward(
-    model: TaskModel, targets: Sequence[str], rank: int, alpha: float, q: int, seed: int
+    model: TaskModel,
+    *,
+    q: int,
+    seed: int,
+    rank: int = 8,
+    alpha: float = 16.0,
+    targets: str | Sequence[str] | None = None,
 ) -> dict[str, DualForwardLinear]:
     """Put the layers in place of the targets and of an encoder's classifier; at the start they change nothing."""
+    check_scale(rank, alpha)
+    chosen = target_names(model.backbone, targets)
     generator = torch.Generator().manual_seed(derived_seed(seed, "a"))
     blocks = model.backbone.blocks
     layers: dict[str, DualForwardLinear] = {}
     for name, module in list(blocks.named_modules()):
         parent, _, child = name.rpartition(".")
-        if child in targets:
+        if child in chosen:
             layers[name] = DualForwardLinear(module, _draw_a(module, rank, generator), alpha / rank, q)
             setattr(blocks.get_submodule(parent), child, layers[name])
     if isinstance(model.head, PooledHead):

@@ -5,7 +5,6 @@
 The honest floor of every method that keeps the backbone frozen: what a classifier alone can read.
 
 Knows: the task model.  Knows nothing of: other methods.
-
 Taught in: notebooks/09_comparison.ipynb
 """
 

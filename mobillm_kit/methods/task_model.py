@@ -1,7 +1,6 @@
 """What every method trains: a backbone with a head for one task, from a batch of tokens to class logits.
 
 Knows: backbones, heads and batches.  Knows nothing of: how anything is trained.
-
 Taught in: notebooks/00_start_here.ipynb
 """
 

@@ -6,7 +6,6 @@
 A run is its seed and one number per step: :class:`ReplayLog`.
 
 Knows: parameters and a function from batch to logits.  Knows nothing of: which parameters, and why.
-
 Taught in: notebooks/09_comparison.ipynb
 """
 
@@ -127,11 +126,7 @@ def forward_memory(model: nn.Module, perturbed: Iterable[Tensor]) -> tuple[Count
 
 
 def check_eps(eps: float) -> None:
-    """Refuse a perturbation that estimates nothing.
-
-    Raises:
-        BadInput: eps is no finite number above 0.
-    """
+    """Refuse a perturbation that estimates nothing: no finite number above 0."""
     if not isinstance(eps, (int, float)) or not 0 < eps < math.inf:
         raise BadInput(f"eps is {eps}; it must be a number above 0.")
 

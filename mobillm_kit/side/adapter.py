@@ -4,7 +4,6 @@ A folder holds ``model.safetensors``, ``config.json`` (shape of the side network
 revision and fingerprint) and ``README.md``, a card written from the run's record.
 
 Knows: side networks, heads, files.  Knows nothing of: training, devices, sockets.
-
 Taught in: notebooks/00_start_here.ipynb
 """
 

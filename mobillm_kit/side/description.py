@@ -8,7 +8,6 @@ may come from a stranger: msgspec holds them where it reads one.
 Whether its numbers fit together is asked here too, for the command line, a saved folder and a stranger's plan alike.
 
 Knows: numbers and their bounds.  Knows nothing of: tensors, backbones, messages.
-
 Taught in: notebooks/06_side_network.ipynb
 """
 
@@ -68,11 +67,7 @@ class SideSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return msgspec.structs.replace(USUAL, **given)
 
     def check(self) -> None:
-        """Refuse numbers that do not fit together.
-
-        Raises:
-            BadInput: an unknown kind, a start that the kind does not have, or sizes that do not fit.
-        """
+        """Refuse an unknown kind, a start that the kind does not have, and sizes that do not fit together."""
         if self.start not in ("random", "backbone") or (self.start == "backbone" and self.kind != "ladder"):
             raise BadInput(
                 f"start is '{self.start}' for side '{self.kind}'.", "Choose 'random', or 'backbone' with a ladder."

@@ -9,7 +9,6 @@ own so that nothing cancels:
     delta_i = mu_i delta_{i-1} + W_up,i gelu(W_down,i x_i)
 
 Knows: activations.  Knows nothing of: the backbone that made them, tasks, sockets.
-
 Taught in: notebooks/00_start_here.ipynb
 """
 

@@ -4,7 +4,6 @@
     encoders:  logits   = W_c pool(h_L) + b_c                                   a trained classifier
 
 Knows: backbones and batches.  Knows nothing of: how anything is trained.
-
 Taught in: notebooks/00_start_here.ipynb
 """
 

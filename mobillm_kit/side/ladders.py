@@ -9,7 +9,6 @@ or, started from the backbone's own blocks pruned to that width (LST section 3.2
 Both add W_up s_L to the backbone's last state, and W_up starts at zero: at step 0 the model *is* the pretrained model.
 
 Knows: activations.  Knows nothing of: the backbone that made them, tasks, sockets.
-
 Taught in: notebooks/06_side_network.ipynb
 """
 

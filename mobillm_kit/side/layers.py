@@ -1,7 +1,6 @@
 """Which layers are tapped: all, a count of them, or those that weigh most in a trained side network.
 
 Knows: numbers of layers, gates.  Knows nothing of: backbones, activations.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 

@@ -3,7 +3,6 @@
     logits = head(pool(A_L + side(A_1 … A_L)))
 
 Knows: side networks and heads.  Knows nothing of: the backbone that made the activations, files, sockets.
-
 Taught in: notebooks/00_start_here.ipynb
 """
 
@@ -24,11 +23,7 @@ if TYPE_CHECKING:
 
 
 def build_side(spec: SideSpec) -> FullWidthSide | LadderSide | PrunedLadderSide:
-    """The side network of a description, with its first weights.
-
-    Raises:
-        BadInput: a description whose numbers do not fit together.
-    """
+    """The side network of a description, with its first weights; numbers that do not fit together are refused."""
     spec.check()
     if spec.kind == "full-width":
         return FullWidthSide(spec.width, spec.layers, rank=spec.rank, seed=spec.seed)

@@ -11,7 +11,6 @@ output is equal to the last bit.
     rms-plus-one     h / sqrt(mean(h^2) + eps) · (1 + w)        all in float32, then back (Gemma)
 
 Knows: heads and tensors.  Knows nothing of: backbones, sockets, training.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
@@ -76,11 +75,7 @@ def describe_head(head: LabelWordHead) -> tuple[HeadSpec, dict[str, Tensor]]:
 
 
 def build_head(spec: HeadSpec, tensors: Mapping[str, Tensor]) -> LabelWordHead:
-    """The head again; equal to the one described, to the bit.
-
-    Raises:
-        BadInput: a tensor is missing, too many, of a wrong shape, or not finite.
-    """
+    """The head again; equal to the one described, to the bit."""
     check_head(spec, tensors)
     words = _frozen_linear(tensors["words.weight"], tensors.get("words.bias"))
     project_out = _frozen_linear(tensors["project_out.weight"], None) if spec.project_out else None
@@ -89,11 +84,7 @@ def build_head(spec: HeadSpec, tensors: Mapping[str, Tensor]) -> LabelWordHead:
 
 
 def check_head(spec: HeadSpec, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are not exactly those that ``spec`` describes.
-
-    Raises:
-        BadInput: names the tensor and what is wrong with it.
-    """
+    """Refuse tensors that are not exactly those that ``spec`` describes, by name and with what is wrong."""
     shapes = _shapes(spec, tensors)
     if set(shapes) != set(tensors):
         raise BadInput(f"The head's tensors are {sorted(tensors)}; they must be {sorted(shapes)}.")

@@ -9,7 +9,6 @@ LST prunes each layer on its own; here one choice of features holds for all of t
 stream.  The server needs these weights: they are the public backbone's, and hold nothing of the user's.
 
 Knows: BERT-like blocks and the side network of their shape.  Knows nothing of: training, tasks, sockets.
-
 Taught in: notebooks/09_comparison.ipynb
 """
 

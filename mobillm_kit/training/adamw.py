@@ -3,7 +3,6 @@
     g = dL/dw,    m <- 0.9 m + 0.1 g,    v <- 0.999 v + 0.001 g^2,    w <- w - lr (m^ / (sqrt(v^) + eps) + decay w)
 
 Knows: parameters and losses.  Knows nothing of: which parameters, and why.
-
 Taught in: notebooks/02_full_finetuning.ipynb
 """
 

@@ -7,7 +7,6 @@ Temporaries that live for less than one operation are not in the ledger; what a 
 measured in mobillm_kit.memory.measure.
 
 Knows: tensors, storages, autograd's hooks.  Knows nothing of: methods, models, processes.
-
 Taught in: notebooks/09_comparison.ipynb
 """
 
@@ -28,11 +27,7 @@ T = TypeVar("T")
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages behind ``tensors``, each storage once.
-
-    Args:
-        tensors: any device, ``meta`` included; any mix of views, slices and tied tensors.
-    """
+    """Bytes of the storages behind ``tensors``, each once; any device, any mix of views, slices and tied tensors."""
     return sum(storage.nbytes() for storage in _storages(tensors))
 
 
