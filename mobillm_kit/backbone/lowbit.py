@@ -123,12 +123,7 @@ def coded_fingerprint(fingerprint: str, kind: str, group: int) -> str:
 
 
 def quantize_in_memory(backbone: Backbone, kind: str, *, group: int = GROUP) -> Backbone:
-    """Replace the blocks' matrices of a whole backbone by codes; it is changed and returned.
-
-    Args:
-        kind: ``int8``, ``nf4`` or ``fp4``.
-        group: values per scale.
-    """
+    """Replace the blocks' matrices of a whole backbone by codes, of :data:`KINDS`; it is changed and returned."""
     check_kind(kind)
     stands_for = coded_fingerprint(backbone.fingerprint, kind, group)
     for block in backbone.blocks:

@@ -55,32 +55,21 @@ class Backbone(nn.Module):
         self.revision = revision
         self.config: PreTrainedConfig = cast(PreTrainedConfig, model.config)
         self.family: Family = family_of(self.config.model_type)
+        self.kind: Kind = self.family.kind
+        self.width = int(self.config.hidden_size)
+        """Width d of the hidden state between blocks."""
         self.base: nn.Module = attrgetter(self.family.base)(model) if self.family.base else model
         self.blocks: nn.ModuleList = attrgetter(self.family.blocks)(self.base)
+        self.n_layers = len(self.blocks)
+        """L, the number of blocks."""
         self.norm: nn.Module | None = getattr(self.base, self.family.norm) if self.family.norm else None
         self.project_out: nn.Module | None = getattr(self.base, self.family.project_out or "_", None)
         self.lm_head: nn.Module | None = getattr(model, self.family.lm_head) if self.family.lm_head else None
-        self.freeze()
-
-    @property
-    def kind(self) -> Kind:
-        """Decoder or encoder."""
-        return self.family.kind
-
-    @property
-    def width(self) -> int:
-        """Width d of the hidden state between blocks."""
-        return int(self.config.hidden_size)
-
-    @property
-    def n_layers(self) -> int:
-        """L, the number of blocks."""
-        return len(self.blocks)
-
-    @property
-    def context(self) -> int:
+        starts_late = self.family.positions_start_after_padding_id
+        self._position_offset = int(self.config.pad_token_id) + 1 if starts_late else 0
+        self.context = int(self.config.max_position_embeddings) - self._position_offset
         """The longest text in tokens."""
-        return int(self.config.max_position_embeddings) - self._position_offset
+        self.freeze()
 
     @property
     def n_parameters(self) -> int:
@@ -187,10 +176,6 @@ class Backbone(nn.Module):
         for state in self.hidden_states(input_ids, attention_mask, token_type_ids):
             last = state
         return last
-
-    @property
-    def _position_offset(self) -> int:
-        return int(self.config.pad_token_id) + 1 if self.family.positions_start_after_padding_id else 0
 
     def _positions(self, attention_mask: Tensor) -> Tensor:
         """Positions count real tokens only, so that padding on the left moves nothing."""

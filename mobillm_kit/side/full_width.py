@@ -24,11 +24,7 @@ from mobillm_kit.side.description import check_layers, check_rank
 
 
 class FullWidthSide(nn.Module):
-    """One bottleneck adapter per tapped layer, at the backbone's width (PAE MobiLLM eq. 1).
-
-    Raises:
-        BadInput: no layers, a layer twice or out of order, or a rank r outside 1 .. d.
-    """
+    """One bottleneck adapter per tapped layer, r of 1 .. d wide."""
 
     token_wise = True
 

@@ -68,10 +68,7 @@ class LabelWordHead(nn.Module):
     def server_copy(self) -> LabelWordHead:
         """A frozen copy that holds the C rows of the label words instead of the whole vocabulary."""
         words, bias = self._word_rows()
-        rows = nn.Linear(words.shape[1], words.shape[0], bias=bias is not None, device="meta")
-        rows.weight = nn.Parameter(words.detach().clone())
-        if bias is not None:
-            rows.bias = nn.Parameter(bias.detach().clone())
+        rows = frozen_linear(words.detach().clone(), None if bias is None else bias.detach().clone())
         norm, project_out = copy.deepcopy(self.norm), copy.deepcopy(self.project_out)
         head = LabelWordHead(norm, project_out, rows, range(len(words)), self.softcap)
         return head.requires_grad_(False)
@@ -80,6 +77,15 @@ class LabelWordHead(nn.Module):
         """The label words' rows of the projection, (C, d_e), and of its bias, (C,)."""
         bias = self.lm_head.bias
         return self.lm_head.weight[self.word_ids], None if bias is None else bias[self.word_ids]
+
+
+def frozen_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer of these very tensors."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias, requires_grad=False)
+    return layer
 
 
 def _one_token(hidden: Tensor, positions: Tensor) -> Tensor:

@@ -29,11 +29,7 @@ OWN_STATE_FIRST = 0.2
 
 
 class LadderSide(nn.Module):
-    """A narrow transformer beside the backbone, fed by every tapped layer (LST section 3).
-
-    Raises:
-        BadInput: bad layers, a reduction k that does not divide d, heads that do not divide d/k.
-    """
+    """A narrow transformer beside the backbone, fed by every tapped layer (LST section 3); its heads divide d/k."""
 
     token_wise = False
 
@@ -102,9 +98,6 @@ class PrunedLadderSide(nn.Module):
     ``side/pruning.py`` fills them; here their weights are random.  Between the taps A_l … A_L stand the blocks
     l + 1 … L, each fed by the input of the backbone's block; the last tap is what the result is added to.  With
     reduction 1 nothing is pruned: the side network begins as a copy of the backbone's last L - l blocks.
-
-    Raises:
-        BadInput: layers that are not consecutive or fewer than two (0 is the embedding), or sizes that do not divide.
     """
 
     token_wise = False

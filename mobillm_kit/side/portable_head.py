@@ -23,9 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from mobillm_kit.errors import BadInput, ServerRefused
+from mobillm_kit.errors import BadInput, ServerRefused, few
 from mobillm_kit.side.description import HeadSpec, NormForm
-from mobillm_kit.side.heads import LabelWordHead
+from mobillm_kit.side.heads import LabelWordHead, frozen_linear
 
 NORMS: tuple[NormForm, ...] = ("layer", "rms", "rms-plus-one")
 
@@ -76,23 +76,13 @@ def describe_head(head: LabelWordHead) -> tuple[HeadSpec, dict[str, Tensor]]:
 
 def build_head(spec: HeadSpec, tensors: Mapping[str, Tensor]) -> LabelWordHead:
     """The head again; equal to the one described, to the bit."""
-    check_head(spec, tensors)
-    words = _frozen_linear(tensors["words.weight"], tensors.get("words.bias"))
-    project_out = _frozen_linear(tensors["project_out.weight"], None) if spec.project_out else None
+    misfit = _misfit(tensors, _shapes(spec, tensors))
+    if misfit:
+        raise BadInput(f"The head that came is not the one described: {misfit}.")
+    words = frozen_linear(tensors["words.weight"], tensors.get("words.bias"))
+    project_out = frozen_linear(tensors["project_out.weight"], None) if spec.project_out else None
     norm = None if spec.norm == "none" else _norm(spec.norm, spec.eps, tensors)
     return LabelWordHead(norm, project_out, words, range(spec.rows), spec.softcap)
-
-
-def check_head(spec: HeadSpec, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are not exactly those that ``spec`` describes, by name and with what is wrong."""
-    shapes = _shapes(spec, tensors)
-    if set(shapes) != set(tensors):
-        raise BadInput(f"The head's tensors are {sorted(tensors)}; they must be {sorted(shapes)}.")
-    for name, shape in shapes.items():
-        if tuple(tensors[name].shape) != shape:
-            raise BadInput(f"The head's '{name}' has shape {tuple(tensors[name].shape)}; it must have {shape}.")
-        if not tensors[name].is_floating_point() or not torch.isfinite(tensors[name]).all():
-            raise BadInput(f"The head's '{name}' holds values that are not finite numbers.")
 
 
 def checked_result(data: bytes, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -106,20 +96,26 @@ def checked_result(data: bytes, expected: Mapping[str, Tensor]) -> dict[str, Ten
         tensors = load(data)
     except (SafetensorError, ValueError, KeyError) as error:
         raise ServerRefused(f"The side network that came back is not safetensors ({error}).", remedy) from error
-    if set(tensors) != set(expected):
-        odd = sorted(set(tensors) ^ set(expected))[:3]
-        raise ServerRefused(f"The side network that came back has other tensors than ours ({', '.join(odd)}).", remedy)
+    misfit = _misfit(tensors, {name: tuple(tensor.shape) for name, tensor in expected.items()})
+    if misfit:
+        raise ServerRefused(f"The side network that came back is not ours: {misfit}.", remedy)
     for name, tensor in tensors.items():
-        ours = expected[name]
-        if tensor.shape != ours.shape or tensor.dtype != ours.dtype:
-            raise ServerRefused(
-                f"'{name}' came back as {tensor.dtype} {tuple(tensor.shape)}, "
-                f"ours is {ours.dtype} {tuple(ours.shape)}.",
-                remedy,
-            )
-        if not torch.isfinite(tensor).all():
-            raise ServerRefused(f"'{name}' came back with values that are not finite.", remedy)
+        if tensor.dtype != expected[name].dtype:
+            raise ServerRefused(f"'{name}' came back as {tensor.dtype}, ours is {expected[name].dtype}.", remedy)
     return tensors
+
+
+def _misfit(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Why tensors are not those of these names and shapes, in finite numbers; empty where they are."""
+    odd = sorted(set(tensors) ^ set(shapes))[:3]
+    if odd:
+        return f"it has other tensors ({', '.join(odd)}); they must be {few(sorted(shapes))}"
+    for name, shape in shapes.items():
+        if tuple(tensors[name].shape) != shape:
+            return f"'{name}' has shape {tuple(tensors[name].shape)}; it must have {shape}"
+        if not tensors[name].is_floating_point() or not torch.isfinite(tensors[name]).all():
+            return f"'{name}' holds values that are not finite numbers"
+    return ""
 
 
 def _shapes(spec: HeadSpec, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -166,11 +162,3 @@ def _norm(form: str, eps: float, tensors: Mapping[str, Tensor]) -> nn.Module:
     norm = nn.LayerNorm(weight.shape[0], eps=eps, device="meta").to_empty(device=weight.device).to(weight.dtype)
     norm.load_state_dict({"weight": weight, "bias": tensors["norm.bias"]})
     return norm.requires_grad_(False)
-
-
-def _frozen_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias, requires_grad=False)
-    return layer

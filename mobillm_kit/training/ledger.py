@@ -32,15 +32,7 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def saved_for_backward(forward: Callable[[], T], exclude: Iterable[Tensor]) -> tuple[T, int]:
-    """Run ``forward`` once and count what autograd keeps of it.
-
-    Args:
-        forward: any computation; under ``no_grad`` it keeps nothing.
-        exclude: tensors that are counted elsewhere, as a rule the model's parameters and buffers.
-
-    Returns:
-        The result of ``forward``, and the bytes saved when it returned.
-    """
+    """The result of ``forward``, and the bytes that autograd kept of it; ``exclude`` as :class:`SavedActivations`."""
     with SavedActivations(exclude) as saved:
         result = forward()
         return result, saved.live_bytes
@@ -55,12 +47,6 @@ class SavedActivations:
 
     Args:
         exclude: tensors that are counted elsewhere, as a rule the model's parameters and buffers.
-
-    Example:
-        >>> with SavedActivations(model.parameters()) as saved:
-        ...     loss = step(batch)
-        ...     loss.backward()
-        >>> saved.peak_bytes
     """
 
     def __init__(self, exclude: Iterable[Tensor]) -> None:
