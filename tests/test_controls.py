@@ -37,8 +37,29 @@ def test_the_threshold_is_the_best_of_all_by_brute_force():
     assert ours == max((controls.threshold(logits, cut) == labels).sum() for cut in cuts)
 
 
+@pytest.mark.parametrize(
+    ("differences", "labels", "t"),
+    [
+        ([-2.0, -1.0, 0.5, 3.0], [0, 0, 1, 1], -0.25),  # the middle of the gap
+        ([3.0, -1.0, 0.5, -2.0], [1, 0, 1, 0], -0.25),  # in whatever order
+        ([-2.0, -1.0, 0.5, 3.0], [1, 1, 1, 1], -2.5),  # half a nat below the lowest
+        ([-2.0, -1.0, 0.5, 3.0], [0, 0, 0, 0], 3.5),  # and above the highest
+        ([0.0, 1.0, 2.0, 6.0], [0, 1, 0, 1], 4.0),  # two cuts with one error each: the wider gap
+        ([0.0, 4.0, 5.0, 6.0], [0, 1, 0, 1], 2.0),
+        ([0.0, 0.25, 4.0, 6.0], [1, 1, 0, 0], -0.5),  # the wrong way round: all the same label
+    ],
+)
+def test_of_equally_good_thresholds_the_middle_of_the_widest_gap(differences, labels, t):
+    logits = torch.tensor([[1.0, 1.0 + difference] for difference in differences])
+    assert controls.best_threshold(logits, torch.tensor(labels)) == t
+
+
+def test_what_lies_on_the_threshold_is_label_0():
+    assert controls.threshold(torch.tensor([[0.0, 1.0], [0.0, 1.5]]), 1.0).tolist() == [0, 1]
+
+
 def test_one_threshold_needs_two_labels():
-    with pytest.raises(BadInput, match="parts two labels"):
+    with pytest.raises(BadInput, match="parts two labels; this task has 4"):
         controls.best_threshold(torch.zeros(3, 4), torch.zeros(3))
 
 

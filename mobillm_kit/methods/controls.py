@@ -36,10 +36,8 @@ def best_threshold(logits: Tensor, labels: Tensor) -> float:
     if logits.shape[1] != 2:
         raise BadInput(f"One threshold parts two labels; this task has {logits.shape[1]}.")
     difference, order = (logits[:, 1] - logits[:, 0]).double().sort()
-    truth = labels[order]
-    right = torch.cat([torch.zeros(1), (truth == 0).cumsum(0)]) + torch.cat(
-        [(truth == 1).flip(0).cumsum(0).flip(0), torch.zeros(1)]
-    )  # right[k]: the k smallest are called 0, the others 1
+    gained = torch.where(labels[order] == 0, 1, -1).cumsum(0)
+    right = torch.cat([torch.zeros(1), gained])  # right[k]: the k smallest are called 0; against calling none so
     edges = torch.cat([difference[:1] - 1, difference, difference[-1:] + 1])
     gaps = torch.where(right == right.max(), edges[1:] - edges[:-1], torch.tensor(-1.0, dtype=torch.float64))
     best = int(gaps.argmax())
