@@ -12,7 +12,6 @@ from mobillm_kit.common import derived_seed
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import prge
 from mobillm_kit.methods.lora_layers import add_lora
-from mobillm_kit.methods.prge import repeated
 from mobillm_kit.training.ledger import SavedActivations
 from tests.builders import random_batch, tiny_task_model
 from tests.families import TINY
@@ -144,7 +143,7 @@ def test_a_step_saves_nothing_for_a_backward_pass():
 
 def test_a_copy_of_the_batch_follows_the_other():
     batch = batch_for("bert", 0)
-    twice = repeated(batch, 2)
+    twice = batch.repeated(2)
     for field in ("input_ids", "attention_mask", "labels", "positions", "token_type_ids"):
         assert torch.equal(getattr(twice, field), torch.cat([getattr(batch, field)] * 2)), field
 

@@ -48,6 +48,7 @@ class InProcess:
         self._device = device
         self._server = server
         self._coder = coder
+        self.state, self.load_state = server.state, server.load_state
 
     def step(self, batch: Batch, lr: float) -> StepResult:
         """Forward, codec and back, one training step."""
@@ -73,14 +74,6 @@ class InProcess:
     def waiting_bytes(self, upload: Upload) -> int:
         """None: the server takes the upload itself."""
         return 0
-
-    def state(self) -> dict[str, Tensor]:
-        """The server's."""
-        return self._server.state()
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Into the server."""
-        self._server.load_state(state)
 
     def close(self) -> None:
         """Nothing runs beside the loop."""

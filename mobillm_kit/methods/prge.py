@@ -12,7 +12,6 @@ Taught in: notebooks/09_comparison.ipynb
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -83,7 +82,7 @@ class PRGE:
             for layer in self._layers.values():
                 # a group is a block of the stack, so its copies are a view and no second set of Bs exists
                 layer.copies = layer.stack[sign : last_sign + 1, first : last + 1].flatten(0, 1)
-            logits = self._model.logits(repeated(batch, len(group)))
+            logits = self._model.logits(batch.repeated(len(group)))
             each = F.cross_entropy(logits, batch.labels.repeat(len(group)), reduction="none")
             for (sign, j), loss in zip(group, each.view(len(group), -1).mean(dim=1), strict=True):
                 losses[sign, j] = loss
@@ -207,19 +206,6 @@ def copy_groups(q: int, *, inner: bool, outer: bool) -> list[list[Copy]]:
     signs = [[0, 1]] if inner else [[0], [1]]
     perturbations = [list(range(q))] if outer else [[j] for j in range(q)]
     return [[(sign, j) for sign in some for j in these] for some in signs for these in perturbations]
-
-
-def repeated(batch: Batch, times: int) -> Batch:
-    """The batch, one copy after the other: (times · B, T)."""
-    types = batch.token_type_ids
-    return replace(
-        batch,
-        input_ids=batch.input_ids.repeat(times, 1),
-        attention_mask=batch.attention_mask.repeat(times, 1),
-        labels=batch.labels.repeat(times),
-        positions=batch.positions.repeat(times),
-        token_type_ids=None if types is None else types.repeat(times, 1),
-    )
 
 
 def _draw_a(layer: nn.Linear | Conv1D, rank: int, generator: torch.Generator) -> Tensor:

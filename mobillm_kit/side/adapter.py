@@ -135,10 +135,9 @@ def new_adapter(
     """
     spec = SideSpec.of(**given)
     encoder = backbone.kind == "encoder"
-    if spec.start == "backbone":
-        spec = msgspec.structs.replace(spec, **block_sizes(backbone, spec.reduction))
     spec = msgspec.structs.replace(
         spec,
+        **(block_sizes(backbone, spec.reduction) if spec.start == "backbone" else {}),
         width=backbone.width,
         layers=chosen_layers(backbone.n_layers, layers, last=spec.start == "backbone"),
         n_labels=n_labels,

@@ -13,7 +13,7 @@ Taught in: notebooks/00_start_here.ipynb
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -69,9 +69,17 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on ``device``."""
+        return self.each(lambda tensor: tensor.to(device))
+
+    def repeated(self, times: int) -> Batch:
+        """The batch, one copy after the other: (times · B, T)."""
+        return self.each(lambda tensor: tensor.repeat(times, *[1] * (tensor.dim() - 1)))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with every tensor changed alike."""
         tensors = {each.name: getattr(self, each.name) for each in fields(Batch)}
-        moved: dict[str, Any] = {name: each if each is None else each.to(device) for name, each in tensors.items()}
-        return Batch(**moved)
+        changed: dict[str, Any] = {name: each if each is None else change(each) for name, each in tensors.items()}
+        return Batch(**changed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +133,12 @@ class TextEncoder:
             return []
         rows, cut = self._decoder_rows(examples) if self.kind == "decoder" else self._encoder_rows(examples)
         if cut:
-            self._say_cut(cut, len(examples))
+            note = (
+                f"{cut} of {len(examples)} texts did not fit into {self.max_length} tokens and were cut at their end."
+            )
+            if not self.notes:
+                _log.warning("%s", note)
+            self.notes.append(note)
         return rows
 
     def collate(self, rows: Sequence[Encoded], pad_to: int | None = None) -> Batch:
@@ -187,12 +200,6 @@ class TextEncoder:
                 )
             if not example.text.strip() or (paired and not (example.pair or "").strip()):
                 raise BadInput(f"Example {number} has an empty text.", "Give it a text, or leave it out.")
-
-    def _say_cut(self, cut: int, of: int) -> None:
-        note = f"{cut} of {of} texts did not fit into {self.max_length} tokens and were cut at their end."
-        if not self.notes:
-            _log.warning("%s", note)
-        self.notes.append(note)
 
     def _frame_tokens(self) -> int:
         """Tokens of a row with an empty text."""

@@ -130,16 +130,10 @@ def split_tables(splits: datasets.DatasetDict, address: str) -> dict[str, Table]
     for split, names in SPLIT_FILES.items():
         for name in names:
             if name in splits:
-                tables[split] = _hub_table(splits[name], f"{address}:{name}")
+                texts = [{column: _cell(value) for column, value in row.items()} for row in splits[name]]
+                rows = tuple(Row(number, cells) for number, cells in enumerate(texts, 1))
+                tables[split] = Table(f"{address}:{name}", tuple(splits[name].column_names), rows)
     return tables
-
-
-def _hub_table(split: datasets.Dataset, where: str) -> Table:
-    columns = tuple(split.column_names)
-    rows = tuple(
-        Row(number, {column: _cell(value) for column, value in row.items()}) for number, row in enumerate(split, 1)
-    )
-    return Table(where, columns, rows)
 
 
 def _hub_refusal(repository: str, wait_s: float) -> str:
