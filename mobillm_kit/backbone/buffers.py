@@ -81,7 +81,8 @@ class BufferedBlocks:
     def __init__(self, places: Sequence[Sequence[Place]], shards: Shards, *, ahead: bool) -> None:
         self._places = places
         self._shards = shards
-        self._ahead = ahead
+        self._buffers = 1 + ahead
+        self._largest = max(place.end for block in places for place in block)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="block-reader") if ahead else None
         self._reading: tuple[int, Future[None]] | None = None
         self._memory: list[Tensor] = []
@@ -89,9 +90,9 @@ class BufferedBlocks:
         self._held: int | None = None
 
     @property
-    def buffer_bytes(self) -> int:
-        """Of one buffer: the largest block."""
-        return max(place.end for places in self._places for place in places)
+    def memory_bytes(self) -> int:
+        """Of the buffers, each as large as the largest block."""
+        return self._buffers * self._largest
 
     @property
     def memory(self) -> list[Tensor]:
@@ -120,7 +121,7 @@ class BufferedBlocks:
     def _settle(self, index: int) -> None:
         """Have block ``index`` in the buffer whose turn it is."""
         if not self._memory:
-            self._memory += [torch.empty(self.buffer_bytes, dtype=torch.uint8) for _ in range(1 + self._ahead)]
+            self._memory += [torch.empty(self._largest, dtype=torch.uint8) for _ in range(self._buffers)]
         reading, self._reading = self._reading, None
         if reading:
             self._wait(reading[1])

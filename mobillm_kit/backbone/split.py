@@ -12,7 +12,6 @@ Taught in: notebooks/00_start_here.ipynb
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -215,8 +214,15 @@ def load_backbone(
         BadInput: no such folder or name, a folder without ``config.json`` or weights, an unknown dtype.
         UnknownName: a model family without a row in ``backbone/families.py``.
     """
+    from mobillm_kit.backbone.lowbit import read_low_bit  # it codes what this module loads
+
     source = resolve(name)
-    _refuse_codes(Path(source))
+    low_bit = read_low_bit(source)
+    if low_bit:
+        raise BadInput(
+            f"{source}: holds {low_bit.kind} weights, which are not loaded whole.",
+            "Use stream_backbone, or load the unquantized model and call quantize_in_memory.",
+        )
     config = from_pretrained(AutoConfig, source, revision=revision)
     loader, extra = auto_class(config.model_type)
     model, report = from_pretrained(
@@ -224,17 +230,6 @@ def load_backbone(
     )
     check_complete(name, sorted(report["missing_keys"]))
     return Backbone(model.to(device), name=public_name(name), revision=revision or "")
-
-
-def _refuse_codes(folder: Path) -> None:
-    """Weights in few bits have a loader of their own (lowbit.py, streaming.py)."""
-    if not (folder / "lowbit.json").is_file():
-        return
-    kind = json.loads((folder / "lowbit.json").read_bytes()).get("kind", "low-precision")
-    raise BadInput(
-        f"{folder}: holds {kind} weights, which are not loaded whole.",
-        "Use stream_backbone, or load the unquantized model and call quantize_in_memory.",
-    )
 
 
 def backbone_kind(name: str | Path, *, revision: str | None = None) -> Kind:

@@ -133,7 +133,6 @@ class StreamedBackbone(Backbone):
         super().__init__(model, name=name, revision=revision)
         self._shards = shards
         self._dtype = dtype
-        self._reads_ahead = read_ahead
         self._around = self._load_around()
         self._in_place = _activate_in_place(model)
         self._streamed = BufferedBlocks([self._places(block) for block in self.blocks], shards, ahead=read_ahead)
@@ -197,8 +196,7 @@ class StreamedBackbone(Backbone):
         mask = batch_size * length * length
         return StreamingNeed(
             runtime_bytes=LEAN_RUNTIME_BYTES,
-            weights_bytes=(1 + self._reads_ahead) * self._streamed.buffer_bytes
-            + sum(tensor.nbytes for tensor in self._around),
+            weights_bytes=self._streamed.memory_bytes + sum(tensor.nbytes for tensor in self._around),
             working_bytes=tokens * size * (3 * self.width + (1 if self._in_place else 2) * widest)
             + mask * size
             + decoded,
@@ -214,24 +212,21 @@ class StreamedBackbone(Backbone):
         """Read what stands around the blocks; embeddings and the language-model head stay in their files."""
         inside = {id(module) for module in self.blocks.modules()}
         loaded: dict[int, nn.Parameter] = {}
-        for path, module in self.model.named_modules():
-            if id(module) in inside:
+        for key, tensor in self.model.state_dict(keep_vars=True).items():
+            path, _, attribute = key.rpartition(".")
+            owner = self.model.get_submodule(path)
+            if id(owner) in inside:
                 continue
-            for attribute, buffer in module.named_buffers(recurse=False):
-                name = self._names.get(f"{path}.{attribute}" if path else attribute)
-                if name is not None:  # stored, not computed
-                    module._buffers[attribute] = self._shards.read(name, buffer.dtype)
-            for attribute, parameter in list(module._parameters.items()):
-                if parameter is None:
-                    continue
-                name = self._names[f"{path}.{attribute}" if path else attribute]
-                if attribute == "weight" and (isinstance(module, nn.Embedding) or id(module) == id(self.lm_head)):
-                    del module._parameters[attribute]
-                    setattr(module, attribute, RowsOnDisk(self._shards, name, self._dtype))
-                    continue
-                if id(parameter) not in loaded:
-                    loaded[id(parameter)] = nn.Parameter(self._shards.read(name, parameter.dtype), requires_grad=False)
-                module._parameters[attribute] = loaded[id(parameter)]
+            if attribute in owner._buffers:
+                owner._buffers[attribute] = self._shards.read(self._names[key], tensor.dtype)
+            elif attribute == "weight" and (isinstance(owner, nn.Embedding) or owner is self.lm_head):
+                del owner._parameters[attribute]
+                setattr(owner, attribute, RowsOnDisk(self._shards, self._names[key], self._dtype))
+            else:
+                if id(tensor) not in loaded:  # tied
+                    read = self._shards.read(self._names[key], tensor.dtype)
+                    loaded[id(tensor)] = nn.Parameter(read, requires_grad=False)
+                owner._parameters[attribute] = loaded[id(tensor)]
         return [*loaded.values(), *(buffer for buffer in self.model.buffers() if not buffer.is_meta)]
 
     def _places(self, block: nn.Module) -> list[Place]:

@@ -64,11 +64,7 @@ def method_row(name: str) -> MethodRow:
 
 
 def load_method(name: str) -> Callable[..., Any]:
-    """The ``build`` function of a method, with the row's options already given.
-
-    Raises:
-        UnknownName: no such method, or a control, which is not built but scored.
-    """
+    """The ``build`` function of a method, with the row's options already given; a control is not built but scored."""
     row = method_row(name)
     if not row.trained:
         raise UnknownName(f"'{name}' is a control: nothing is trained.", "Use `mobillm compare` or `run`.")

@@ -17,11 +17,7 @@ from mobillm_kit.methods.task_model import TaskModel
 
 
 def build(model: TaskModel, *, seed: int, weight_decay: float = 0.0) -> Backprop:
-    """Train every bias, norms included, and the classifier of encoders.  ``seed`` is not used: nothing is drawn.
-
-    Raises:
-        BadInput: a backbone without biases (the Llama family).
-    """
+    """Train every bias, norms included, and the classifier of encoders.  ``seed`` is not used: nothing is drawn."""
     backbone = model.backbone.model
     biases = {name: p for name, p in backbone.named_parameters() if name.rpartition(".")[2] == "bias"}
     if not biases:

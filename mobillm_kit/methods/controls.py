@@ -26,12 +26,9 @@ def zero_shot(logits: Tensor) -> Tensor:
 
 
 def best_threshold(logits: Tensor, labels: Tensor) -> float:
-    """The t that makes ``logit_1 - logit_0 > t`` right most often; (N, 2) logits, (N,) labels.
+    """The t that makes ``logit_1 - logit_0 > t`` right most often; (N, 2) logits, two labels and no more, (N,) labels.
 
     Of equally good thresholds the middle of the widest gap is taken, so that it does not hang on one text.
-
-    Raises:
-        BadInput: a task of more than two labels.
     """
     if logits.shape[1] != 2:
         raise BadInput(f"One threshold parts two labels; this task has {logits.shape[1]}.")
@@ -50,11 +47,7 @@ def threshold(logits: Tensor, t: float) -> Tensor:
 
 
 def bag_of_words(train: Sequence[Example], texts: Sequence[Example]) -> Tensor:
-    """Labels of ``texts``, (N,), by logistic regression on the training texts' word counts.
-
-    Raises:
-        MissingExtra: scikit-learn is not installed.
-    """
+    """Labels of ``texts``, (N,), by scikit-learn's logistic regression on the training texts' word counts."""
     try:
         from sklearn.feature_extraction.text import CountVectorizer
         from sklearn.linear_model import LogisticRegression

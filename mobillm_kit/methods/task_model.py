@@ -46,11 +46,8 @@ def task_model(backbone: Backbone, *, word_ids: Sequence[int], pooling: Pooling 
     """Put the head of a task on a backbone.
 
     Args:
-        word_ids: one token id per label; encoders use only their number.
+        word_ids: one token id per label, at least two; encoders use only their number.
         pooling, seed: of an encoder's classifier.
-
-    Raises:
-        BadInput: fewer than two labels.
     """
     if len(word_ids) < 2:
         raise BadInput(f"A task needs at least two labels, here are {len(word_ids)}.")

@@ -159,22 +159,14 @@ class ReplayLog:
     step_sizes: Sequence[float]
 
     def save(self, path: Path) -> None:
-        """Write the log; 20 000 steps take 80 kB.
-
-        Raises:
-            SaveFailed: the file could not be written; the old one stays.
-        """
+        """Write the log, whole or not at all; 20 000 steps take 80 kB."""
         header = {"seed": str(self.seed), "eps": self.eps.hex()}
         tensor = torch.tensor(self.step_sizes, dtype=torch.float32)
         write_with(path, lambda target: save_file({"step_sizes": tensor}, str(target), metadata=header))
 
     @classmethod
     def load(cls, path: Path) -> ReplayLog:
-        """Read a log.
-
-        Raises:
-            BadInput: not a log.
-        """
+        """Read a log, and nothing else."""
         try:
             with safe_open(str(path), framework="pt") as file:
                 header = file.metadata()

@@ -58,10 +58,7 @@ def layers_by_gate(side: FullWidthSide | LadderSide, count: int) -> tuple[int, .
 
     Args:
         side: trained; of a fresh one every gate is the same, and the choice says nothing.
-        count: how many layers are to be sent.
-
-    Raises:
-        BadInput: count outside 1 .. number of tapped layers.
+        count: how many layers are to be sent, at most all that are tapped.
     """
     if not 1 <= count <= len(side.layers):
         raise BadInput(f"Cannot choose {count} of {len(side.layers)} layers.")

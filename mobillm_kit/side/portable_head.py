@@ -49,11 +49,7 @@ class RootMeanSquareNorm(nn.Module):
 
 
 def describe_head(head: LabelWordHead) -> tuple[HeadSpec, dict[str, Tensor]]:
-    """A head as numbers and tensors.
-
-    Raises:
-        BadInput: the final norm has none of the four forms.
-    """
+    """A head as numbers and tensors; a final norm of none of the four forms is refused."""
     rows = head.server_copy()
     norm, eps, tensors = _describe_norm(rows.norm)
     tensors["words.weight"] = rows.lm_head.weight.detach()

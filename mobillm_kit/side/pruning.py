@@ -57,11 +57,7 @@ def block_sizes(backbone: Backbone, reduction: int) -> dict[str, int | float]:
 
 @torch.no_grad()
 def start_from(side: PrunedLadderSide, backbone: Backbone) -> None:
-    """Give the side network's blocks the pruned weights of the backbone's blocks l + 1 … L.
-
-    Raises:
-        BadInput: a backbone whose blocks are streamed or coded: there are no weights to begin with.
-    """
+    """Give the side network's blocks the pruned weights of the backbone's blocks l + 1 … L, which are in memory."""
     sources = [backbone.blocks[layer] for layer in side.layers[:-1]]  # A_l enters blocks[l]
     if any(parameter.is_meta for source in sources for parameter in source.parameters()):
         raise BadInput(

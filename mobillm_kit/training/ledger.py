@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from types import TracebackType
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -54,7 +54,7 @@ class SavedActivations:
         """Largest number of bytes saved at one time, so far."""
         self._excluded = weakref.WeakSet(_storages(exclude))
         self._live: weakref.WeakKeyDictionary[UntypedStorage, int] = weakref.WeakKeyDictionary()
-        self._hooks = saved_tensors_hooks(self._pack, _Saved.unpack)
+        self._hooks = saved_tensors_hooks(partial(_Saved, self), _Saved.unpack)
         self._recomputation = _Recomputation(self)
 
     @property
@@ -67,11 +67,9 @@ class SavedActivations:
         self._recomputation.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._recomputation.__exit__(kind, error, trace)
-        self._hooks.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self._recomputation.__exit__(*error)
+        self._hooks.__exit__(*error)
 
     def hold(self, storages: Iterable[UntypedStorage]) -> None:
         """Note one more reason to keep each of ``storages``."""
@@ -88,14 +86,11 @@ class SavedActivations:
         if self._live[storage] == 0:
             del self._live[storage]
 
-    def _pack(self, tensor: Tensor) -> _Saved:
-        return _Saved(tensor, self)
-
 
 class _Saved:
     """What autograd keeps in a saved tensor's place: it is dropped exactly when the tensor would be."""
 
-    def __init__(self, tensor: Tensor, ledger: SavedActivations) -> None:
+    def __init__(self, ledger: SavedActivations, tensor: Tensor) -> None:
         # detached: a node that saves its own output would otherwise hold itself alive
         self.tensor = tensor.detach()
         self._ledger = ledger
