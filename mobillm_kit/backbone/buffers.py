@@ -83,21 +83,14 @@ class BufferedBlocks:
         self._shards = shards
         self._buffers = 1 + ahead
         self._largest = max(place.end for block in places for place in block)
+        self.memory_bytes = self._buffers * self._largest
+        """Of the buffers, each as large as the largest block."""
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="block-reader") if ahead else None
         self._reading: tuple[int, Future[None]] | None = None
-        self._memory: list[Tensor] = []
+        self.memory: list[Tensor] = []
+        """The buffers, as far as they are made."""
         self._turn = 0
         self._held: int | None = None
-
-    @property
-    def memory_bytes(self) -> int:
-        """Of the buffers, each as large as the largest block."""
-        return self._buffers * self._largest
-
-    @property
-    def memory(self) -> list[Tensor]:
-        """The buffers, as far as they are made."""
-        return self._memory
 
     def tensors(self, index: int) -> dict[str, Tensor]:
         """Block ``index``, by the names in it; the next call with another index may overwrite them."""
@@ -108,7 +101,7 @@ class BufferedBlocks:
             if self._reader:
                 following = (index + 1) % len(self._places)
                 self._reading = following, self._reader.submit(self._read, following, 1 - self._turn)
-        return {place.key: place.view(self._memory[self._turn]) for place in self._places[index]}
+        return {place.key: place.view(self.memory[self._turn]) for place in self._places[index]}
 
     def release(self) -> None:
         """Let go of every weight; they are read again when they are needed."""
@@ -116,12 +109,12 @@ class BufferedBlocks:
             self._wait(self._reading[1])
             self._reading = None
         self._held = None
-        self._memory.clear()
+        self.memory.clear()
 
     def _settle(self, index: int) -> None:
         """Have block ``index`` in the buffer whose turn it is."""
-        if not self._memory:
-            self._memory += [torch.empty(self._largest, dtype=torch.uint8) for _ in range(self._buffers)]
+        if not self.memory:
+            self.memory += [torch.empty(self._largest, dtype=torch.uint8) for _ in range(self._buffers)]
         reading, self._reading = self._reading, None
         if reading:
             self._wait(reading[1])
@@ -131,7 +124,7 @@ class BufferedBlocks:
 
     def _read(self, index: int, turn: int) -> None:
         for place in self._places[index]:
-            self._shards.read_into(place.name, place.view(self._memory[turn]))
+            self._shards.read_into(place.name, place.view(self.memory[turn]))
 
     def _wait(self, reading: Future[None]) -> None:
         try:

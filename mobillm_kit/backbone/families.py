@@ -1,7 +1,7 @@
 """Where the parts of each Hugging Face model family lie.
 
 One row a family: the attribute path of the embedding, the blocks, the final norm and the output projection.
-A new family is a new row (and a tiny configuration in ``tests/test_backbone.py``).
+A new family is a new row (and a tiny configuration in ``tests/families.py``).
 
 Knows: names.  Knows nothing of: tensors, tasks, training.
 Taught in: notebooks/00_start_here.ipynb

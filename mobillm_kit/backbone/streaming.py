@@ -96,14 +96,6 @@ def need_memory(needed_bytes: int, allowed_bytes: int, what: str, remedy: str = 
         )
 
 
-def _activate_in_place(model: nn.Module) -> bool:
-    """Let ReLU write over what it reads, the widest state of a block, which nobody else reads; whether there is one."""
-    found = [module for module in model.modules() if isinstance(module, nn.ReLU)]
-    for module in found:
-        module.inplace = True
-    return bool(found)
-
-
 class StreamedBackbone(Backbone):
     """A backbone whose blocks are read from their files, one ahead of the one that works.
 
@@ -134,7 +126,10 @@ class StreamedBackbone(Backbone):
         self._shards = shards
         self._dtype = dtype
         self._around = self._load_around()
-        self._in_place = _activate_in_place(model)
+        relus = [module for module in model.modules() if isinstance(module, nn.ReLU)]
+        for relu in relus:
+            relu.inplace = True  # over what it reads, the widest state of a block, which nobody else reads
+        self._in_place = bool(relus)
         self._streamed = BufferedBlocks([self._places(block) for block in self.blocks], shards, ahead=read_ahead)
 
     @property

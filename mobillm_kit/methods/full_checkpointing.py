@@ -9,7 +9,7 @@ Taught in: notebooks/09_comparison.ipynb
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -21,19 +21,14 @@ from mobillm_kit.texts.encode import Batch
 
 def build(model: TaskModel, *, seed: int, weight_decay: float = 0.0) -> Backprop:
     """Train all of ``model``, one block's graph in memory at a time; equal gradients to full fine-tuning."""
-    parameters = dict(model.named_parameters())
-    return Backprop("full-checkpointing", model, parameters, checkpointed_logits(model), weight_decay=weight_decay)
+    parameters, logits = dict(model.named_parameters()), partial(checkpointed_logits, model)
+    return Backprop("full-checkpointing", model, parameters, logits, weight_decay=weight_decay)
 
 
-def checkpointed_logits(model: TaskModel) -> Callable[[Batch], Tensor]:
-    """Batch to (B, C), each block a checkpoint of its own."""
-
-    def logits(batch: Batch) -> Tensor:
-        """(B, C), each block under ``torch.utils.checkpoint``."""
-        backbone = model.backbone
-        hidden, inputs = backbone.begin(batch.input_ids, batch.attention_mask, batch.token_type_ids)
-        for index, handed in enumerate(inputs):
-            hidden = checkpoint(backbone.block, index, hidden, handed, use_reentrant=False, preserve_rng_state=False)
-        return model.head(model.head.pool(hidden, batch.attention_mask, batch.positions))
-
-    return logits
+def checkpointed_logits(model: TaskModel, batch: Batch) -> Tensor:
+    """(B, C), each block a checkpoint of its own."""
+    backbone = model.backbone
+    hidden, inputs = backbone.begin(batch.input_ids, batch.attention_mask, batch.token_type_ids)
+    for index, handed in enumerate(inputs):
+        hidden = checkpoint(backbone.block, index, hidden, handed, use_reentrant=False, preserve_rng_state=False)
+    return model.head(model.head.pool(hidden, batch.attention_mask, batch.positions))

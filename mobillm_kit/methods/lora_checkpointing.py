@@ -11,6 +11,7 @@ Taught in: notebooks/01_where_memory_goes.ipynb
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from mobillm_kit.methods.backprop import Backprop
@@ -22,5 +23,5 @@ from mobillm_kit.methods.task_model import TaskModel
 def build(model: TaskModel, *, seed: int, weight_decay: float = 0.0, **lora: Any) -> Backprop:
     """Train A and B as LoRA does, with equal gradients; ``lora`` as :func:`add_lora` takes it."""
     layers = add_lora(model, seed=seed, **lora)
-    trained = {**layers, **model.head_parameters()}
-    return Backprop("lora-checkpointing", model, trained, checkpointed_logits(model), weight_decay=weight_decay)
+    trained, logits = {**layers, **model.head_parameters()}, partial(checkpointed_logits, model)
+    return Backprop("lora-checkpointing", model, trained, logits, weight_decay=weight_decay)

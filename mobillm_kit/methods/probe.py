@@ -25,7 +25,11 @@ def build(model: TaskModel, *, seed: int, weight_decay: float = 0.0) -> Backprop
     Encoders already have one; decoders get one in place of their label words.
     """
     head = model.head
-    classifier = head if isinstance(head, PooledHead) else _classifier_for(model, head, seed)
+    if isinstance(head, PooledHead):
+        classifier = head
+    else:  # on features that are pooled already: its own pooling is never asked
+        classifier = PooledHead(model.backbone.width, head.n_labels, seed=seed)
+        classifier.to(model.backbone.device, model.backbone.dtype)
 
     def logits(batch: Batch) -> Tensor:
         """(B, C); the graph reaches the classifier alone."""
@@ -41,9 +45,3 @@ def build(model: TaskModel, *, seed: int, weight_decay: float = 0.0) -> Backprop
         logits,
         weight_decay=weight_decay,
     )
-
-
-def _classifier_for(model: TaskModel, head: LabelWordHead, seed: int) -> PooledHead:
-    """On features that are pooled already; its own pooling is never asked."""
-    classifier = PooledHead(model.backbone.width, len(head.word_ids), seed=seed)
-    return classifier.to(model.backbone.device, model.backbone.dtype)

@@ -26,8 +26,7 @@ class StepResult:
     """What one training step cost and gave."""
 
     loss: float | None
-    """Mean cross-entropy of the batch in nats, before the update; None where it is not known yet (:class:`Pipelined`).
-    """
+    """Mean cross-entropy of the batch in nats, before the update; None where not known yet (:class:`Pipelined`)."""
     forwards: int
     """Samples that went through the backbone."""
     bytes_sent: int = 0
