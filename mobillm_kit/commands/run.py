@@ -62,7 +62,7 @@ class Running(Settings, Command, frozen=True, kw_only=True):
         with only_one(out), Bars(screen) as bars:
             lay_out(out, spec)
             show = bars.of(method_row(spec.method).label)
-            record = run(spec, folder=out, command=_command(), callbacks=[show], on_test=show)
+            record = run(spec, folder=out, command=_command(), callbacks=[show])
         if record.status == "interrupted":
             raise KeyboardInterrupt
         _print_scores(record.scores)
@@ -216,7 +216,7 @@ class Evaluate(Command, frozen=True, kw_only=True):
 
         torch.set_num_threads(self.threads)
         with Bars(screen) as bars:
-            scores = score_run(self.run_folder, bars.of(self.run_folder.name))
+            scores = score_run(self.run_folder, [bars.of(self.run_folder.name)])
         _print_scores(scores)
         return 0
 

@@ -21,6 +21,7 @@ from mobillm_kit.runs.spec import RunSpec
 
 SPEC = "spec.json"
 RECORD = "record.json"
+CHECKPOINT = "checkpoint.safetensors"
 
 
 @contextmanager

@@ -22,10 +22,10 @@ from mobillm_kit.device.forward import Device
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import method_row
 from mobillm_kit.methods.task_model import task_model
-from mobillm_kit.runs.folders import load_spec
+from mobillm_kit.runs.folders import CHECKPOINT, load_spec
 from mobillm_kit.runs.prepare import Prepared, build_method, prepare
 from mobillm_kit.runs.progress import Told
-from mobillm_kit.runs.run import control_record, held_out_scores
+from mobillm_kit.runs.run import control_scores, held_out_scores
 from mobillm_kit.side.adapter import SideAdapter, attach
 from mobillm_kit.texts.encode import Batch, TextEncoder
 from mobillm_kit.texts.tasks import Example, Task
@@ -70,10 +70,10 @@ def load_run(folder: str | Path) -> Predictor:
     return Predictor(prepared.encoder, method.logits, prepared.device)
 
 
-def score_run(folder: str | Path, on_test: Told | None = None) -> dict[str, float]:
+def score_run(folder: str | Path, callbacks: Sequence[Told] = ()) -> dict[str, float]:
     """Scores of a run's model on its held-out texts, computed again."""
     prepared, method = _trained(Path(folder))
-    return control_record(prepared, "").scores if method is None else held_out_scores(method, prepared, on_test)
+    return control_scores(prepared) if method is None else held_out_scores(method, prepared, callbacks)
 
 
 def load_side(folder: str | Path, backbone: str | Path) -> Predictor:
@@ -119,7 +119,7 @@ def _trained(folder: Path) -> tuple[Prepared, Method | None]:
     prepared = prepare(spec)
     if not method_row(spec.method).trained:
         return prepared, None
-    file = folder / "checkpoint.safetensors"
+    file = folder / CHECKPOINT
     if not file.exists():
         raise BadInput(f"{folder}: holds no checkpoint.", "Train it first.")
     method = build_method(prepared)

@@ -12,9 +12,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import torch
@@ -32,26 +31,14 @@ from mobillm_kit.texts.batches import Batches, FitSettings
 from mobillm_kit.texts.encode import Batch, Encoded, TextEncoder
 from mobillm_kit.training.method import Method, Pipelined
 
-
-@dataclass(frozen=True)
-class FitResult:
-    """What the loop leaves behind: the fields of a record that are its own."""
-
-    curve: tuple[CurvePoint, ...]
-    steps: int
-    forwards: int
-    bytes_sent: int
-    seconds: float
-    cpu_seconds: float
-    stopped: str
-    status: Literal["done", "interrupted"]
+INTERRUPTED = "interrupted"
 
 
-class _Position(msgspec.Struct):
-    """Where a run stands; it travels in the checkpoint's header."""
+class FitResult(msgspec.Struct):
+    """Where a training stands, and in the end what it leaves to the record; it travels in the checkpoint's header."""
 
-    settings: str
-    step: int = 0
+    settings: str = ""
+    steps: int = msgspec.field(default=0, name="step")
     forwards: int = 0
     bytes_sent: int = 0
     seconds: float = 0.0
@@ -63,6 +50,16 @@ class _Position(msgspec.Struct):
     worse_evaluations: int = 0
     stopped: str = ""
     curve: list[CurvePoint] = []
+
+    @property
+    def status(self) -> Literal["done", "interrupted"]:
+        """Whether somebody stopped it before its end."""
+        return "interrupted" if self.stopped == INTERRUPTED else "done"
+
+    def of_the_record(self) -> dict[str, Any]:
+        """The fields that a record has as well."""
+        same = ("status", "stopped", "steps", "forwards", "bytes_sent", "seconds", "cpu_seconds")
+        return {"curve": tuple(self.curve), **{name: getattr(self, name) for name in same}}
 
 
 def fit(
@@ -79,31 +76,22 @@ def fit(
     if not progress.curve:
         _evaluate(method, dev, batches, progress)
     with stop_after_step() as asked_to_stop:
-        while progress.step < settings.steps and not progress.stopped and not asked_to_stop():
+        while progress.steps < settings.steps and not progress.stopped and not asked_to_stop():
             loss = _timed_step(method, batches, progress)
-            point = None
-            if _due(settings, progress):
+            accuracy = None
+            if progress.steps % settings.eval_every == 0 or progress.steps == settings.steps:
                 _settle(method, progress)
                 point = _evaluate(method, dev, batches, progress)
+                accuracy = point.dev_accuracy
                 _judge(progress, settings, point)
                 _save(method, progress, checkpoint)
             for callback in callbacks:
-                accuracy = None if point is None else point.dev_accuracy
-                callback(Progress(step=progress.step, steps=settings.steps, loss=loss, dev_accuracy=accuracy))
-        interrupted = asked_to_stop() and progress.step < settings.steps
-        if interrupted:
+                callback(Progress(step=progress.steps, steps=settings.steps, loss=loss, dev_accuracy=accuracy))
+        if asked_to_stop() and progress.steps < settings.steps:
             _settle(method, progress)
             _save(method, progress, checkpoint)
-    return FitResult(
-        curve=tuple(progress.curve),
-        steps=progress.step,
-        forwards=progress.forwards,
-        bytes_sent=progress.bytes_sent,
-        seconds=progress.seconds,
-        cpu_seconds=progress.cpu_seconds,
-        stopped="interrupted" if interrupted else progress.stopped,
-        status="interrupted" if interrupted else "done",
-    )
+            progress.stopped = INTERRUPTED  # not in the checkpoint: from there it goes on
+    return progress
 
 
 @torch.no_grad()
@@ -128,20 +116,20 @@ def evaluate(
     return torch.cat(losses).mean().item(), torch.cat(predictions).cpu()
 
 
-def _timed_step(method: Method, batches: Batches, progress: _Position) -> float | None:
-    batch = batches.step(progress.step)
+def _timed_step(method: Method, batches: Batches, progress: FitResult) -> float | None:
+    batch = batches.step(progress.steps)
     with _timed(progress), fit_memory_error(method, batch):
         result = method.step(batch, batches.lr(batch.step))
     if result.loss is not None:
         _add_losses(method, [result.loss], progress)
-    progress.step += 1
+    progress.steps += 1
     progress.forwards += result.forwards
     progress.bytes_sent += result.bytes_sent
     return result.loss
 
 
 @contextmanager
-def _timed(progress: _Position) -> Iterator[None]:
+def _timed(progress: FitResult) -> Iterator[None]:
     """Counts the body as training time."""
     wall, cpu = time.perf_counter(), time.process_time()
     yield
@@ -149,7 +137,7 @@ def _timed(progress: _Position) -> Iterator[None]:
     progress.cpu_seconds += time.process_time() - cpu
 
 
-def _settle(method: Method, progress: _Position) -> None:
+def _settle(method: Method, progress: FitResult) -> None:
     """Wait for what is under way: it belongs to training, not to evaluation."""
     if isinstance(method, Pipelined):
         with _timed(progress):
@@ -157,7 +145,7 @@ def _settle(method: Method, progress: _Position) -> None:
         _add_losses(method, losses, progress)
 
 
-def _add_losses(method: Method, losses: Sequence[float], progress: _Position) -> None:
+def _add_losses(method: Method, losses: Sequence[float], progress: FitResult) -> None:
     for loss in losses:
         if not math.isfinite(loss):
             raise TrainingDiverged(
@@ -203,15 +191,11 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
 
 
-def _due(settings: FitSettings, progress: _Position) -> bool:
-    return progress.step % settings.eval_every == 0 or progress.step == settings.steps
-
-
-def _evaluate(method: Method, dev: Sequence[Encoded], batches: Batches, progress: _Position) -> CurvePoint:
+def _evaluate(method: Method, dev: Sequence[Encoded], batches: Batches, progress: FitResult) -> CurvePoint:
     dev_loss, predictions = evaluate(method, dev, batches.encoder, device=batches.device)
     labels = torch.tensor([example.label for example in dev])
     point = CurvePoint(
-        step=progress.step,
+        step=progress.steps,
         forwards=progress.forwards,
         seconds=progress.seconds,
         bytes_sent=progress.bytes_sent,
@@ -224,7 +208,7 @@ def _evaluate(method: Method, dev: Sequence[Encoded], batches: Batches, progress
     return point
 
 
-def _judge(progress: _Position, settings: FitSettings, point: CurvePoint) -> None:
+def _judge(progress: FitResult, settings: FitSettings, point: CurvePoint) -> None:
     if progress.best_dev_loss is None or point.dev_loss < progress.best_dev_loss:
         progress.best_dev_loss, progress.worse_evaluations = point.dev_loss, 0
         return
@@ -233,7 +217,7 @@ def _judge(progress: _Position, settings: FitSettings, point: CurvePoint) -> Non
         progress.stopped = f"no lower dev loss in {settings.patience} evaluations"
 
 
-def _save(method: Method, progress: _Position, checkpoint: Path | None) -> None:
+def _save(method: Method, progress: FitResult, checkpoint: Path | None) -> None:
     if checkpoint is None:
         return
     header = {"progress": msgspec.json.encode(progress).decode()}
@@ -241,13 +225,13 @@ def _save(method: Method, progress: _Position, checkpoint: Path | None) -> None:
     write_with(checkpoint, lambda target: save_file(state, str(target), metadata=header))
 
 
-def _resume(method: Method, settings: FitSettings, checkpoint: Path | None) -> _Position:
+def _resume(method: Method, settings: FitSettings, checkpoint: Path | None) -> FitResult:
     name = f"{method.name} {settings}"
     if checkpoint is None or not checkpoint.exists():
-        return _Position(settings=name)
+        return FitResult(settings=name)
     try:
         with safe_open(str(checkpoint), framework="pt") as file:
-            progress = msgspec.json.decode(file.metadata()["progress"], type=_Position)
+            progress = msgspec.json.decode(file.metadata()["progress"], type=FitResult)
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, KeyError, TypeError, msgspec.DecodeError) as error:
         problem = f"{checkpoint}: not a checkpoint ({_first_line(error)})."

@@ -22,7 +22,8 @@ from mobillm_kit.methods import controls, method_row
 from mobillm_kit.methods.mobillm import MobiLLM
 from mobillm_kit.methods.zeroth_order import ZerothOrder
 from mobillm_kit.record import BackboneInfo, MeasuredMemory, RunRecord, Scalar, TaskInfo
-from mobillm_kit.runs.loop import evaluate, fit
+from mobillm_kit.runs.folders import CHECKPOINT, RECORD
+from mobillm_kit.runs.loop import INTERRUPTED, FitResult, evaluate, fit
 from mobillm_kit.runs.prepare import (
     PRESET_FIELDS,
     Prepared,
@@ -49,83 +50,77 @@ def run(
     command: str = "",
     callbacks: Sequence[Told] = (),
     measured: Sequence[MeasuredMemory] = (),
-    on_test: Told | None = None,
 ) -> RunRecord:
     """Train one method (or score one control) and say what came out.
 
     Args:
         folder: keeps ``checkpoint.safetensors``, ``record.json`` and, for MobiLLM, ``side/``; a run that was
             interrupted there goes on.  None keeps nothing.
-        callbacks: told after each step.
+        callbacks: told after each step, and then how many of the held-out texts are labelled.
         measured: memory measured in processes of their own, to be kept in the record.
-        on_test: told how many of how many held-out texts are labelled.
     """
-    trained = method_row(spec.method).trained
     prepared = prepare(spec)
-    method = build_method(prepared, folder) if trained else None
-    try:
-        if method is None:
-            record = control_record(prepared, command)
-        else:
-            record = _trained_record(prepared, method, folder, command, callbacks, measured, on_test)
-    finally:
-        if isinstance(method, Pipelined):
-            method.close()
+    if method_row(spec.method).trained:
+        record = _trained_record(prepared, folder, command, callbacks, measured)
+    else:
+        scores, nothing = control_scores(prepared), FitResult().of_the_record()
+        record = RunRecord(**_about(prepared, command), **nothing, scores=scores, trainable_parameters=0)
     if folder is not None:
-        if method is not None:
-            _keep(method, record, folder)
-        record.save(folder / "record.json")
+        record.save(folder / RECORD)
     return record
 
 
 def _trained_record(
     prepared: Prepared,
-    method: Method,
     folder: Path | None,
     command: str,
     callbacks: Sequence[Told],
     measured: Sequence[MeasuredMemory],
-    on_test: Told | None,
 ) -> RunRecord:
-    batches = training_batches(prepared)
-    first = batches.rows(range(batches.settings.batch_size))
-    about = _about(prepared, command)
-    result = fit(
-        method,
-        batches,
-        dev=prepared.dev,
-        checkpoint=None if folder is None else folder / "checkpoint.safetensors",
-        callbacks=callbacks,
-    )
-    return RunRecord(
-        **about,
-        **vars(result),
-        scores={} if result.status == "interrupted" else held_out_scores(method, prepared, on_test),
-        trainable_parameters=sum(tensor.numel() for tensor in method.trained().values()),
-        counted=method.count_memory(first),
-        measured=tuple(measured),
-        timeline=method.timeline.spans() if isinstance(method, Pipelined) else (),
-        codecs=method.codecs if isinstance(method, Pipelined) else (),
-    )
+    method = build_method(prepared, folder)
+    pipeline = method if isinstance(method, Pipelined) else None
+    try:
+        batches = training_batches(prepared)
+        first = batches.rows(range(batches.settings.batch_size))
+        about = _about(prepared, command)
+        checkpoint = None if folder is None else folder / CHECKPOINT
+        result = fit(method, batches, dev=prepared.dev, checkpoint=checkpoint, callbacks=callbacks).of_the_record()
+        interrupted = result["status"] == INTERRUPTED
+        record = RunRecord(
+            **about,
+            **result,
+            scores={} if interrupted else held_out_scores(method, prepared, callbacks),
+            trainable_parameters=sum(tensor.numel() for tensor in method.trained().values()),
+            counted=method.count_memory(first),
+            measured=tuple(measured),
+            timeline=pipeline.timeline.spans() if pipeline else (),
+            codecs=pipeline.codecs if pipeline else (),
+        )
+    finally:
+        if pipeline:
+            pipeline.close()
+    if folder is not None:
+        _keep(method, record, folder)
+    return record
 
 
 def _keep(method: Method, record: RunRecord, folder: Path) -> None:
     """What a method leaves beside its record: a side network to share, the numbers that replay a zeroth-order run."""
     if isinstance(method, ZerothOrder):
         method.log.save(folder / "replay.safetensors")
-    if record.status == "interrupted":
+    if record.status == INTERRUPTED:
         return
     if isinstance(method, MobiLLM):
         method.adapter.save_pretrained(folder / "side", model_card_kwargs={"record": record})
     shutil.rmtree(folder / "server", ignore_errors=True)  # a spawned server's checkpoints have served
 
 
-def held_out_scores(method: Method, prepared: Prepared, on_test: Told | None = None) -> dict[str, float]:
-    """Scores of the model as it is now on the held-out texts; ``on_test`` is told how many of how many are done."""
+def held_out_scores(method: Method, prepared: Prepared, callbacks: Sequence[Told] = ()) -> dict[str, float]:
+    """Scores of the model as it is now on the held-out texts; callbacks are told how many of how many are done."""
 
     def _tell(done: int) -> None:
-        if on_test is not None:
-            on_test(Progress(step=done, steps=len(prepared.test), what="test"))
+        for callback in callbacks:
+            callback(Progress(step=done, steps=len(prepared.test), what="test"))
 
     loss, predictions = evaluate(method, prepared.test, prepared.encoder, device=prepared.device, on_batch=_tell)
     scores = {"test_loss": loss, **_scores("test", predictions, prepared.test, prepared.data.task.metric)}
@@ -140,8 +135,8 @@ def _scores(split: str, predictions: Tensor, examples: Sequence[Encoded], metric
     return {f"{split}_{name}": score(name, predictions, labels) for name in dict.fromkeys(("accuracy", metric))}
 
 
-def control_record(prepared: Prepared, command: str) -> RunRecord:
-    """The record of a control: scores, and nothing trained, sent or kept."""
+def control_scores(prepared: Prepared) -> dict[str, float]:
+    """The scores of a control, for which nothing is trained, sent or kept."""
     splits: dict[str, tuple[Sequence[Encoded], Sequence[Example], str]] = {
         "dev": (prepared.dev, prepared.data.dev, "accuracy"),
         "test": (prepared.test, prepared.data.test, prepared.data.task.metric),
@@ -151,18 +146,7 @@ def control_record(prepared: Prepared, command: str) -> RunRecord:
     for split, (rows, texts, metric) in splits.items():
         if rows:
             scores |= _scores(split, _control(prepared, rows, texts), rows, metric)
-    return RunRecord(
-        **_about(prepared, command),
-        status="done",
-        curve=(),
-        scores=scores,
-        steps=0,
-        forwards=0,
-        bytes_sent=0,
-        seconds=0.0,
-        cpu_seconds=0.0,
-        trainable_parameters=0,
-    )
+    return scores
 
 
 def _control(prepared: Prepared, rows: Sequence[Encoded], texts: Sequence[Example]) -> Tensor:

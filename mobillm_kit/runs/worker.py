@@ -70,7 +70,6 @@ def train(folder: Path) -> None:
         folder=folder,
         command=os.environ.get("MOBILLM_COMMAND", ""),
         callbacks=[_say],
-        on_test=_say,
         measured=[msgspec.json.decode(path.read_bytes(), type=MeasuredMemory) for path in found],
     )
 
