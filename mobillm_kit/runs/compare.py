@@ -10,22 +10,21 @@ Taught in: notebooks/09_comparison.ipynb
 
 from __future__ import annotations
 
-import queue
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
-from mobillm_kit.common import fresh_environment
-from mobillm_kit.errors import KitError, RecordError
+from mobillm_kit.common import MMAP_THRESHOLD, fresh_environment
+from mobillm_kit.errors import KitError
 from mobillm_kit.files import write_bytes
 from mobillm_kit.methods import method_row
 from mobillm_kit.record import RunRecord, load_record
@@ -86,21 +85,14 @@ def compare(
         for place, spec in runs:
             lay_out(place, spec)
         todo = [(place, spec) for place, spec in runs if not is_done(place)]
+        workers = Workers(threads, command, listener)
         if measure:
-            _run_jobs(_memory_jobs(todo), jobs, threads, command, listener)
+            workers.run(_memory_jobs(todo), jobs)
             _share_memory(runs)
-        _run_jobs(_training_jobs(todo), jobs, threads, command, listener)
+        workers.run(_training_jobs(todo), jobs)
         records = [load_record(place / RECORD) for place, _ in runs]
         write_report(folder, records)
     return records
-
-
-def load_folder(folder: Path) -> list[RunRecord]:
-    """Every record below a comparison's folder; having none is an error."""
-    files = sorted(folder.glob("*/seed*/record.json"))
-    if not files:
-        raise RecordError(f"{folder}: holds no records.", "Name the folder that `mobillm compare` wrote.")
-    return [load_record(file) for file in files]
 
 
 def _memory_jobs(todo: Sequence[tuple[Path, RunSpec]]) -> list[Job]:
@@ -143,94 +135,76 @@ def _training_jobs(todo: Sequence[tuple[Path, RunSpec]]) -> list[Job]:
     return [Job(("train", *controls), "Controls", training=True), *jobs] if controls else jobs
 
 
-class Worker:
-    """A worker process, and what it has said so far."""
+class Workers:
+    """The processes of a comparison, a few at a time; a thread hears what each of them says."""
 
-    def __init__(self, job: Job, threads: int, command: str) -> None:
-        self.job = job
-        environment = fresh_environment(threads=threads)
-        if job.training:  # the setting that makes memory measurable costs 10-20 % of the speed
-            environment.pop("MALLOC_MMAP_THRESHOLD_")
-        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "mobillm_kit.runs.worker", *job.arguments],
-            stdin=subprocess.PIPE,  # held open: its end tells the worker that we are gone
-            stdout=subprocess.PIPE,
-            stderr=self._complaints,
-            env={**environment, "MOBILLM_COMMAND": command},
-            start_new_session=True,  # Ctrl-C reaches it through stop(), once
-        )
-        self._said: queue.SimpleQueue[Progress] = queue.SimpleQueue()
-        self._listening = threading.Thread(target=self._listen, daemon=True)
-        self._listening.start()
-        self._refusal = Progress()
+    def __init__(self, threads: int, command: str, listener: Listener | None) -> None:
+        self._environment = {**fresh_environment(threads=threads), "MOBILLM_COMMAND": command}
+        self._tell = listener or (lambda _job, _progress: None)
+        self._started: list[subprocess.Popen[bytes]] = []
+        self._stopping = threading.Event()
 
-    def _listen(self) -> None:
-        assert self._process.stdout is not None  # it is a pipe
-        for line in self._process.stdout:
-            self._said.put(msgspec.json.decode(line, type=Progress))
-
-    def lines(self) -> Iterator[Progress]:
-        """What it has said since it was last asked."""
-        while not self._said.empty():
-            progress = self._said.get()
-            if progress.error:
-                self._refusal = progress
-            else:
-                yield progress
-
-    @property
-    def running(self) -> bool:
-        """Whether it may still say something."""
-        return self._process.poll() is None or self._listening.is_alive()
-
-    def check(self) -> None:
-        """Raise what it refused to do, or how it died."""
-        if self._refusal.error:
-            raise KitError(f"{self.job.label}: {self._refusal.error}", self._refusal.remedy)
-        if self._process.returncode:
-            code = self._process.returncode
-            raise KitError(f"{self.job.label}: the process ended with code {code}.", self._last_words())
-
-    def stop(self) -> None:
-        """Let it end its step and save; end it where it does not."""
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
+    def run(self, jobs: Sequence[Job], at_a_time: int) -> None:
+        """Do them all; on the first refusal, or on Ctrl-C, those that run save and end, and the rest is left."""
+        with ThreadPoolExecutor(at_a_time) as pool:
             try:
-                self._process.wait(PATIENCE_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        self._listening.join(PATIENCE_S)
-        for stream in (self._process.stdin, self._process.stdout, self._complaints):
-            if stream is not None:
-                stream.close()
+                for done in as_completed([pool.submit(self._work, job) for job in jobs]):
+                    done.result()
+            except BaseException:
+                self._stopping.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in self._started:
+                    process.send_signal(signal.SIGINT)  # nothing where it has ended
+                for process in self._started:
+                    _await(process)
+                raise
 
-    def _last_words(self) -> str:
-        self._complaints.seek(0)
-        text = self._complaints.read().decode(errors="replace").strip()
-        return text.splitlines()[-1] if text else "It said nothing more."
+    def _work(self, job: Job) -> None:
+        """One process, from its start to its end; what it refused to do, or how it died, is raised."""
+        self._tell(job, Progress())
+        environment = dict(self._environment)
+        if job.training:  # the setting that makes memory measurable costs 10-20 % of the speed
+            environment.pop(MMAP_THRESHOLD)
+        refusal = Progress()
+        with tempfile.TemporaryFile() as complaints, _process(job, environment, complaints) as process:
+            self._started.append(process)
+            if self._stopping.is_set():
+                process.send_signal(signal.SIGINT)
+            for line in process.stdout or ():
+                said = msgspec.json.decode(line, type=Progress)
+                if said.error:
+                    refusal = said
+                else:
+                    self._tell(job, said)
+            code, last_words = process.wait(), _last_line(complaints)
+        if refusal.error:
+            raise KitError(f"{job.label}: {refusal.error}", refusal.remedy)
+        if code:
+            raise KitError(f"{job.label}: the process ended with code {code}.", last_words)
+        if not self._stopping.is_set():
+            self._tell(job, Progress(ended=True))
 
 
-def _run_jobs(todo: Sequence[Job], at_a_time: int, threads: int, command: str, listener: Listener | None) -> None:
-    tell = listener or (lambda _job, _progress: None)
-    waiting = deque(todo)
-    running: list[Worker] = []
+def _process(job: Job, environment: dict[str, str], complaints: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "mobillm_kit.runs.worker", *job.arguments],
+        stdin=subprocess.PIPE,  # held open: its end tells the worker that we are gone
+        stdout=subprocess.PIPE,
+        stderr=complaints,
+        env=environment,
+        start_new_session=True,  # Ctrl-C reaches it through us, once
+    )
+
+
+def _await(process: subprocess.Popen[bytes]) -> None:
+    """Let it end its step and save; end it where it does not, or where Ctrl-C is pressed again."""
     try:
-        while waiting or running:
-            while waiting and len(running) < at_a_time:
-                running.append(Worker(waiting.popleft(), threads, command))
-                tell(running[-1].job, Progress())
-            for worker in list(running):
-                ended = not worker.running  # asked first, so that no last line is lost
-                for progress in worker.lines():
-                    tell(worker.job, progress)
-                if ended:
-                    worker.check()
-                    worker.stop()
-                    running.remove(worker)
-                    tell(worker.job, Progress(ended=True))
-            time.sleep(0.05)
-    finally:
-        for worker in running:
-            worker.stop()
+        process.wait(PATIENCE_S)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        process.kill()
+
+
+def _last_line(complaints: IO[bytes]) -> str:
+    complaints.seek(0)
+    text = complaints.read().decode(errors="replace").strip()
+    return text.splitlines()[-1] if text else "It said nothing more."
