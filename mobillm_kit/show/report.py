@@ -63,12 +63,7 @@ def write_report(folder: Path, records: Iterable[RunRecord], title: str = "") ->
 
 
 def pictures(records: Sequence[RunRecord]) -> list[Picture]:
-    """Every chart that the records have data for, in the order of the page.
-
-    Raises:
-        BadInput: no records, or of several tasks or backbones.
-        MissingExtra: a library that draws charts is not installed.
-    """
+    """Every chart that the records have data for, in the order of the page; refuses as :func:`write_report` does."""
     from mobillm_kit.show.plots_memory import device_memory
     from mobillm_kit.show.plots_runs import convergence, gantt, pareto
 
