@@ -28,7 +28,7 @@ import torch
 
 from mobillm_kit.errors import KitError
 from mobillm_kit.files import write_bytes
-from mobillm_kit.link.overlap import StepCost, finish_times
+from mobillm_kit.link.overlap import StepCost, schedule
 from mobillm_kit.link.rates import Link
 from mobillm_kit.link.shaping import LinkProcess
 from mobillm_kit.link.timeline import Timeline
@@ -551,7 +551,7 @@ def time_of(
         one_token=one_token,
         mbit_per_s=mbit,
         to_goal_s=tuple(to_goal(run, goal, link) for run, goal in zip(runs, goals, strict=True)),
-        all_steps_s=statistics.mean(finish_times(run.costs, link)[-1] for run in runs),
+        all_steps_s=statistics.mean(schedule(run.costs, link)[-1].acked_s for run in runs),
     )
 
 
@@ -568,7 +568,7 @@ def seconds_to(costs: Sequence[StepCost], steps: int, link: Link, stops: Sequenc
     """Arithmetic where there is a link; a run without one is the sum of its steps."""
     if not any(cost.n_bytes for cost in costs):
         return sum(cost.device_s for cost in costs[:steps])
-    return finish_times(costs[:steps], link, stops=stops)[-1]
+    return schedule(costs[:steps], link, stops=stops)[-1].acked_s
 
 
 def checked(
@@ -585,7 +585,7 @@ def checked(
         cache=way[0],
         one_token=way[1],
         steps=plan.check_steps,
-        predicted_s=finish_times(run.costs[: plan.check_steps], link)[-1],
+        predicted_s=schedule(run.costs[: plan.check_steps], link)[-1].acked_s,
         measured_s=measured_s,
     )
     say({f"{mbit} Mb/s, {label_of(*way)}": f"{found.measured_s:.2f} s, predicted {found.predicted_s:.2f} s"})

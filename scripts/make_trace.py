@@ -1,26 +1,47 @@
-"""Write the packaged bandwidth traces.  They are made up, not recorded: see `mobillm_kit.link.rates.synthetic_trace`.
+"""Write the packaged bandwidth traces.  They are made up, not recorded.
+
+The logarithm of the rate wanders around that of its median, each second remembering the last:
+
+    x[i] = memory · x[i-1] + sqrt(1 - memory²) · spread · N(0, 1)          rate[i] = median · exp(x[i])
 
 python scripts/make_trace.py [FOLDER]        data/traces if none is given
 """
 
 from __future__ import annotations
 
+import math
+import random
 import sys
 from pathlib import Path
 
-from mobillm_kit.link.rates import synthetic_trace
+from mobillm_kit.common import derived_seed
 
 MEDIANS_MBIT = (20, 60)
+SECONDS = 120
+SPREAD = 0.35
+"""Standard deviation of the rate's logarithm."""
+MEMORY = 0.9
+"""Correlation of neighbouring seconds."""
+
+
+def synthetic_trace(mbit_per_s: float, seed: int, seconds: int = SECONDS) -> list[float]:
+    """The rate of each second in Mb/s, around a median; same seed, same trace."""
+    draws = random.Random(derived_seed(seed, "trace"))
+    wander = draws.gauss(0.0, SPREAD)
+    rates = []
+    for _ in range(seconds):
+        rates.append(round(mbit_per_s * math.exp(wander), 3))
+        wander = MEMORY * wander + math.sqrt(1 - MEMORY**2) * draws.gauss(0.0, SPREAD)
+    return rates
 
 
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for seed, median in enumerate(MEDIANS_MBIT):
-        trace = synthetic_trace(median, seed=seed)
         lines = [
-            f"# Synthetic, not recorded: link.synthetic_trace({median}, seed={seed}), written by scripts/make_trace.py",
+            f"# Synthetic, not recorded: synthetic_trace({median}, seed={seed}) of scripts/make_trace.py",
             "seconds,mbit_per_s",
-            *(f"{second:g},{rate:g}" for second, rate in zip(trace.seconds_at, trace.mbit_per_s, strict=True)),
+            *(f"{second},{rate:g}" for second, rate in enumerate(synthetic_trace(median, seed))),
         ]
         file = folder / f"synthetic-{median}.csv"
         file.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -37,13 +36,13 @@ _IN_MBIT = {"k": 1e-3, "m": 1.0, "g": 1e3}
 _FORM = "Write '20mbit,10ms,jitter=2ms,loss=0.5%', 'trace=FILE.csv,10ms', or a name of these: " + ", ".join(LINKS)
 
 
-def parse_link(value: str | Mapping[str, Any] | Link | Trace) -> AnyLink:
+def parse_link(value: str | Link | Trace) -> AnyLink:
     """A link from what a user writes.
 
         "wifi-60" or "wifi-60,loss=1%"           a name in `LINKS`
         "20mbit,10ms,jitter=2ms,loss=0.5%"       rate (kbit, mbit or gbit per second) first, the rest as wanted
         "trace=FILE.csv,10ms"                    rate from a file, see `read_trace`; repeat=60s starts it again
-        {"mbit_per_s": 20, "latency_ms": 10}     fields of `Link` or `Trace`, or {"trace": FILE, …}; as JSON text too
+        {"mbit_per_s": 20, "latency_ms": 10}     fields of `Link` or `Trace`, or {"trace": FILE, …}, as JSON
 
     Raises:
         UnknownName: a name that is no preset.
@@ -53,9 +52,7 @@ def parse_link(value: str | Mapping[str, Any] | Link | Trace) -> AnyLink:
         return value
     if isinstance(value, str):
         return _from_text(value)
-    if isinstance(value, Mapping):
-        return _from_fields(dict(value))
-    raise BadInput(f"{value!r} is no link.", "Give a name, a text such as '20mbit,10ms', or a dict.")
+    raise BadInput(f"{value!r} is no link.", "Give a name, or a text such as '20mbit,10ms'.")
 
 
 def read_trace(

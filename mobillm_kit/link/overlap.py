@@ -86,13 +86,6 @@ def schedule(
     return times
 
 
-def finish_times(
-    costs: Sequence[StepCost], link: AnyLink, *, credit: int = CREDIT, stops: Collection[int] = ()
-) -> list[float]:
-    """Seconds at which the device knows that a step is trained; arguments as for :func:`schedule`."""
-    return [times.acked_s for times in schedule(costs, link, credit=credit, stops=stops)]
-
-
 def spans(times: Sequence[StepTimes]) -> list[Span]:
     """A schedule as a timeline, to be drawn like a measured one: forward, send, train."""
     found: list[Span] = []

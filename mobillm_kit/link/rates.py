@@ -21,8 +21,9 @@ import json
 import math
 import random
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
 
 from mobillm_kit.common import derived_seed
 from mobillm_kit.errors import BadInput
@@ -121,16 +122,10 @@ class Trace(_Timed):
     repeat_s: float | None = None
     """The trace starts again after so many seconds; None: the last rate holds."""
     name: str = ""
-    _sent_mbit: tuple[float, ...] = field(init=False, repr=False, compare=False)
-    """Mbit that an always busy link has carried when each step begins."""
 
     def __post_init__(self) -> None:
         _check_steps(self.seconds_at, self.mbit_per_s, self.repeat_s)
         _check_delays(self)
-        sent = [0.0]
-        for index, rate in enumerate(self.mbit_per_s[:-1]):
-            sent.append(sent[-1] + rate * (self.seconds_at[index + 1] - self.seconds_at[index]))
-        object.__setattr__(self, "_sent_mbit", tuple(sent))
 
     def mbit_at(self, at_s: float) -> float:
         """Rate in Mb/s at a second after the trace's start."""
@@ -143,6 +138,12 @@ class Trace(_Timed):
 
     def __str__(self) -> str:
         return self._text(f"trace={self.name or f'{len(self.seconds_at)} steps'}")
+
+    @cached_property
+    def _sent_mbit(self) -> tuple[float, ...]:
+        """Mbit that an always busy link has carried when each step begins."""
+        steps = zip(self.mbit_per_s, pairwise(self.seconds_at), strict=False)  # the last step has no end
+        return tuple(accumulate((rate * (end_s - begin_s) for rate, (begin_s, end_s) in steps), initial=0.0))
 
     @property
     def _period_s(self) -> float:
@@ -213,43 +214,6 @@ def segments(n_bytes: int) -> int:
 def retransmit_s(link: _Timed) -> float:
     """Seconds for which a lost segment holds up the stream."""
     return max(2 * link.latency_ms, RETRANSMIT_FLOOR_MS) / 1e3
-
-
-def synthetic_trace(
-    mbit_per_s: float,
-    *,
-    seconds: int = 120,
-    step_s: float = 1.0,
-    spread: float = 0.35,
-    memory: float = 0.9,
-    seed: int = 0,
-) -> Trace:
-    """A made-up trace: the logarithm of the rate wanders around its median, each step remembering the last.
-
-        x[i] = memory · x[i-1] + sqrt(1 - memory²) · spread · N(0, 1)          rate[i] = median · exp(x[i])
-
-    Args:
-        mbit_per_s: the median.
-        seconds: length.
-        step_s: the rate holds for so long.
-        spread: standard deviation of the rate's logarithm.
-        memory: correlation of neighbouring steps, 0 … below 1.
-        seed: same seed, same trace.
-    """
-    _check_number("mbit_per_s", mbit_per_s)
-    if seconds <= 0 or step_s <= 0 or not 0 <= memory < 1 or spread < 0:
-        raise BadInput(
-            f"No trace has {seconds} seconds in steps of {step_s}, memory {memory} and spread {spread}.",
-            "Give seconds and step_s above 0, memory from 0 to below 1, spread of 0 or more.",
-        )
-    draws = random.Random(derived_seed(seed, "trace"))
-    wander = draws.gauss(0.0, spread)
-    times, rates = [], []
-    for index in range(math.ceil(seconds / step_s)):
-        times.append(index * step_s)
-        rates.append(round(mbit_per_s * math.exp(wander), 3))
-        wander = memory * wander + math.sqrt(1 - memory**2) * draws.gauss(0.0, spread)
-    return Trace(tuple(times), tuple(rates), repeat_s=float(seconds), name=f"synthetic-{mbit_per_s:g}-{seed}")
 
 
 # ------------------------------------------------------------------------------------------------- what is checked
