@@ -51,9 +51,6 @@ OWN = (PACKAGE, "tests")
 MODULES: dict[str, tuple[str, ...]] = {
     "quant/books.py": ("test_quant",),
     "quant/codec.py": ("test_quant",),
-    "quant/kernels.py": ("test_quant",),
-    "quant/packing.py": ("test_quant",),
-    "quant/scratch.py": ("test_quant",),
     "quant/parcels.py": ("test_parcels", "test_mobillm"),
     "quant/bitwidth.py": ("test_bitwidth",),
     "side/networks.py": ("test_oracles", "test_mobillm"),

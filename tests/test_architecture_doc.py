@@ -10,7 +10,7 @@ import pytest
 
 from mobillm_kit import methods
 from mobillm_kit.backbone.families import FAMILIES
-from mobillm_kit.quant import books, kernels
+from mobillm_kit.quant import books
 from mobillm_kit.texts.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,12 +26,10 @@ def blocks(section: str) -> list[str]:
 @pytest.fixture
 def tables_as_before(monkeypatch):
     """The rows that an example adds go with it."""
-    for table in (methods.METHODS, FAMILIES, TASKS, books.BOOKS, kernels.BITS, kernels.TOP):
+    for table in (methods.METHODS, FAMILIES, TASKS, books.BOOKS, books.BITS, books.TOP):
         for key in table:  # an entry that is set and undone; new ones are taken out below
             monkeypatch.setitem(table, key, table[key])
-    before = [
-        (table, set(table)) for table in (methods.METHODS, FAMILIES, TASKS, books.BOOKS, kernels.BITS, kernels.TOP)
-    ]
+    before = [(table, set(table)) for table in (methods.METHODS, FAMILIES, TASKS, books.BOOKS, books.BITS, books.TOP)]
     yield
     for table, keys in before:
         for new in set(table) - keys:

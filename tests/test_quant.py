@@ -14,10 +14,8 @@ from torch import Tensor
 
 from mobillm_kit.errors import BadInput, CodecError, UnknownName
 from mobillm_kit.quant import BITS, CODECS, FP4, NF4, Codec, codec
-from mobillm_kit.quant.books import nearest
-from mobillm_kit.quant.kernels import TOP
-from mobillm_kit.quant.packing import pack, packed_bytes
-from mobillm_kit.quant.scratch import PIECE, _kept, release
+from mobillm_kit.quant.books import TOP
+from mobillm_kit.quant.codec import PIECE, _kept, nearest, pack, release
 
 SCALED = CODECS[3:]
 LOSSY = CODECS[1:]
@@ -68,7 +66,7 @@ def test_opt_125m_in_4_bits_is_a_quarter_of_fp16_and_its_scales():
 def test_a_token_without_whole_bytes_is_filled_with_zero_bits():
     for name, width in (("int4", 5), ("int2", 5), ("sign", 11), ("nf4", 7)):
         coder, x = codec(name, 0), activations(3, width)
-        assert coder.wire_bytes(x.shape) == 3 * (4 + packed_bytes(width, BITS[name]))
+        assert coder.wire_bytes(x.shape) == 3 * (4 + math.ceil(width * BITS[name] / 8))
         assert (there_and_back(coder, x) - x).abs().le(coder.error_bound(x)).all()
 
 
@@ -310,7 +308,7 @@ def test_bytes_equal_those_that_bitsandbytes_made(name, group):
 @pytest.mark.parametrize("width", [1, 7, 8, 32, 33])
 def test_packed_codes_stand_with_the_first_in_the_highest_bits(bits, width):
     codes = torch.randint(0, 2**bits, (3, width), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    out = torch.empty(3, packed_bytes(width, bits), dtype=torch.uint8)
+    out = torch.empty(3, math.ceil(width * bits / 8), dtype=torch.uint8)
     pack(codes, bits, out)
     for row, packed in zip(codes.tolist(), out.tolist(), strict=True):
         text = "".join(f"{code:0{bits}b}" for code in row)

@@ -71,7 +71,7 @@ def steps(place: Path, walk: Walk, server: str, codec: str, *, rows: bool = Fals
     method.close()
 
 
-@pytest.mark.parametrize(("codec", "most_files", "most_lines"), [("none", 12, 1900), ("int8", 16, 2300)])
+@pytest.mark.parametrize(("codec", "most_files", "most_lines"), [("none", 12, 1700), ("int8", 13, 2100)])
 def test_the_walk_of_a_step_in_one_process(tmp_path, codec, most_files, most_lines):
     with traced() as walk:
         steps(tmp_path, walk, "in-process", codec, rows=True)
@@ -91,5 +91,5 @@ def test_the_walk_of_a_step_over_the_wire(tmp_path):
         finally:
             service.stop()
             thread.join(10)
-    assert len(walk.files) <= 24, str(walk)
-    assert walk.lines <= 5500, str(walk)
+    assert len(walk.files) <= 20, str(walk)
+    assert walk.lines <= 4700, str(walk)

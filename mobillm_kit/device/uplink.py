@@ -38,8 +38,7 @@ from mobillm_kit.errors import BadInput
 from mobillm_kit.link.timeline import Timeline
 from mobillm_kit.quant import Codec
 from mobillm_kit.quant.bitwidth import BitWidthController
-from mobillm_kit.quant.packing import from_bytes, to_bytes
-from mobillm_kit.quant.parcels import Parcel, Upload, merge, pack, split, unpack
+from mobillm_kit.quant.parcels import Parcel, Upload, from_bytes, merge, pack, split, to_bytes, unpack
 from mobillm_kit.server.side_trainer import SideTrainer
 from mobillm_kit.side.heads import LabelWordHead
 from mobillm_kit.side.portable_head import checked_result, describe_head

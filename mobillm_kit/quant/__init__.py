@@ -39,8 +39,7 @@ Taught in: notebooks/07_quantized_activations.ipynb
 """
 
 from mobillm_kit.errors import CodecError
-from mobillm_kit.quant.books import FP4, NF4
+from mobillm_kit.quant.books import BITS, CODECS, FP4, NF4
 from mobillm_kit.quant.codec import GROUPS, Codec, codec
-from mobillm_kit.quant.kernels import BITS, CODECS
 
 __all__ = ["BITS", "CODECS", "FP4", "GROUPS", "NF4", "Codec", "CodecError", "codec"]

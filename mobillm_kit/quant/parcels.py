@@ -142,7 +142,7 @@ def merge(parcels: Sequence[Parcel]) -> Parcel:
 
 def _cut(parcel: Parcel, index: int, start: int) -> Parcel:
     length = parcel.lengths[index]
-    scales, codes = _part_bytes(parcel.coder, parcel.width)
+    scales, codes = parcel.coder.token_bytes(parcel.width)
     all_scales = scales * sum(parcel.lengths)
     own_scales = slice(scales * start, scales * (start + length))
     own_codes = slice(all_scales + codes * start, all_scales + codes * (start + length))
@@ -151,13 +151,20 @@ def _cut(parcel: Parcel, index: int, start: int) -> Parcel:
 
 
 def _joined(parcels: Sequence[Parcel], number: int) -> Tensor:
-    per_token, _ = _part_bytes(parcels[0].coder, parcels[0].width)
+    per_token, _ = parcels[0].coder.token_bytes(parcels[0].width)
     scales = [parcel.payloads[number][: per_token * sum(parcel.lengths)] for parcel in parcels]
     codes = [parcel.payloads[number][per_token * sum(parcel.lengths) :] for parcel in parcels]
     return torch.cat((*scales, *codes))
 
 
-def _part_bytes(coder: Codec, width: int) -> tuple[int, int]:
-    """Bytes of one token's scales and of its codes."""
-    scales = coder.scale_bytes((1, width))
-    return scales, coder.wire_bytes((1, width)) - scales
+def to_bytes(tensor: Tensor) -> memoryview:
+    """The values of ``tensor``, row by row, without a copy where it lies contiguous on the CPU."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def from_bytes(payload: bytes | memoryview) -> Tensor:
+    """(n,) uint8 over a buffer; copied only where the buffer is read-only, as torch wants one that may be written."""
+    if not len(payload):
+        return torch.empty(0, dtype=torch.uint8)
+    view = memoryview(payload)
+    return torch.frombuffer(bytearray(view) if view.readonly else view, dtype=torch.uint8)

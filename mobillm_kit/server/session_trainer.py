@@ -39,8 +39,7 @@ from mobillm_kit.channel import (
 )
 from mobillm_kit.errors import BadInput, SaveFailed
 from mobillm_kit.files import write_with
-from mobillm_kit.quant.packing import from_bytes, to_bytes
-from mobillm_kit.quant.parcels import Parcel, Upload, merge, split, unpack
+from mobillm_kit.quant.parcels import Parcel, Upload, from_bytes, merge, split, to_bytes, unpack
 from mobillm_kit.server.cache import ActivationCache
 from mobillm_kit.server.side_trainer import SideTrainer
 from mobillm_kit.side.adapter import SideAdapter
