@@ -16,11 +16,76 @@ import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Self, TypeVar
 
 from mobillm_kit.common import derived_seed
-from mobillm_kit.link.forwarder import NEVER, READ_BYTES, Address, Forwarder, Pipe, Relay, bound_socket, now
+from mobillm_kit.link.forwarder import BUFFER_BYTES, NEVER, READ_BYTES, Address, Pipe, ShapedLink, bound_socket, now
+from mobillm_kit.link.rates import AnyLink
 
 DIRECTIONS = {"up": ("up",), "down": ("down",), "both": ("up", "down")}
+LIMIT_S = 2.0
+
+_Answer = TypeVar("_Answer")
+
+
+class ThreadedLink(ShapedLink):
+    """A shaped link in a thread of this process, from construction to `close`."""
+
+    def __init__(self, target: Address, link: AnyLink | str | None, **options: int) -> None:
+        super().__init__(target, link, **options)
+        self._loop = asyncio.SelectorEventLoop()
+        self._loop.call_soon(self.open)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    @property
+    def target(self) -> Address:
+        """Where the next connection goes."""
+        return self._target
+
+    @target.setter
+    def target(self, target: Address) -> None:
+        self._target = target
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._connections)
+
+    @property
+    def closed(self) -> bool:
+        return not self._thread.is_alive()
+
+    def set(self, link: AnyLink | str) -> None:
+        self._in_loop(lambda: ShapedLink.set(self, link))
+
+    def close(self) -> None:
+        if not self.closed:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(LIMIT_S)
+            assert self.closed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        self._loop.run_forever()
+        super().close()
+        if left := asyncio.all_tasks(self._loop):
+            self._loop.run_until_complete(asyncio.wait(left))
+        self._loop.close()
+
+    def _in_loop(self, job: Callable[[], _Answer]) -> _Answer:
+        """What the job gives; its effect holds when this returns."""
+
+        async def done() -> _Answer:
+            return job()
+
+        if self._thread is threading.current_thread():
+            return job()
+        return asyncio.run_coroutine_threadsafe(done(), self._loop).result(LIMIT_S)
 
 
 @dataclass
@@ -60,7 +125,7 @@ class Toxics:
     triggers: list[Trigger] = field(default_factory=list)
 
 
-class FaultProxy(Forwarder):
+class FaultProxy(ThreadedLink):
     """Forwards to ``target`` (which may be set anew at any time) and disturbs on demand.
 
     Args:
@@ -70,14 +135,18 @@ class FaultProxy(Forwarder):
     """
 
     def __init__(self, target: Address, *, seed: int = 0, port: int = 0) -> None:
-        self._seed = seed
+        self.bytes_up = 0
+        """Bytes that the target's side has been given."""
+        self.bytes_down = 0
+        """Bytes that the clients' side has been given."""
         self._refusing = False
         self._timeout_s = NEVER
         self._alarms: list[asyncio.TimerHandle] = []
         self._passed_bytes: dict[Pipe, int] = {}
-        self._lost: set[Relay] = set()
-        self._toxics = self._fresh()
-        super().__init__(target, port=port)
+        self._lost: set[Pipe] = set()
+        """Connections whose streams have a hole."""
+        self._toxics = fresh(seed)
+        super().__init__(target, None, seed=seed, port=port)
 
     # ------------------------------------------------------------------------------------------- toxics by call
 
@@ -152,19 +221,15 @@ class FaultProxy(Forwarder):
 
     # ------------------------------------------------------------------------------------------- in the loop
 
-    def _fresh(self) -> dict[str, Toxics]:
-        return {name: Toxics(random.Random(derived_seed(self._seed, "proxy", name))) for name in DIRECTIONS["both"]}
-
     def _change(self, direction: str, **toxics: float) -> None:
         def change() -> None:
             for name in DIRECTIONS[direction]:
                 for key, value in toxics.items():
                     setattr(self._toxics[name], key, value)
-            for connection in self._connections:
-                for pipe in connection.pipes:
-                    if self._toxics[pipe.direction].swallowing and pipe.flying:
-                        self._swallow(pipe)
-                    pipe.changed.set()
+            for pipe in self._pipes():
+                if self._toxics[pipe.direction].swallowing and pipe.flying_bytes:
+                    self._swallow(pipe)
+                pipe.changed.set()
 
         self._in_loop(change)
 
@@ -179,7 +244,7 @@ class FaultProxy(Forwarder):
             self._abort(connection)
 
     def _heal(self) -> None:
-        self._toxics = self._fresh()
+        self._toxics = fresh(self._seed)
         self._timeout_s = NEVER
         while self._alarms:
             self._alarms.pop().cancel()
@@ -188,30 +253,33 @@ class FaultProxy(Forwarder):
             self._listener.listen(64)
             self._loop.add_reader(self._listener, self._accept)
         for connection in list(self._connections):
-            if connection in self._lost or not connection.started:
-                self._abort(connection)  # its stream has a hole
-            for pipe in connection.pipes:
-                pipe.hasten(0.0)
+            if connection in self._lost:
+                self._abort(connection)
+        for pipe in self._pipes():
+            pipe.hasten(0.0)
 
-    def _limit_time(self, connection: Relay) -> None:
+    def _limit_time(self, connection: Pipe) -> None:
         if self._timeout_s < NEVER:
             self._alarms.append(self._loop.call_later(self._timeout_s, self._end, connection))
 
-    async def _connect(self, connection: Relay) -> None:
-        self._limit_time(connection)
+    async def _connect(self, up: Pipe) -> None:
+        self._limit_time(up)
         if not all(toxics.swallowing for toxics in self._toxics.values()):
-            await super()._connect(connection)
+            await super()._connect(up)
             return
-        while await self._loop.sock_recv(connection.client, READ_BYTES):
+        self._lost.add(up)
+        while await self._loop.sock_recv(up.source, READ_BYTES):
             pass
         await asyncio.Event().wait()  # until it is healed
 
     def _swallow(self, pipe: Pipe) -> None:
-        self._lost.update(connection for connection in self._connections if pipe in connection.pipes)
-        pipe.drop()
+        self._lost.add(connection_of(pipe))
+        pipe.flying.clear()
 
     async def _admit(self, pipe: Pipe, data: memoryview) -> None:
         toxics = self._toxics[pipe.direction]
+        if not data:
+            pipe.fly(now() + toxics.slow_close_s, data)
         while len(data) and not toxics.swallowing:
             n_bytes = READ_BYTES
             due_s = now()
@@ -227,26 +295,39 @@ class FaultProxy(Forwarder):
             pipe.fly(due_s + toxics.latency_s + toxics.draws.random() * toxics.jitter_s, burst)
         if len(data):
             self._swallow(pipe)
+        while pipe.flying_bytes >= BUFFER_BYTES:
+            await pipe.wait()
 
     def _due_s(self, pipe: Pipe) -> float:
         toxics = self._toxics[pipe.direction]
         return NEVER if toxics.swallowing or toxics.held else super()._due_s(pipe)
 
-    def _piece(self, pipe: Pipe) -> memoryview:
+    def _piece(self, pipe: Pipe) -> bytes | memoryview:
         toxics = self._toxics[pipe.direction]
-        burst = super()._piece(pipe)
-        masks = [corruption.mask for corruption in toxics.corruptions if corruption.remaining_bytes == 0]
-        if masks:
-            byte = burst[0]
-            for mask in masks:
-                byte ^= mask
-            return memoryview(bytes([byte]))
+        due_s, burst = pipe.flying.popleft()
         ahead = [each.remaining_bytes for each in (*toxics.corruptions, *toxics.triggers)]
         if toxics.limit_bytes and toxics.cuts_left:
             ahead.append(toxics.limit_bytes - self._passed_bytes.get(pipe, 0))
-        return burst[: min(ahead, default=len(burst))]
+        masks = [corruption.mask for corruption in toxics.corruptions if corruption.remaining_bytes == 0]
+        n_bytes = 1 if masks else min(ahead, default=len(burst))
+        if n_bytes < len(burst):
+            pipe.flying.appendleft((due_s, burst[n_bytes:]))
+        piece = bytearray(burst[:n_bytes])
+        for mask in masks if piece else ():
+            piece[0] ^= mask
+        return bytes(piece)
 
-    def _sent(self, pipe: Pipe, n_bytes: int) -> None:
+    async def _send(self, pipe: Pipe) -> int:
+        n_bytes = await super()._send(pipe)
+        if pipe.direction == "up":
+            self.bytes_up += n_bytes
+        else:
+            self.bytes_down += n_bytes
+        if n_bytes:
+            self._passed(pipe, n_bytes)
+        return n_bytes
+
+    def _passed(self, pipe: Pipe, n_bytes: int) -> None:
         toxics = self._toxics[pipe.direction]
         self._passed_bytes[pipe] = self._passed_bytes.get(pipe, 0) + n_bytes
         toxics.corruptions = [each for each in toxics.corruptions if each.remaining_bytes > 0]
@@ -254,9 +335,7 @@ class FaultProxy(Forwarder):
             each.remaining_bytes -= n_bytes
         if toxics.limit_bytes and toxics.cuts_left and self._passed_bytes[pipe] >= toxics.limit_bytes:
             toxics.cuts_left -= 1
-            for connection in list(self._connections):
-                if pipe in connection.pipes:
-                    self._end(connection)
+            self._end(connection_of(pipe))
         self._fire(toxics)
 
     def _fire(self, toxics: Toxics) -> None:
@@ -266,11 +345,18 @@ class FaultProxy(Forwarder):
             trigger.action()
             trigger.fired.set()
 
-    def _end_due_s(self, pipe: Pipe) -> float:
-        return super()._end_due_s(pipe) + self._toxics[pipe.direction].slow_close_s
-
-    def _end(self, connection: Relay) -> None:
-        super()._end(connection)
-        self._lost.discard(connection)
-        for pipe in connection.pipes:
+    def _end(self, up: Pipe) -> None:
+        super()._end(up)
+        self._lost.discard(up)
+        for pipe in (up, up.back):
             self._passed_bytes.pop(pipe, None)
+
+
+def fresh(seed: int) -> dict[str, Toxics]:
+    """Nothing wrong, either way."""
+    return {name: Toxics(random.Random(derived_seed(seed, "proxy", name))) for name in DIRECTIONS["both"]}
+
+
+def connection_of(pipe: Pipe) -> Pipe:
+    """Its pipe up, by which a connection is known."""
+    return pipe if pipe.direction == "up" else pipe.back

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import pytest
 
 from mobillm_kit.link.rates import Link
-from mobillm_kit.link.shaping import ShapedLink
+from mobillm_kit.link.shaping import LinkProcess
 
 LIMIT_S = 20
 GOODPUT = 1448 / 1514
@@ -117,7 +117,7 @@ def test_the_shaped_link_is_as_fast_as_the_kernels_token_bucket(cable, mbit_per_
     cable.shape(mbit_per_s)
     with receiver("ip", "netns", "exec", cable.receiver) as port:
         kernel_s = seconds_to_send("ip", "netns", "exec", cable.sender, host=cable.host, port=port, n_bytes=n_bytes)
-    with receiver() as port, ShapedLink(("127.0.0.1", port), Link(mbit_per_s * GOODPUT)) as shaped:
+    with receiver() as port, LinkProcess(("127.0.0.1", port), Link(mbit_per_s * GOODPUT)) as shaped:
         shaped_s = seconds_to_send(host=shaped.address[0], port=shaped.address[1], n_bytes=n_bytes)
     print(f"{mbit_per_s} Mb/s: tbf {kernel_s:.3f} s, shaped {shaped_s:.3f} s, ratio {shaped_s / kernel_s:.3f}")
     assert shaped_s / kernel_s == pytest.approx(1, abs=0.1)

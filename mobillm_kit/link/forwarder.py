@@ -1,13 +1,20 @@
-"""Bytes from one TCP connection to another, held back for as long as somebody says.
+"""A link that really holds bytes back: a TCP forwarder in user space, on any system, without root.
 
     client ═► read ─► flying (each burst with the moment it is due) ═► target        "up"
     client ◄═ flying ◄─ read ◄═ target                                              "down"
 
-One event loop serves every connection, two tasks each way.  What is full is not read, so the sender's own TCP slows it
-down: memory is bounded.  An end of stream and a reset are passed on after the bytes that came before them.  When bursts
-may leave is the subclass's (`ShapedLink`: a link; the tests' fault proxy: disturbances).
+    a burst leaves at   start = max(arrival, line free, now - 20 ms)
+    line free           = start + 8 n / rate, and later by the burst's retransmissions
+    it is delivered at    line free + latency + jitter, never before the burst that went ahead of it
 
-Knows: TCP.  Knows nothing of: rates, messages, models.
+- The line is booked 20 ms ahead and may be booked 20 ms late: who oversleeps would lose 10 to 30 % otherwise.
+- All connections share one line each way, as they share the radio of a phone.
+- Losses are retransmissions, see `mobillm_kit.link.rates`; while one lasts, the line stands still for all connections.
+- Setting a connection up is not delayed.  An end of stream and a reset are passed on after the bytes before them.
+- Each direction holds back at most 40 ms of data (never under 16 KiB) plus what is on its way, beside two kernel
+  buffers of 256 KiB.  What is full is not read: a sender that is faster is slowed down by its own TCP.
+
+Knows: TCP and links.  Knows nothing of: processes, messages, models.
 
 Taught in: notebooks/08_device_and_server.ipynb
 """
@@ -21,14 +28,23 @@ import struct
 import sys
 import time
 from collections import deque
-from typing import TypeVar
 
 from mobillm_kit.errors import BadInput
-from mobillm_kit.link.loop_thread import LoopThread
+from mobillm_kit.link.forms import parse_link
+from mobillm_kit.link.rates import SEGMENT_BYTES, AnyLink, Delays
 
 READ_BYTES = 65536
 BUFFER_BYTES = 1 << 18
 """Kernel buffer on either side; left alone it grows to megabytes that no link would hold."""
+RUN_AHEAD_S = 0.02
+WAKE_AHEAD_S = 0.015
+"""The line is looked at again when so much of it is still booked."""
+BURST_S = 0.0025
+"""Time on the line of one burst, where that is a segment or more: what arrives together."""
+QUEUE_S = 0.04
+SMALLEST_QUEUE_BYTES = 1 << 14
+LARGEST_FLIGHT_BYTES = 1 << 25
+"""Above this much on its way (1 Gb/s times 0.27 s) the link is slower than it says."""
 NEVER = float("inf")
 RESET_ON_CLOSE = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 """SO_LINGER on, zero seconds: closing sends a reset instead of an end of stream."""
@@ -37,58 +53,42 @@ now = time.perf_counter
 """The one clock: `time.monotonic` ticks every 15 ms on some systems."""
 
 Address = tuple[str, int]
-_Answer = TypeVar("_Answer")
 
 
 class Pipe:
     """One direction of one connection."""
 
-    def __init__(self, direction: str, number: int, source: socket.socket, sink: socket.socket) -> None:
+    back: Pipe
+    """The other direction."""
+
+    def __init__(self, direction: str, source: socket.socket, sink: socket.socket, delays: Delays) -> None:
         self.direction = direction
         """"up" (client to target) or "down"."""
-        self.number = number
-        """Of the connection, from 0."""
         self.source = source
         self.sink = sink
-        self.waiting_bytes = 0
-        """Read, but not on their way yet."""
+        self.delays = delays
         self.flying: deque[tuple[float, memoryview]] = deque()
-        """(moment when due, bytes), in the order they were sent."""
-        self.flying_bytes = 0
-        self.ended_s: float | None = None
-        """When the source said its last byte."""
+        """(moment when due, bytes), in the order they were sent; no bytes are the end of the stream."""
         self.reset = False
         """The source ended by a reset, and so does the sink when all before it has been delivered."""
-        self.cut = False
-        """The sink is gone: nothing is delivered any more."""
         self.blocked = False
         """The sink takes nothing at the moment."""
         self.changed = asyncio.Event()
         """Something is due at another moment than it was, or there is room again."""
 
+    @property
+    def flying_bytes(self) -> int:
+        """Bytes that are on their way."""
+        return sum(len(burst) for _, burst in self.flying)
+
     def fly(self, due_s: float, burst: memoryview) -> None:
         """Put a burst on its way; it does not overtake the one before it."""
         self.flying.append((max(due_s, self.flying[-1][0]) if self.flying else due_s, burst))
-        self.flying_bytes += len(burst)
-        self.changed.set()
-
-    def take(self, n_bytes: int) -> None:
-        """So many bytes of the first burst have been delivered."""
-        due_s, burst = self.flying.popleft()
-        if n_bytes < len(burst):
-            self.flying.appendleft((due_s, burst[n_bytes:]))
-        self.flying_bytes -= n_bytes
         self.changed.set()
 
     def hasten(self, latest_s: float) -> None:
         """Nothing that is on its way is due later than that."""
         self.flying = deque((min(due_s, latest_s), burst) for due_s, burst in self.flying)
-        self.changed.set()
-
-    def drop(self) -> None:
-        """Forget everything that is on its way."""
-        self.flying.clear()
-        self.flying_bytes = 0
         self.changed.set()
 
     async def wait(self, until_s: float = NEVER) -> None:
@@ -102,108 +102,113 @@ class Pipe:
             alarm.cancel()
 
 
-class Relay:
-    """A client, a target, and a pipe each way."""
+class Line:
+    """One direction of the link: when the next burst may leave."""
 
-    task: asyncio.Task[None]
+    def __init__(self, link: AnyLink) -> None:
+        self.turn = asyncio.Lock()
+        """First come, first served: one connection does not shut another out."""
+        self._changed = asyncio.Event()
+        self.set(link)
 
-    def __init__(self, number: int, client: socket.socket, server: socket.socket) -> None:
-        self.client = client
-        self.server = server
-        self.started = False
-        """Somebody has begun to connect the server's socket."""
-        self.up = Pipe("up", number, client, server)
-        self.down = Pipe("down", number, server, client)
+    def set(self, link: AnyLink) -> None:
+        """Another link, from now on, and nothing is booked on it yet."""
+        self.link = link
+        self._began_s = self._free_s = now()
+        self._changed.set()
 
-    @property
-    def pipes(self) -> tuple[Pipe, Pipe]:
-        """Up and down."""
-        return self.up, self.down
+    def rate(self) -> float:
+        """Bytes per second now; a trace counts from the moment it was set."""
+        return self.link.mbit_at(now() - self._began_s) * 1e6 / 8
+
+    def book(self, arrived_s: float, n_bytes: int, delays: Delays) -> float:
+        """The moment at which a burst is due at the other end."""
+        start_s = max(arrived_s, self._free_s, now() - RUN_AHEAD_S)
+        jitter_s, stop_s = delays.burst(self.link, n_bytes)
+        self._free_s = self._began_s + self.link.finish_s(n_bytes, start_s - self._began_s) + stop_s
+        return self._free_s + self.link.latency_ms / 1e3 + jitter_s
+
+    async def nearly_free(self) -> None:
+        """Until no more than the run ahead is booked."""
+        while self._free_s >= now() + RUN_AHEAD_S:
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), self._free_s - WAKE_AHEAD_S - now())
 
 
-class Forwarder(LoopThread):
-    """Listens on 127.0.0.1 and forwards every connection to ``target``; runs from construction to `close`.
+class ShapedLink:
+    """Listens on 127.0.0.1 and forwards to ``target``; the bytes take as long as they would over ``link``.
+
+    It listens from construction on, and forwards from `open` to `close`; these two and `set` are called in an event
+    loop, the same one.  A subclass may hold bytes back by other rules, and spoil them: it says how a connection is made
+    (`_connect`), when what was read is due (`_admit`, `_due_s`), and what is sent then (`_piece`, `_send`).
 
     Args:
-        target: host and port; may be set anew, and counts for the connections that come after.
+        target: host and port of the server.
+        link: a `Link`, a `Trace` (it starts now), what `parse_link` reads, or None: nothing is held back.
+        seed: of jitter and losses; connection and direction have sequences of their own.
+        up_only: hold back what goes to the target only; answers pass at once.
         port: to listen on; 0 takes a free one.
 
     Raises:
-        BadInput: no such host, or a port that is taken or out of range.
+        BadInput: a target, link or port that is none, or a port that is taken.
     """
 
-    def __init__(self, target: Address, *, port: int = 0) -> None:
-        self.bytes_up = 0
-        """Bytes that the target's side has been given."""
-        self.bytes_down = 0
-        """Bytes that the clients' side has been given."""
+    _loop: asyncio.AbstractEventLoop
+
+    def __init__(
+        self, target: Address, link: AnyLink | str | None, *, seed: int = 0, up_only: bool = False, port: int = 0
+    ) -> None:
         self.accepted = 0
         """Connections so far."""
         self._target = resolved(target)
-        self._connections: list[Relay] = []
-        self._listener = listening_socket(port)
+        self._seed = seed
+        self._lines: dict[str, Line] = {}
+        if link is not None:
+            found = parse_link(link)
+            self._lines = {direction: Line(found) for direction in (("up",) if up_only else ("up", "down"))}
+        self._connections: dict[Pipe, asyncio.Task[None]] = {}
+        """By the pipe up."""
+        self._listener = bound_socket(port)
+        self._listener.listen(64)
         self.address: Address = self._listener.getsockname()[:2]
         """Where to connect to instead of the target."""
         self.endpoint = f"tcp://{self.address[0]}:{self.address[1]}"
         """The address as ZeroMQ writes it."""
-        super().__init__(f"forwarder at {self.endpoint}", self._end_all)
+
+    @property
+    def link(self) -> AnyLink:
+        """What holds now."""
+        return self._lines["up"].link
+
+    def open(self) -> None:
+        """Begin to forward."""
+        self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._listener, self._accept)
-        self._start()
 
-    @property
-    def target(self) -> Address:
-        """Where the next connection goes."""
-        return self._target
-
-    @target.setter
-    def target(self, target: Address) -> None:
-        """It counts for the connections that come after."""
-        self._target = resolved(target)
-
-    @property
-    def open_connections(self) -> int:
-        """Connections of this moment."""
-        return len(self._connections)
-
-    # --------------------------------------------------------------------------------- what a subclass decides
-
-    async def _connect(self, connection: Relay) -> None:
-        """Reach the target."""
-        connection.started = True
-        await self._loop.sock_connect(connection.server, self._target)
-
-    def _room(self, pipe: Pipe) -> int:
-        """Bytes that may be read from the source now."""
-        return BUFFER_BYTES - pipe.flying_bytes
-
-    async def _admit(self, pipe: Pipe, data: memoryview) -> None:
-        """Put what was just read on its way."""
-        pipe.fly(now(), data)
-
-    def _due_s(self, pipe: Pipe) -> float:
-        """The moment at which the first burst, or else the end of the stream, is to be passed on."""
-        if pipe.flying:
-            return pipe.flying[0][0]
-        return NEVER if pipe.ended_s is None or pipe.waiting_bytes else self._end_due_s(pipe)
-
-    def _end_due_s(self, pipe: Pipe) -> float:
-        """The moment to pass an end of stream on."""
-        return pipe.ended_s or 0.0
-
-    def _piece(self, pipe: Pipe) -> memoryview:
-        """What of the first burst is sent in one go."""
-        return pipe.flying[0][1]
-
-    def _sent(self, pipe: Pipe, n_bytes: int) -> None:
-        """So many bytes have been passed on."""
-
-    # --------------------------------------------------------------------------------- the loop
-
-    def _end_all(self) -> None:
-        for connection in list(self._connections):
-            self._end(connection)
+    def close(self) -> None:
+        """End every connection, and listen no more."""
+        for up in list(self._connections):
+            self._end(up)
         self._loop.remove_reader(self._listener)
         self._listener.close()
+
+    def set(self, link: AnyLink | str) -> None:
+        """Change the link while it runs; a trace starts anew.  What had not left yet leaves now.
+
+        Raises:
+            BadInput: no link.
+        """
+        found = parse_link(link)
+        # What is still on the line was booked at the old rate, which may have been an outage of minutes: it is 20 ms of
+        # data and a burst at most, and leaves now.
+        latest_s = now() + (self.link.latency_ms + self.link.jitter_ms) / 1e3
+        for line in self._lines.values():
+            line.set(found)
+        for pipe in self._pipes():
+            pipe.hasten(latest_s)
+
+    # ------------------------------------------------------------------------------------------- one connection
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):  # it went away between the event and the call, or no descriptor is left
@@ -218,94 +223,117 @@ class Forwarder(LoopThread):
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
             server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
-            connection = Relay(self.accepted, client, server)
+            up = Pipe("up", client, server, Delays(self._seed, "up", self.accepted))
+            up.back = Pipe("down", server, client, Delays(self._seed, "down", self.accepted))
+            up.back.back = up
             self.accepted += 1
-            self._connections.append(connection)
-            connection.task = self._loop.create_task(self._serve(connection))
+            self._connections[up] = self._loop.create_task(self._serve(up))
 
-    async def _serve(self, connection: Relay) -> None:
+    async def _serve(self, up: Pipe) -> None:
         try:
-            await self._connect(connection)
+            await self._connect(up)
             async with asyncio.TaskGroup() as tasks:
-                for pipe, other in (connection.pipes, connection.pipes[::-1]):
-                    tasks.create_task(self._read(pipe, other))
+                for pipe in (up, up.back):
+                    tasks.create_task(self._read(pipe))
                     tasks.create_task(self._pass_on(pipe))
         except* OSError:  # nobody listens there, or a peer is gone: both sides see a reset
-            self._abort(connection)
-        self._end(connection)
+            self._abort(up)
+        self._end(up)
 
-    async def _read(self, pipe: Pipe, other: Pipe) -> None:
-        try:
-            while True:
-                while (room := self._room(pipe)) <= 0:
-                    await pipe.wait()
-                data = await self._loop.sock_recv(pipe.source, min(room, BUFFER_BYTES))
-                if not data:
-                    break
-                await self._admit(pipe, memoryview(data))
-        except OSError:
-            # The peer is gone.  What it sent before is delivered, as the network would; what was meant for it is not.
-            pipe.reset = other.cut = True
-            other.drop()
-        pipe.ended_s = now()
-        pipe.changed.set()
+    async def _connect(self, up: Pipe) -> None:
+        """Reach the target."""
+        await self._loop.sock_connect(up.sink, self._target)
+
+    def _abort(self, up: Pipe) -> None:
+        """End a connection by a reset on both sides."""
+        for sock in (up.source, up.sink):
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        self._end(up)
+
+    def _end(self, up: Pipe) -> None:
+        if task := self._connections.pop(up, None):
+            task.cancel()
+            for sock in (up.source, up.sink):
+                self._loop.remove_reader(sock)
+                self._loop.remove_writer(sock)
+                sock.close()
+
+    def _pipes(self) -> list[Pipe]:
+        return [pipe for up in self._connections for pipe in (up, up.back)]
+
+    # ------------------------------------------------------------------------------------------- one direction
+
+    async def _read(self, pipe: Pipe) -> None:
+        data = None
+        while data != b"":
+            # a receiver that takes nothing stops the line, or what is on its way would pile up
+            while pipe.blocked or pipe.flying_bytes >= LARGEST_FLIGHT_BYTES:
+                await pipe.wait()
+            try:
+                data = await self._loop.sock_recv(pipe.source, self._read_bytes(pipe))
+            except OSError:
+                # The peer is gone.  What it sent before is delivered, as the network would; what was meant for it is
+                # not.
+                pipe.reset = True
+                pipe.back.changed.set()
+                data = b""
+            await self._admit(pipe, memoryview(data))
+
+    def _read_bytes(self, pipe: Pipe) -> int:
+        line = self._lines.get(pipe.direction)
+        return min(max(int(line.rate() * QUEUE_S), SMALLEST_QUEUE_BYTES), BUFFER_BYTES) if line else BUFFER_BYTES
+
+    async def _admit(self, pipe: Pipe, data: memoryview) -> None:
+        """Put what was just read, or the end of the stream, on its way."""
+        line = self._lines.get(pipe.direction)
+        if line is None or not data:
+            pipe.fly(now() + line.link.latency_ms / 1e3 if line else 0.0, data)
+            return
+        arrived_s = now()
+        while data:
+            async with line.turn:
+                await line.nearly_free()
+                burst = data[: burst_bytes(line.rate())]
+                data = data[len(burst) :]
+                pipe.fly(line.book(arrived_s, len(burst), pipe.delays), burst)
 
     async def _pass_on(self, pipe: Pipe) -> None:
-        while not (pipe.cut and pipe.reset):
-            due_s = NEVER if pipe.cut else self._due_s(pipe)
+        while not (pipe.reset and pipe.back.reset):
+            due_s = NEVER if pipe.back.reset else self._due_s(pipe)  # nothing is delivered to who is gone
             if due_s > now():
                 await pipe.wait(due_s)
-            elif pipe.flying:
-                await self._send(pipe)
-            else:
+            elif not await self._send(pipe):
                 break
         if pipe.reset:
             raise ConnectionResetError
         pipe.sink.shutdown(socket.SHUT_WR)
 
-    async def _send(self, pipe: Pipe) -> None:
+    def _due_s(self, pipe: Pipe) -> float:
+        """The moment at which the next is to be passed on."""
+        return pipe.flying[0][0] if pipe.flying else NEVER
+
+    async def _send(self, pipe: Pipe) -> int:
+        """Pass on what is due; 0 bytes at the end of the stream."""
         piece = self._piece(pipe)
-        pipe.take(len(piece))
         pipe.blocked = True
         await self._loop.sock_sendall(pipe.sink, piece)
         pipe.blocked = False
         pipe.changed.set()
-        if pipe.direction == "up":
-            self.bytes_up += len(piece)
-        else:
-            self.bytes_down += len(piece)
-        self._sent(pipe, len(piece))
+        return len(piece)
 
-    def _pipes(self, direction: str) -> list[Pipe]:
-        return [pipe for connection in self._connections for pipe in connection.pipes if pipe.direction == direction]
-
-    def _abort(self, connection: Relay) -> None:
-        """End a connection by a reset on both sides."""
-        for sock in (connection.client, connection.server):
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-        self._end(connection)
-
-    def _end(self, connection: Relay) -> None:
-        if connection not in self._connections:
-            return
-        self._connections.remove(connection)
-        connection.task.cancel()
-        for sock in (connection.client, connection.server):
-            self._loop.remove_reader(sock)
-            self._loop.remove_writer(sock)
-            sock.close()
+    def _piece(self, pipe: Pipe) -> bytes | memoryview:
+        """Take off what goes in one call: all that is due, since each call to the system gives the processor away."""
+        moment_s = now()
+        due = [pipe.flying.popleft()[1]]
+        while pipe.flying and pipe.flying[0][0] <= moment_s and pipe.flying[0][1] and sum(map(len, due)) < BUFFER_BYTES:
+            due.append(pipe.flying.popleft()[1])
+        return b"".join(due)
 
 
-def listening_socket(port: int) -> socket.socket:
-    """A socket that listens on 127.0.0.1.
-
-    Raises:
-        BadInput: the port is taken, or no port at all.
-    """
-    listener = bound_socket(port)
-    listener.listen(64)
-    return listener
+def burst_bytes(rate: float) -> int:
+    """Whole segments that take about `BURST_S` at so many bytes per second."""
+    return min(max(int(rate * BURST_S) // SEGMENT_BYTES, 1) * SEGMENT_BYTES, READ_BYTES)
 
 
 def bound_socket(port: int) -> socket.socket:
