@@ -451,10 +451,9 @@ def walked_step(method: MobiLLM, feed: Batches, step: int) -> StepCost:
     device_s = time.perf_counter() - started
     if result.loss is not None:
         return StepCost(device_s, result.bytes_sent, 0.0)
-    method.settle()
+    _, late_bytes = method.settle()
     here = {span.stage: span.seconds for span in method.timeline.spans() if span.step == step}
-    n_bytes = result.bytes_sent + method.uplink.new_bytes()
-    return StepCost(device_s, n_bytes, here["decode"] + here["train"])
+    return StepCost(device_s, result.bytes_sent + late_bytes, here["decode"] + here["train"])
 
 
 def across(spec: RunSpec, plan: Plan, address: str, walk: bool = True) -> Trained | float:

@@ -29,6 +29,14 @@ def test_two_processes_end_in_the_bytes_of_one(place, server, side, model):
     assert [point.dev_loss for point in there.curve] == [point.dev_loss for point in here.curve]
 
 
+def test_every_byte_of_every_step_is_counted_however_late_it_leaves(place, server):
+    _, there = trained(place, server.address, codec="int8", group=8, link="0.2mbit")
+    _, here = trained(place, "in-process", codec="int8", group=8)
+    payloads = [point.bytes_sent for point in here.curve]
+    assert all(sent >= least for sent, least in zip([point.bytes_sent for point in there.curve], payloads, strict=True))
+    assert there.bytes_sent > here.bytes_sent
+
+
 def test_with_a_cache_each_sample_is_forwarded_and_sent_once(place, server):
     _plain, without = trained(place, server.address, steps=30, codec="int8", group=8)
     _again, with_cache = trained(place, server.address, steps=30, codec="int8", group=8, cache=True)

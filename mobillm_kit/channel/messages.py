@@ -38,9 +38,12 @@ Name = Annotated[
     str,
     Meta(max_length=64, pattern=r"\A[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff/\\]+\Z"),
 ]
-Sentence = Annotated[str, Meta(max_length=2000)]
+SENTENCE_LENGTH = 2000
+Sentence = Annotated[str, Meta(max_length=SENTENCE_LENGTH)]
 SessionId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 PerSample = Annotated[list[Count], Meta(max_length=MOST_SAMPLES)]
+
+LabelMode = Literal["server", "residual", "device"]
 
 ErrorCode = Literal[
     "not-our-protocol",
@@ -80,6 +83,11 @@ class WireError(KitError):
         self.code: ErrorCode = code
         super().__init__(problem, remedy)
 
+    def said(self, *, fatal: bool, sequence: int | None = None) -> Error:
+        """As a message; a sentence that is too long for one is cut short."""
+        problem, remedy = self.problem[:SENTENCE_LENGTH], self.remedy[:SENTENCE_LENGTH]
+        return Error(code=self.code, sentence=problem, remedy=remedy, sequence=sequence, fatal=fatal)
+
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A piece of a message."""
@@ -107,7 +115,7 @@ class Plan(_Part, frozen=True):
     """Of the backbone's weights."""
     side: SideSpec
     head: HeadSpec | None
-    labels: Literal["server", "residual", "device"]
+    labels: LabelMode
     weight_decay: Annotated[float, Meta(ge=0.0, le=1e3)]
     steps: Size
     checkpoint_every: Size

@@ -11,15 +11,17 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from mobillm_kit.channel import Limits
 from mobillm_kit.channel.ends import DeviceSocket
 from mobillm_kit.channel.join import JoinString
 from mobillm_kit.channel.keys import load_or_make_keys
+from mobillm_kit.channel.messages import LabelMode
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.device.client import Connection
 from mobillm_kit.device.forward import Device
-from mobillm_kit.device.uplink import MESSAGE_LIMIT_BYTES, LabelMode, Wire
+from mobillm_kit.device.uplink import MESSAGE_LIMIT_BYTES, Wire
 from mobillm_kit.errors import BadInput
 from mobillm_kit.link.shaping import LinkProcess
 from mobillm_kit.quant import codec as codec_of
@@ -69,7 +71,7 @@ def route_to(server: str, *, link: str = "", keys: str = "", folder: Path | None
 
 def _address(server: str, stack: ExitStack, folder: Path | None) -> tuple[str, str, str]:
     if server == "spawn":
-        process = stack.enter_context(serve(folder))
+        process = stack.enter_context(serve(folder, options=("--max-sessions", "1")))  # ours alone
         return process.address, "", ""
     if server.startswith("mobillm://"):
         join = JoinString.parse(server)
@@ -105,7 +107,7 @@ def wire(
     if local.model.adapter.spec.start == "backbone":
         remedy = "Choose start='random' there, or server='in-process'."
         raise BadInput("start='backbone': a server in another process has no backbone to start from.", remedy)
-    if labels not in ("server", "residual", "device"):
+    if labels not in get_args(LabelMode):
         raise BadInput(f"labels is '{labels}'.", "Choose 'server', 'residual' or 'device'.")
     return Wire(
         device,

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save
@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mobillm_kit.channel import BatchMessage, Hello, Limits, Plan
+from mobillm_kit.channel.messages import LabelMode
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import MIB
 from mobillm_kit.device.client import ServerClient
@@ -50,7 +51,6 @@ from mobillm_kit.training.method import StepResult
 if TYPE_CHECKING:  # it opens sockets; an uplink is handed the way
     from mobillm_kit.device.route import Route
 
-LabelMode = Literal["server", "residual", "device"]
 MESSAGE_LIMIT_BYTES = 1024 * MIB
 
 
@@ -246,18 +246,21 @@ class Wire:
         before = messages.forwards
         self._make_up_to(batch.step + 1)
         self._sequence += 1
-        return StepResult(loss=None, forwards=messages.forwards - before, bytes_sent=self.new_bytes())
+        return StepResult(loss=None, forwards=messages.forwards - before, bytes_sent=self._new_bytes())
 
     def begin(self, batches: Batches) -> None:
         """What will be trained on: the session's plan is made of it.  :meth:`step` says it by itself."""
         self._messages.batches = batches
 
-    def settle(self) -> list[float]:
-        """Wait until every step so far is trained; the losses since the last call, in their order."""
+    def settle(self) -> tuple[list[float], int]:
+        """Wait until every step so far is trained; the losses since the last call, and the bytes since the last step.
+
+        What a step hands over leaves when its turn comes, so a step's own count may lack some of it.
+        """
         if self._messages.given is None:
-            return []
+            return [], 0
         self._drain()
-        return self.remote.take_losses()
+        return self.remote.take_losses(), self._new_bytes()
 
     @property
     def codecs(self) -> tuple[str, ...]:
@@ -309,7 +312,7 @@ class Wire:
             self._reached.close()
             self._reached = None
 
-    def new_bytes(self) -> int:
+    def _new_bytes(self) -> int:
         """Bytes sent since the last call, everything included."""
         sent = self.remote.bytes_sent
         fresh, self._counted_bytes = sent - self._counted_bytes, sent

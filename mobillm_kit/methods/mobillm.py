@@ -55,9 +55,9 @@ class InProcess:
         upload, n_bytes = self.carried(self._device.upload(batch))
         return StepResult(loss=self._server.train(upload, lr), forwards=len(batch.labels), bytes_sent=n_bytes)
 
-    def settle(self) -> list[float]:
+    def settle(self) -> tuple[list[float], int]:
         """Nothing is under way."""
-        return []
+        return [], 0
 
     def logits(self, batch: Batch) -> Tensor:
         """(B, C); nothing is counted as sent."""

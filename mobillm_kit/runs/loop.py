@@ -141,7 +141,8 @@ def _settle(method: Method, progress: FitResult) -> None:
     """Wait for what is under way: it belongs to training, not to evaluation."""
     if isinstance(method, Pipelined):
         with _timed(progress):
-            losses = method.settle()
+            losses, n_bytes = method.settle()
+        progress.bytes_sent += n_bytes
         _add_losses(method, losses, progress)
 
 

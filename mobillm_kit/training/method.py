@@ -67,8 +67,8 @@ class Pipelined(Protocol):
     def codecs(self) -> tuple[str, ...]:
         """Per step, where a controller chose them."""
 
-    def settle(self) -> list[float]:
-        """Wait until they are done; their losses since the last call, in the order of the steps."""
+    def settle(self) -> tuple[list[float], int]:
+        """Wait until they are done; their losses since the last call, in order, and bytes that left since the step."""
 
     def close(self) -> None:
         """Let go of whatever runs beside the training loop."""
