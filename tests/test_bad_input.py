@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import random
+import re
 import socket
 import threading
 import time
@@ -215,6 +217,15 @@ def test_a_plan_over_the_budget(raw):
     raw.refused("over-quota")
 
 
+def test_a_side_network_too_large_for_the_share_is_refused_with_both_figures(raw):
+    hello, head = raw.hello()
+    side = msgspec.structs.replace(hello.plan.side, width=16_384, heads=8)
+    described = msgspec.structs.replace(hello.plan.head, width=16_384)
+    plan = msgspec.structs.replace(hello.plan, max_tokens=1, max_rows=1, side=side, head=described)
+    raw.say(msgspec.structs.replace(hello, plan=plan), head)
+    assert re.search(r"take \d{4,} MiB .* share is 128 MiB", raw.refused("over-quota").sentence)
+
+
 def test_a_repeated_batch_is_trained_once(raw):
     raw.begin()
     for _ in range(3):
@@ -259,6 +270,31 @@ def test_a_head_that_is_described_and_does_not_come(raw):
 def test_a_head_that_is_none(raw, head):
     raw.say(raw.hello()[0], [head])
     raw.refused("bad-plan")
+
+
+def crafted(described: dict[str, object], n_bytes: int = 0) -> bytes:
+    header = json.dumps({"words.weight": {"dtype": "F32", "shape": [2, 4], "data_offsets": [0, 32]} | described})
+    return len(header).to_bytes(8, "little") + header.encode() + bytes(n_bytes)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        *(crafted({"shape": shape, "data_offsets": [0, 0]}) for shape in ([0, 2**40, 2**40], [0, 2**63], [0], [2**62])),
+        *(crafted({"shape": shape}, 32) for shape in ([-1, 4], [2**31, 2**31], [2**64, 1], [1] * 100, "2", [2.5])),
+        *(crafted({"data_offsets": ends}, 32) for ends in ([32, 0], [0, 2**63], [-32, 0], [0], [4, 36])),
+        *(crafted({"dtype": dtype}, 32) for dtype in ("I64", "F8_E4M3", "", 3)),
+        *(crafted({}, n_bytes) for n_bytes in (0, 31, 33)),
+        b"\xff" * 8 + b"{}",
+        (2**63).to_bytes(8, "little"),
+        (4).to_bytes(8, "little") + b"null",
+    ],
+    ids=lambda head: str(head[8:90]),
+)
+def test_a_head_whose_header_lies(raw, head):
+    raw.say(raw.hello()[0], [head])
+    raw.refused("bad-plan")
+    raw.begin()
 
 
 def test_a_head_with_values_that_are_not_finite(raw):

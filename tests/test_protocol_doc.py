@@ -15,9 +15,13 @@ import torch
 from msgspec import inspect
 
 from mobillm_kit.channel import ERROR_CODES, VERSION, Limits, from_frames, to_frames
-from mobillm_kit.channel.checks import MOST_PAIRS, MOST_SIDE_VALUES
+from mobillm_kit.channel.checks import ACTIVATION_COPIES
+from mobillm_kit.channel.connections import MOST_STRANGERS, STRANGER_BYTES
 from mobillm_kit.channel.messages import FrameInfo, FromDevice, FromServer, Name, Plan, SessionId
+from mobillm_kit.channel.timings import TIMINGS
+from mobillm_kit.common import MIB
 from mobillm_kit.quant import BITS, CODECS, FP4, NF4, codec
+from mobillm_kit.server.places import MOST_PER_KEY
 from mobillm_kit.side.description import HeadSpec, SideSpec
 from tests.conftest import ROOT
 
@@ -114,10 +118,12 @@ def test_the_limits_are_those_of_the_code():
     assert f"at most {Limits().header_bytes:,}".replace(",", " ") in SECTIONS[2]
     assert f"at most {Limits().frames} " in SECTIONS[2]
     assert f"protocol between device and server, version {VERSION}" in TEXT.splitlines()[0]
-    assert MOST_SIDE_VALUES == 2**29
-    assert MOST_PAIRS == 2**30
-    assert "2^29" in SECTIONS[3]
-    assert "2^30" in SECTIONS[3]
+    copies = ", ".join(f"c = {copies} for {kind}" for kind, copies in ACTIVATION_COPIES.items())
+    assert copies in SECTIONS[4]
+    assert f"{STRANGER_BYTES // MIB} MiB" in SECTIONS[1]
+    assert f"{TIMINGS.stranger_s:g} s" in SECTIONS[1]
+    assert f"{MOST_STRANGERS} such" in SECTIONS[1]
+    assert f"at most {MOST_PER_KEY} sessions" in SECTIONS[4]
 
 
 # ---------------------------------------------------------------------- a client written from the page alone

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import stat
 import subprocess
 import sys
 import time
 
 import msgspec
+import psutil
 import pytest
+from filelock import FileLock
 
 from mobillm_kit.channel.join import JoinString
+from mobillm_kit.channel.keys import OneTimeCodes
 from mobillm_kit.device.route import route_to
 from mobillm_kit.errors import BadInput, HandshakeFailed, ServerRefused
 from mobillm_kit.server.process import ServerProcess, serve
@@ -45,6 +49,48 @@ def test_an_unknown_key_without_a_code_is_turned_away_with_a_sentence(place, gua
     with pytest.raises((HandshakeFailed, ServerRefused), match="key"):
         trained(place, strange, keys=str(tmp_path / "stranger"))
     assert time.monotonic() - started < SECONDS
+
+
+def test_keys_in_trouble_are_said_to_one_device_and_the_others_go_on(place, tmp_path):
+    with serve(tmp_path / "server", keys=tmp_path / "keys") as server:
+        known, strange = str(tmp_path / "known"), str(tmp_path / "strange")
+        before, _ = trained(place, server.join, keys=known)
+        join = str(JoinString(server.address, JoinString.parse(server.join).server_key, new_code(tmp_path / "keys")))
+        with FileLock(tmp_path / "keys" / ".codes.json.lock"), pytest.raises(ServerRefused, match="FolderBusy"):
+            trained(place, join, keys=strange)
+        assert trained(place, join, keys=known)[0] == before
+        (tmp_path / "keys" / "known.json").write_text("{broken")
+        with pytest.raises((HandshakeFailed, ServerRefused)):
+            trained(place, join, keys=known)
+        (tmp_path / "keys" / "known.json").unlink()
+        assert trained(place, join, keys=strange)[0] == before
+
+
+def new_code(keys) -> str:
+    return OneTimeCodes(keys / "codes.json").new_code()
+
+
+def test_a_server_that_nobody_holds_ends(tmp_path):
+    pids = []
+    for _ in range(3):
+        server = ServerProcess(tmp_path)  # as a cell that runs again
+        pids.append(server.pid)
+    assert [running(pid) for pid in pids] == [False, False, True]
+    del server
+    assert not running(pids[-1])
+
+
+def running(pid: int) -> bool:
+    return psutil.pid_exists(pid)
+
+
+def test_what_a_server_keeps_is_for_its_owner_alone(place, tmp_path):
+    with serve(tmp_path / "server") as server:
+        trained(place, server.address, checkpoint_every=1)
+    kept = list((tmp_path / "server").rglob("*"))
+    assert any(path.is_file() for path in kept)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in kept if path.is_file()} == {0o600}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in kept if path.is_dir()} == {0o700}
 
 
 def test_another_bind_than_loopback_needs_keys(tmp_path):

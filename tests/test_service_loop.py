@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from types import SimpleNamespace
@@ -25,8 +26,10 @@ from mobillm_kit.channel import (
     from_frames,
     to_frames,
 )
+from mobillm_kit.channel.checks import batch_bytes, training_bytes
 from mobillm_kit.channel.ends import Peer
-from mobillm_kit.server.service import Service, ServiceSettings
+from mobillm_kit.errors import BadInput, FolderBusy, SaveFailed
+from mobillm_kit.server.service import Service, ServiceSettings, owner_folder
 from mobillm_kit.server.session import Session, TrainingThread
 from tests.faults.flood import batch, plan
 
@@ -85,6 +88,12 @@ class PlayedSocket:
     def wake(self):
         pass
 
+    def know(self, peer, known):
+        pass
+
+    def cut_off(self):
+        pass
+
 
 def hello(number: int = 0, **changes) -> Hello:
     session = f"{number:032x}"
@@ -129,8 +138,7 @@ def test_a_thread_welcomes_and_trains(threads):
     thread.receive(hello(), [])
     assert isinstance(said(thread, 1)[0], Welcome)
     for sequence in range(2):
-        message, payloads = batch(sequence)
-        thread.receive(message, [memoryview(payload) for payload in payloads])
+        thread.receive(*from_frames(to_frames(*batch(sequence)), sender="device", limits=Limits()))
     assert [message.loss for message in said(thread, 2)] == [0.0, 1.0]
     thread.receive(Fetch(sequence=2), [])
     assert said(thread, 1) == [Result(sequence=2)]
@@ -186,9 +194,9 @@ def served(tmp_path, monkeypatch):
     monkeypatch.setattr(service_module, "SessionTrainer", lambda *_: PlayedTrainer())
     made = []
 
-    def make(admit=None, **settings):
+    def make(door=None, **settings):
         socket = PlayedSocket()
-        service = Service(socket, ServiceSettings(folder=tmp_path, **settings), admit)
+        service = Service(socket, ServiceSettings(folder=tmp_path, **settings), door)
         made.append(service)
 
         def say(peer: Peer, message, payloads=()) -> None:
@@ -196,17 +204,21 @@ def served(tmp_path, monkeypatch):
 
         def answers(count: int) -> list:
             def found() -> list:
-                service._flush()
+                service._tick()
                 new, socket.sent = socket.sent, []
                 return new
 
             return [message for _, message in until(found, lambda got: len(got) >= count)]
 
-        return SimpleNamespace(service=service, socket=socket, say=say, answers=answers)
+        def only() -> TrainingThread:
+            (place,) = service._places.all()
+            return place.thread
+
+        return SimpleNamespace(service=service, socket=socket, say=say, answers=answers, only=only)
 
     yield make
     for service in made:
-        service._end_all()
+        service._end()
 
 
 def test_a_session_from_hello_to_farewell(served):
@@ -233,7 +245,7 @@ def test_bytes_that_are_no_message_are_refused_and_harm_nothing(served):
 
 
 def test_who_is_not_admitted_is_turned_away(served):
-    end = served(admit=lambda key, code: code == "right")
+    end = served(SimpleNamespace(knows=lambda key: False, use_code=lambda key, code: code == "right"))
     end.say(PEER, hello(code="wrong"))
     assert end.answers(1)[0].code == "bad-code"
     end.say(PEER, hello(code="right"))
@@ -266,7 +278,7 @@ def test_where_all_places_are_taken_only_a_failed_or_a_silent_session_makes_room
     end.answers(1)
     end.say(OTHER, hello(2))
     assert end.answers(1)[0].code == "too-many-sessions"
-    end.service._sessions[f"{1:032x}"].last_heard -= 61
+    end.only().last_heard -= 61
     end.say(OTHER, hello(2))
     assert isinstance(end.answers(1)[0], Welcome)
 
@@ -278,8 +290,8 @@ def test_a_plan_whose_smallest_batch_exceeds_the_share_is_refused(served):
 
 
 def test_credit_is_as_many_of_the_largest_batches_as_fit(served):
-    largest = sum(map(len, batch(0)[1]))
-    end = served(budget_bytes=3 * largest, max_sessions=1, credit=8)
+    budget_bytes = training_bytes(plan()) + 3 * batch_bytes(plan())
+    end = served(budget_bytes=budget_bytes, max_sessions=1, credit=8)
     end.say(PEER, hello())
     assert end.answers(1)[0].credit == 3
 
@@ -302,17 +314,117 @@ def test_what_a_silent_device_does_not_take_is_left_out(served):
     end.answers(1)
     end.socket.full = True
     end.say(PEER, Ping(nonce=1))
-    end.service._sessions[f"{0:032x}"].last_heard -= 11
-    end.service._flush()
-    assert not end.service._unsent
+    end.only().last_heard -= 11
+    end.service._tick()
+    end.socket.full = False
+    end.say(PEER, Ping(nonce=2))
+    assert end.answers(1) == [Pong(nonce=2)]
 
 
 def test_an_idle_session_is_put_to_sleep(served):
     end = served(idle_s=5.0)
     end.say(PEER, hello())
     end.answers(1)
-    end.service._put_idle_to_sleep()
-    assert end.service._sessions
-    end.service._sessions[f"{0:032x}"].last_heard -= 6
-    end.service._put_idle_to_sleep()
-    assert not end.service._sessions
+    end.service._tick()
+    end.only().last_heard -= 6
+    end.service._tick()
+    assert not end.service._places.all()
+
+
+# ---------------------------------------------------------------------- what one peer does, no other peer feels
+
+
+ERRORS = [
+    RuntimeError("x"),
+    TypeError("x"),
+    MemoryError(),
+    OSError(28, "disk full"),
+    KeyError("x"),
+    ZeroDivisionError(),
+]
+ERRORS += [RecursionError(), AssertionError(), SaveFailed("/home/somebody: full"), FolderBusy("busy"), BadInput("no")]
+HANDLERS = ["_hello", "_begin", "_new_place", "_credit", "_bye"]
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_any_error_of_any_handler_ends_one_session_and_never_the_loop(served, monkeypatch, caplog, handler, error):
+    end = served()
+    end.say(OTHER, hello(2))
+    end.answers(1)
+
+    def fails(*_):
+        raise error
+
+    if handler == "_bye":
+        end.say(PEER, hello(1))
+        end.answers(1)
+    with monkeypatch.context() as broken:
+        broken.setattr(end.service, handler, fails)
+        end.say(PEER, Bye() if handler == "_bye" else hello(1))
+    (said,) = end.answers(1)
+    assert (said.code, said.fatal) == ("server-trouble", True)
+    assert type(error).__name__ in said.sentence
+    assert "somebody" not in said.sentence
+    assert "Traceback" in caplog.text
+    end.say(OTHER, Ping(nonce=1))
+    assert end.answers(1) == [Pong(nonce=1)]
+    end.say(PEER, hello(1))
+    assert isinstance(end.answers(1)[0], Welcome)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("part", ["receive", "damaged", "replies"])
+def test_any_error_of_a_session_s_thread_ends_that_session_alone(served, monkeypatch, part, error):
+    end = served()
+    for peer, number in ((PEER, 1), (OTHER, 2)):
+        end.say(peer, hello(number))
+        end.answers(1)
+    broken = end.service._places.at(PEER).thread
+    monkeypatch.setattr(broken, part, lambda *_, **__: (_ for _ in ()).throw(error))
+    if part == "damaged":
+        end.service._handle(PEER, [memoryview(b"x"), memoryview(b"y")])
+    else:
+        end.say(PEER, Ping(nonce=1))
+    assert "server-trouble" in [said.code for said in end.answers(1) if isinstance(said, Error)]
+    end.say(OTHER, Ping(nonce=2))
+    assert Pong(nonce=2) in end.answers(1)
+
+
+def test_a_code_that_waits_for_a_file_holds_nobody_up(served):
+    free = threading.Event()
+    end = served(SimpleNamespace(knows=lambda key: key == "key", use_code=lambda key, code: free.wait(WAIT_S)))
+    end.say(Peer(b"9", "new"), hello(9))
+    started = time.monotonic()
+    end.say(PEER, hello(1))
+    assert isinstance(end.answers(1)[0], Welcome)
+    assert time.monotonic() - started < 2
+    free.set()
+    assert isinstance(end.answers(1)[0], Welcome)
+
+
+def test_a_connection_has_one_session(served):
+    end = served(max_sessions=4)
+    for number in range(20):
+        end.say(Peer(b"1", ""), hello(number))
+        assert isinstance(end.answers(1)[0], Welcome)
+    assert len(end.service._places.all()) == 1
+
+
+def test_a_key_has_a_few_sessions_and_leaves_room_for_others(served):
+    end = served(max_sessions=8)
+    codes = []
+    for number in range(20):
+        end.say(Peer(bytes([number]), "key"), hello(number))
+        codes.append(getattr(end.answers(1)[0], "code", "welcome"))
+    assert codes == ["welcome"] * 4 + ["too-many-sessions"] * 16
+    end.say(Peer(b"other", "another"), hello(99))
+    assert isinstance(end.answers(1)[0], Welcome)
+    end.service._places.at(Peer(bytes([0]), "key")).thread.last_heard -= 6
+    end.say(Peer(b"again", "key"), hello(50))
+    assert isinstance(end.answers(1)[0], Welcome)
+
+
+def test_another_key_never_finds_a_session_of_the_same_name(tmp_path):
+    assert owner_folder("key") != owner_folder("another key")
+    assert len(owner_folder("key")) == 32

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from msgspec.structs import replace
 from torch import nn
 from transformers import AutoConfig
 
 from mobillm_kit.backbone.architectures import architecture
+from mobillm_kit.channel.checks import training_bytes
 from mobillm_kit.errors import BadInput, UnknownName
 from mobillm_kit.memory.live_tensors import Alive, LiveTensors
 from mobillm_kit.memory.prediction import predict, shape_model, shapes_only
@@ -15,6 +17,7 @@ from mobillm_kit.methods import METHODS, load_method
 from mobillm_kit.methods.mobillm import MobiLLM
 from tests.builders import random_batch, tiny_task_model
 from tests.families import TINY
+from tests.faults.flood import plan
 
 TRAINED = [name for name, row in METHODS.items() if row.trained]
 FAMILIES = ("opt", "opt-350m-like", "llama", "gpt2", "gemma2", "bert", "roberta")
@@ -167,3 +170,19 @@ def test_a_step_that_cannot_be_is_refused(changes, sentence):
 def test_an_unknown_method_is_refused():
     with pytest.raises(UnknownName, match="Did you mean 'lora'"):
         predicted("opt", "loora")
+
+
+@pytest.mark.parametrize("method", ["mobillm-full-width", "mobillm-ladder"])
+@pytest.mark.parametrize(
+    ("model", "rows", "length"), [("roberta-base", 1, 8), ("roberta-base", 8, 128), ("opt-125m", 4, 256)]
+)
+def test_a_server_counts_no_less_for_a_session_than_is_predicted(model, method, rows, length):
+    config = architecture(model)
+    config.num_hidden_layers = 4
+    _, server = predict(config, method, batch_size=rows, length=length)
+    with shapes_only():
+        trained = load_method(method)(shape_model(config), seed=0)
+        side, device = trained.server.model.adapter.spec, trained.device
+    counted = training_bytes(replace(plan(), side=side, max_rows=rows, max_tokens=1 if device.one_token else length))
+    assert server.peak_bytes <= counted
+    assert rows * length < 1000 or counted < 2.5 * server.peak_bytes

@@ -79,6 +79,19 @@ def test_a_damaged_checkpoint_is_passed_over(made, tmp_path):
     assert made().sequence == 2
 
 
+@pytest.mark.parametrize("name", ["checkpoint-.safetensors", "checkpoint-x.safetensors", "checkpoint-1.safetensors"])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_stray_thing_with_a_checkpoints_name_is_passed_over(made, tmp_path, name, kind):
+    trainer = made()
+    for sequence in range(2):
+        trainer.batch(*batch(sequence))
+    for stray in (tmp_path / name, tmp_path / "checkpoint-00000009.safetensors"):
+        stray.mkdir() if kind == "folder" else stray.write_bytes(b"x")
+    trainer.roll_back(2)
+    assert trainer.sequence == 2
+    assert made().sequence == 2
+
+
 def test_a_checkpoint_of_another_plan_is_passed_over(made):
     train(made(), 4)
     assert made(weight_decay=0.5).sequence == 0

@@ -25,6 +25,7 @@ from mobillm_kit.channel import (
     Welcome,
     WireError,
     check_batch,
+    check_digests,
     check_plan,
     check_welcome,
     from_frames,
@@ -67,6 +68,7 @@ def judged(frames, sender: str) -> str:
         message, payloads = from_frames(frames, sender=sender, limits=Limits())
         if isinstance(message, BatchMessage):
             check_batch(message, PLAN, [len(payload) for payload in payloads], payload_bytes)
+            check_digests(message.frames, payloads)
         elif isinstance(message, Hello):
             check_plan(message.plan)
         elif isinstance(message, Welcome):

@@ -6,7 +6,15 @@ Taught in: notebooks/08_device_and_server.ipynb
 """
 
 from mobillm_kit.channel.checks import check_plan, check_welcome
-from mobillm_kit.channel.frames import Limits, check_batch, check_gradient, digest, from_frames, to_frames
+from mobillm_kit.channel.frames import (
+    Limits,
+    check_batch,
+    check_digests,
+    check_gradient,
+    digest,
+    from_frames,
+    to_frames,
+)
 from mobillm_kit.channel.messages import (
     ERROR_CODES,
     MOST_RANGES,
@@ -59,6 +67,7 @@ __all__ = [
     "Welcome",
     "WireError",
     "check_batch",
+    "check_digests",
     "check_gradient",
     "check_plan",
     "check_welcome",

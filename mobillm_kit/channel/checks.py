@@ -1,7 +1,6 @@
 """What of a plan and its welcome can be wrong although every field is of its type.
 
-A plan is also held against what its side network would take of the server's memory, before any of it is taken: its
-weights, and B · T² flags of a ladder's attention.
+A plan is also held against what training would take of the server's memory, before any of it is taken.
 
 Knows: messages and plans.  Knows nothing of: sockets, tensors, sessions.
 
@@ -11,12 +10,31 @@ Taught in: notebooks/08_device_and_server.ipynb
 from __future__ import annotations
 
 from mobillm_kit.channel.messages import VERSION, Plan, Welcome, WireError
+from mobillm_kit.common import FLOAT_BYTES
 from mobillm_kit.errors import BadInput, few
 
-MOST_SIDE_VALUES = 2**29
-"""Weights of a side network: 2 GiB in float32, three times that with its optimizer."""
-MOST_PAIRS = 2**30
-"""B · T² of a ladder's attention."""
+ACTIVATION_COPIES = {"full-width": 5, "ladder": 7}
+"""Of a batch's activations, decoded: themselves, what autograd saves of them, and what is made on the way."""
+
+
+def batch_bytes(plan: Plan) -> int:
+    """The largest batch's activations, decoded: 4 L B T d."""
+    return FLOAT_BYTES * len(plan.side.layers) * plan.max_rows * plan.max_tokens * plan.side.width
+
+
+def training_bytes(plan: Plan) -> int:
+    """The most that training by this plan takes; never less than ``mobillm memory`` predicts for the server.
+
+        17 n + c · 4 L B T d + 4 L B T² [ladder]
+
+    17 n: n weights with gradient and two moments, and an optimizer's temporaries; c: :data:`ACTIVATION_COPIES`; the
+    last term is a ladder's attention.
+    """
+    side = plan.side
+    pairs = plan.max_rows * plan.max_tokens**2 if side.kind == "ladder" else 0
+    return (
+        17 * side.values() + ACTIVATION_COPIES[side.kind] * batch_bytes(plan) + FLOAT_BYTES * len(side.layers) * pairs
+    )
 
 
 def check_plan(plan: Plan) -> None:
@@ -37,13 +55,6 @@ def check_plan(plan: Plan) -> None:
     if plan.head is not None and (plan.head.width != side.width or plan.head.rows != side.n_labels):
         raise _bad_plan(
             f"The head is {plan.head.rows} x {plan.head.width}, the side network {side.n_labels} x {side.width}."
-        )
-    if side.values() > MOST_SIDE_VALUES:
-        raise _bad_plan(f"The side network has {side.values()} weights; {MOST_SIDE_VALUES} is the most.")
-    if side.kind == "ladder" and plan.max_rows * plan.max_tokens**2 > MOST_PAIRS:
-        raise _bad_plan(
-            f"A ladder's attention over {plan.max_rows} x {plan.max_tokens} x {plan.max_tokens} pairs of tokens; "
-            f"{MOST_PAIRS} is the most."
         )
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Self
 
 import zmq
 
+from mobillm_kit.channel.connections import Connections
 from mobillm_kit.channel.join import check_key, split_address
 from mobillm_kit.channel.keys import KeyPair
 from mobillm_kit.channel.sockets import Core, checked, take_message
@@ -63,6 +64,8 @@ class Peer:
     """ZeroMQ's name of the connection; another one after every reconnect."""
     key: str
     """The device's public CURVE key, z85; proved by the handshake.  Empty where the server runs plain."""
+    descriptor: int = -1
+    """Of the connection, as the system counts them."""
 
 
 class _End:
@@ -121,7 +124,9 @@ class ServerSocket(_End):
         self._core = Core(zmq.ROUTER, limits, high_water, high_water)
         weakref.finalize(self, self._core.close, 0.0)  # forgotten sockets: a rerun cell, the end of the program
         self._encrypted = keys is not None
+        self._connections = Connections(limits.total_bytes)
         try:
+            self._core.watch(zmq.EVENT_ACCEPTED | zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED, wake=False)
             self._core.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
             self._core.socket.setsockopt(zmq.IPV6, ":" in host)
             if keys is not None and admit is not None:
@@ -140,16 +145,19 @@ class ServerSocket(_End):
             who sent it and its frames; None when none came in time or :meth:`wake` was called.
         """
         with self._core.in_use():
-            if not self._core.wait_for_message(timeout_s):
+            arrived = self._core.wait_for_message(timeout_s)
+            self._hear_events()
+            if not arrived:
                 return None
             try:
                 route = self._core.socket.recv(zmq.DONTWAIT)
             except zmq.Again:  # its sender left between the two calls
                 return None
-            key, frames = take_message(self._core.socket, self._core.limits)
+            key, descriptor, frames = take_message(self._core.socket, self._core.limits)
+            self._connections.heard(descriptor)
             if self._encrypted and not key:
                 return None  # cannot happen while CURVE is on; were it off, nobody's message counts
-            return Peer(route, key), frames
+            return Peer(route, key, descriptor), frames
 
     def send(self, peer: Peer, frames: Sequence[bytes | bytearray | memoryview]) -> bool:
         """Hand a message to ZeroMQ; never waits.  A large frame is not copied: leave its memory unchanged.
@@ -169,6 +177,23 @@ class ServerSocket(_End):
                     return False
                 raise
             return True
+
+    def know(self, peer: Peer, known: bool) -> None:
+        """Say whether a session stands on this connection: strangers get little time and room."""
+        self._connections.know(peer.descriptor, known, time.monotonic())
+
+    def cut_off(self) -> None:
+        """End the connections that take more time or room than they may; see `mobillm_kit.channel.connections`."""
+        with self._core.in_use():
+            self._hear_events()
+            self._connections.cut(time.monotonic())
+
+    def _hear_events(self) -> None:
+        for event, descriptor in self._core.events():
+            if event == zmq.EVENT_ACCEPTED:
+                self._connections.accepted(descriptor, time.monotonic())
+            else:
+                self._connections.closed(descriptor)
 
     def _protect(self, keys: KeyPair) -> None:
         socket = self._core.socket
@@ -229,7 +254,7 @@ class DeviceSocket(_End):
                 socket.setsockopt_string(zmq.CURVE_SERVERKEY, check_key(server_key, "server key"))
                 socket.setsockopt_string(zmq.CURVE_PUBLICKEY, keys.public)
                 socket.setsockopt_string(zmq.CURVE_SECRETKEY, keys.secret)
-            self._core.watch(_WATCHED)
+            self._core.watch(_WATCHED, wake=True)
             connect_to(socket, address)
         except BaseException:
             self.close()
@@ -291,7 +316,7 @@ class DeviceSocket(_End):
             arrived = self._core.wait_for_message(timeout_s if self.connected else min(timeout_s, TIMINGS.given_up_s))
             self._hear_events()
             with suppress(zmq.Again):  # its sender left between the two calls
-                return take_message(self._core.socket, self._core.limits)[1] if arrived else None
+                return take_message(self._core.socket, self._core.limits)[-1] if arrived else None
             return None
 
     def close(self, flush_s: float = 0.0) -> None:

@@ -83,7 +83,7 @@ class Core:
         poller = zmq.Poller()
         poller.register(self.socket, zmq.POLLIN)
         poller.register(self._bell.ear, zmq.POLLIN)
-        if self._monitor is not None:
+        if self._monitor is not None and self._events_wake:
             poller.register(self._monitor, zmq.POLLIN)
         ready = dict(poller.poll(_milliseconds(timeout_s)))
         self._bell.hush()
@@ -105,8 +105,9 @@ class Core:
             self._monitor.poll(_milliseconds(min(timeout_s, TIMINGS.slice_s)))
         self.refuse_closed()
 
-    def watch(self, events: int) -> None:
-        """Begin to note what happens to the connection."""
+    def watch(self, events: int, *, wake: bool) -> None:
+        """Begin to note what happens to the connections; ``wake``: it ends a wait for a message."""
+        self._events_wake = wake
         address = "inproc://events"
         self.socket.monitor(address, events)
         self._monitor = self.context.socket(zmq.PAIR)
@@ -199,14 +200,14 @@ def _set_common_options(socket: zmq.Socket[Any], limits: Limits, outbox: int, in
     socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
 
 
-def take_message(socket: zmq.Socket[Any], limits: Limits) -> tuple[str, list[memoryview]]:
+def take_message(socket: zmq.Socket[Any], limits: Limits) -> tuple[str, int, list[memoryview]]:
     """Take the rest of a message off, frame by frame; keep only as much as tells that it is too long.
 
     Returns:
-        the sender's key, and the frames.  More than ``limits.frames + 2`` of them, or more than
-        ``limits.total_bytes`` bytes, mean that the message exceeded a limit; the rest of it is gone.
+        the sender's key, its connection's descriptor, and the frames.  More than ``limits.frames + 2`` of them, or
+        more than ``limits.total_bytes`` bytes, mean that the message exceeded a limit; the rest of it is gone.
     """
-    key = ""
+    key, descriptor = "", -1
     kept: list[memoryview] = []
     n_bytes = 0
     more = True
@@ -214,11 +215,11 @@ def take_message(socket: zmq.Socket[Any], limits: Limits) -> tuple[str, list[mem
         frame = socket.recv(zmq.DONTWAIT, copy=False)
         more = frame.more
         if not kept:
-            key = _key_of(frame)
+            key, descriptor = _key_of(frame), _descriptor_of(frame)
         if len(kept) < limits.frames + _ROOM_FOR_MARKER and n_bytes <= limits.total_bytes:
             kept.append(frame.buffer)
             n_bytes += len(frame)
-    return key, kept
+    return key, descriptor, kept
 
 
 def _key_of(frame: zmq.Frame) -> str:
@@ -226,6 +227,13 @@ def _key_of(frame: zmq.Frame) -> str:
         return str(frame.get("User-Id"))
     except zmq.ZMQError:  # a plain connection carries none
         return ""
+
+
+def _descriptor_of(frame: zmq.Frame) -> int:
+    try:
+        return int(frame.get(zmq.SRCFD))
+    except zmq.ZMQError:  # libzmq names none: the connection has ended meanwhile
+        return -1
 
 
 def checked(frames: Sequence[bytes | bytearray | memoryview], limits: Limits) -> list[memoryview]:

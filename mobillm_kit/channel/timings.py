@@ -62,14 +62,18 @@ class Timings:
     """What a thread gets to leave a socket that closes, and ZeroMQ to end after the flush."""
 
     # ---- the server
-    server_tick_s: float = 0.2
-    """Longest wait for a message; idle sessions are noticed so late at most."""
+    server_tick_s: float = 0.05
+    """Longest wait for a message; idle sessions, and strangers that send too much, are noticed so late at most."""
+    stranger_s: float = 10.0
+    """What a connection gets to begin a session; devices say hello at once."""
     full_s: float = 0.01
     """Wait before a message is tried again for which a device's queue had no room."""
     gone_s: float = 10.0
     """What a device takes no longer, and says nothing for so long, is left out: if it returns, it is told all again."""
     silent_s: float = 60.0
     """Devices ping every second: one that said nothing for so long makes room for another where there is none."""
+    left_s: float = 5.0
+    """A session whose device has not pinged for so long makes room for another of the same device."""
     end_s: float = 5.0
     """Wait for sessions to end the step they are in."""
 

@@ -45,14 +45,16 @@ class Door:
         """Before a hello: known, or somebody is expected."""
         return key in self.known.keys or self.codes.waiting
 
-    def may_begin(self, key: str, code: str) -> bool:
-        """At the hello: known, or with a code that is then used up."""
-        if key in self.known.keys:
-            return True
-        if code and self.codes.use(code):
-            self.known.add(key, "joined")
-            return True
-        return False
+    def knows(self, key: str) -> bool:
+        """At the hello: known."""
+        return key in self.known.keys
+
+    def use_code(self, key: str, code: str) -> bool:
+        """At the hello of a key that is not known: whether the code was good; it is used up then."""
+        if not code or not self.codes.use(code):
+            return False
+        self.known.add(key, "joined")
+        return True
 
 
 def serve_forever(
@@ -77,6 +79,7 @@ def serve_forever(
     Raises:
         BadInput: a bind that is not loopback without keys, or an address in use.
     """
+    os.umask(0o077)  # checkpoints and activations are for whoever runs the server
     door = None if keys is None else open_door(keys)
     settings.folder.mkdir(parents=True, exist_ok=True)
     socket = ServerSocket(
@@ -85,7 +88,7 @@ def serve_forever(
         admit=None if door is None else door.may_connect,
         limits=service_limits(settings),
     )
-    service = Service(socket, settings, None if door is None else door.may_begin)
+    service = Service(socket, settings, door)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: service.stop())
     if with_parent:

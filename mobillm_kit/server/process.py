@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -31,7 +32,8 @@ from mobillm_kit.server.listen import ServiceStart
 class ServerProcess:
     """A server in a process of its own.
 
-    It ends when this process ends, however that happens: it holds the other end of a pipe that nobody writes to.
+    It ends when this object is forgotten (a cell that ran again) and when this process ends, however that happens: it
+    holds the other end of a pipe that nobody writes to.
 
     Args:
         folder: checkpoints and cached activations; survives the process.
@@ -88,28 +90,21 @@ class ServerProcess:
 
     def close(self) -> None:
         """End the process; within two seconds."""
-        if self._process.stdin is not None:
-            with suppress(OSError):
-                self._process.stdin.close()
-        try:
-            self._process.wait(TIMINGS.stop_s)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait(TIMINGS.stop_s)
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        _end(self._process)
 
     def _launch(self, bind: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "mobillm_kit.cli", "server", "--json", "--with-parent"]
         command += ["--folder", str(self.folder), "--bind", bind]
         command += ["--keys", str(self._keys)] if self._keys is not None else []
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*command, *self._options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=fresh_environment(threads=int(os.environ.get("OMP_NUM_THREADS", "1"))),
             start_new_session=True,  # an interrupted cell interrupts the cell, not the server
         )
+        weakref.finalize(self, _end, process)
+        return process
 
     def _announcement(self) -> ServiceStart:
         try:
@@ -150,6 +145,19 @@ def serve(
         server = ServerProcess(place, keys=None if keys is None else Path(keys), options=options)
         stack.callback(server.close)
         yield server
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        with suppress(OSError):
+            process.stdin.close()
+    try:
+        process.wait(TIMINGS.stop_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(TIMINGS.stop_s)
+    if process.stdout is not None:
+        process.stdout.close()
 
 
 def _first_line(process: subprocess.Popen[bytes], timeout_s: float) -> bytes:

@@ -9,20 +9,53 @@ Taught in: notebooks/08_device_and_server.ipynb
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
-from mobillm_kit.channel import Bye, Error, Hello, Limits, Message, WireError, check_plan, from_frames, to_frames
+from torch import Tensor
+
+from mobillm_kit.channel import (
+    Bye,
+    Hello,
+    Limits,
+    Message,
+    Ping,
+    Plan,
+    Pong,
+    WireError,
+    check_plan,
+    from_frames,
+    to_frames,
+)
+from mobillm_kit.channel.checks import batch_bytes, training_bytes
 from mobillm_kit.channel.ends import Peer, ServerSocket
 from mobillm_kit.channel.timings import TIMINGS
-from mobillm_kit.common import FLOAT_BYTES, MIB
+from mobillm_kit.common import MIB
 from mobillm_kit.server.cache import ActivationCache
+from mobillm_kit.server.places import Place, Places
 from mobillm_kit.server.session import Session, TrainingThread
 from mobillm_kit.server.session_trainer import SessionTrainer, load_head
+
+log = logging.getLogger(__name__)
+
+
+class Door(Protocol):
+    """Who may begin a session."""
+
+    def knows(self, key: str) -> bool:
+        """Whether a key may begin one without a code; asked by the loop, so it may not wait."""
+
+    def use_code(self, key: str, code: str) -> bool:
+        """Spend a one-time code; the key is known from then on.  It may wait for files."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +66,7 @@ class ServiceSettings:
     """Checkpoints and cached activations, one folder per session."""
     credit: int = 4
     budget_bytes: int = 4096 * MIB
-    """Payload bytes that may wait, all sessions together."""
+    """What training and batches that wait may take, all sessions together."""
     max_sessions: int = 8
     cache_memory_bytes: int = 1024 * MIB
     cache_disk_bytes: int = 8192 * MIB
@@ -42,6 +75,11 @@ class ServiceSettings:
     """A session that says nothing for so long is put to sleep; its checkpoints stay."""
     threads: int = 1
 
+    @property
+    def share_bytes(self) -> int:
+        """One session's part of the budget: training, and batches that wait."""
+        return self.budget_bytes // self.max_sessions
+
 
 class Service:
     """Answers devices until it is told to stop.
@@ -49,21 +87,16 @@ class Service:
     Args:
         socket: bound.
         settings: what is allowed.
-        admit: asked with key and one-time code at each hello; None where the socket is plain (loopback).
+        door: who may begin a session; None where the socket is plain (loopback).
     """
 
-    def __init__(
-        self, socket: ServerSocket, settings: ServiceSettings, admit: Callable[[str, str], bool] | None = None
-    ) -> None:
+    def __init__(self, socket: ServerSocket, settings: ServiceSettings, door: Door | None = None) -> None:
         self._socket = socket
         self._settings = settings
-        self._admit = admit
-        self._sessions: dict[str, TrainingThread] = {}
-        self._owners: dict[str, str] = {}
-        self._peers: dict[str, Peer] = {}
-        self._by_route: dict[bytes, str] = {}
-        self._ended: dict[str, TrainingThread] = {}
-        self._unsent: dict[str, deque[Sequence[bytes | bytearray | memoryview]]] = {}
+        self._door = door
+        self._clerk = ThreadPoolExecutor(1, thread_name_prefix="codes")
+        self._asked: dict[bytes, tuple[Future[bool], Peer, Hello, list[memoryview]]] = {}
+        self._places = Places(socket, settings.max_sessions)
         self._limits = service_limits(settings)
         self._stop = threading.Event()
 
@@ -71,183 +104,184 @@ class Service:
         """Serve until :meth:`stop`; then every session ends the step it is in."""
         try:
             while not self._stop.is_set():
-                found = self._socket.receive(TIMINGS.full_s if self._unsent else TIMINGS.server_tick_s)
+                full = any(place.unsent for place in self._places.all())
+                found = self._socket.receive(TIMINGS.full_s if full else TIMINGS.server_tick_s)
                 if found is not None:
                     self._handle(*found)
-                self._flush()
-                self._put_idle_to_sleep()
+                self._tick()
         finally:
-            self._end_all()
+            self._end()
 
     def stop(self) -> None:
         """Let :meth:`run` end, from any thread."""
         self._stop.set()
         self._socket.wake()
 
-    def _end_all(self) -> None:
-        for session in self._sessions.values():
-            session.close()
-        deadline = time.monotonic() + TIMINGS.end_s
-        for session in self._sessions.values():
-            session.wait_closed(max(0.0, deadline - time.monotonic()))
+    def _tick(self) -> None:
+        self._admit()
+        self._flush()
+        self._places.drop_idle(self._settings.idle_s)
+        self._socket.cut_off()
+
+    def _end(self) -> None:
+        self._clerk.shutdown(wait=False, cancel_futures=True)
+        self._places.end_all()
 
     def _handle(self, peer: Peer, frames: list[memoryview]) -> None:
-        try:
-            message, payloads = from_frames(frames, sender="device", limits=self._limits)
-        except WireError as error:
-            self._refuse(peer, error, fatal=False)
-            self._damaged(peer)
-            return
-        try:
+        """What one peer sends or meets ends its own session at most, never the loop."""
+        with self._fence(peer):
+            try:
+                message, payloads = from_frames(frames, sender="device", limits=self._limits)
+            except WireError as error:
+                self._refuse(peer, error, fatal=False)
+                damaged = self._places.at(peer)
+                if damaged is not None:
+                    damaged.thread.damaged()
+                return
+            place = self._places.at(peer)
             if isinstance(message, Hello):
                 self._hello(peer, message, payloads)
-            elif isinstance(message, Bye):
-                self._bye(peer)
-            else:
-                self._session_of(peer).receive(message, payloads)
-        except WireError as error:
-            self._refuse(peer, error, fatal=error.code not in ("hello-first",))
+            elif place is not None and isinstance(message, Bye):
+                self._bye(place)
+            elif place is not None:
+                place.thread.receive(message, payloads)
+            elif peer.route in self._asked and isinstance(message, Ping):
+                self._send(peer, Pong(nonce=message.nonce), [])  # its code is being looked up
+            elif not isinstance(message, Bye):
+                raise WireError("hello-first", "No session was begun on this connection.", "Say hello first.")
+
+    @contextmanager
+    def _fence(self, peer: Peer) -> Iterator[None]:
+        """Whatever goes wrong inside is said to this peer; what is no refusal is logged, and its session dropped."""
+        try:
+            try:
+                yield
+            except WireError as error:
+                self._refuse(peer, error, fatal=error.code != "hello-first")
+            except Exception as error:
+                log.exception("One device's message met an error of this server; the others go on.")
+                place = self._places.at(peer)
+                if place is not None:
+                    self._places.drop(place)
+                self._refuse(peer, trouble(error), fatal=True)
+        except Exception:
+            log.exception("A refusal could not be sent.")
 
     def _hello(self, peer: Peer, hello: Hello, payloads: list[memoryview]) -> None:
-        if self._admit is not None and not self._admit(peer.key, hello.code):
-            raise WireError(
-                "bad-code",
-                "This key is not known and the one-time code is wrong, used up or too old.",
-                "Ask for a new join string.",
-            )
-        owner = self._owners.get(hello.session)
-        if owner is not None and owner != peer.key:
-            raise WireError("not-your-session", "This session belongs to another key.", "Begin a session of your own.")
-        session = self._sessions.get(hello.session)
-        if session is None or session.failed:
-            session = self._new_session(hello, payloads)
-            self._sessions[hello.session], self._owners[hello.session] = session, peer.key
-        again = self._by_route.get(peer.route) == hello.session
-        self._bind(hello.session, peer)
-        session.receive(hello, [], again=again)
+        """Begin at once where the key is known; a code is looked up beside the loop, since its file may be held."""
+        if self._door is None or self._door.knows(peer.key):
+            self._begin(peer, hello, payloads)
+        elif peer.route not in self._asked:
+            answer = self._clerk.submit(self._door.use_code, peer.key, hello.code)
+            answer.add_done_callback(lambda _: self._socket.wake())
+            self._asked[peer.route] = answer, peer, hello, payloads
 
-    def _new_session(self, hello: Hello, payloads: list[memoryview]) -> TrainingThread:
-        check_plan(hello.plan)
-        if hello.session in self._sessions:
-            self._drop(hello.session)
-        self._make_room()
-        if len(self._sessions) >= self._settings.max_sessions:
-            raise WireError(
-                "too-many-sessions",
-                f"This server trains {self._settings.max_sessions} sessions at a time.",
-                "Wait until one has ended, or start the server with a higher --max-sessions.",
-            )
-        plan, folder = hello.plan, self._settings.folder / "sessions" / hello.session
-        head = load_head(payloads[0]) if payloads else {}
+    def _admit(self) -> None:
+        """Those whose codes have been looked up."""
+        for route in [route for route, (answer, *_) in self._asked.items() if answer.done()]:
+            answer, peer, hello, payloads = self._asked.pop(route)
+            with self._fence(peer):
+                if not answer.result():
+                    raise WireError(
+                        "bad-code",
+                        "This key is not known and the one-time code is wrong, used up or too old.",
+                        "Ask for a new join string.",
+                    )
+                self._begin(peer, hello, payloads)
+
+    def _begin(self, peer: Peer, hello: Hello, payloads: list[memoryview]) -> None:
+        place = self._places.of(peer, hello.session)
+        if place is None or place.thread.failed:
+            place = self._new_place(peer, hello, payloads)
+        again = self._places.bind(place, peer)
+        place.thread.receive(hello, [], again=again)
+
+    def _new_place(self, peer: Peer, hello: Hello, payloads: list[memoryview]) -> Place:
+        plan = hello.plan
+        check_plan(plan)
+        credit = self._credit(plan)
         if (plan.head is not None) != bool(payloads):
             raise WireError("bad-plan", "A head is described and not sent, or sent and not described.", "")
-        settings = self._settings
-        before = self._ended.pop(hello.session, None)
+        head = load_head(payloads[0]) if payloads else {}
+        self._places.make_room(peer, hello.session)
+        folder = self._settings.folder / "sessions" / owner_folder(peer.key) / hello.session
 
-        def trainer() -> SessionTrainer:
-            """On the session's own thread."""
-            if before is not None:
-                before.wait_closed()  # it may be writing into the same folder
-            cache = None
-            if plan.cache:
-                cache = ActivationCache(
-                    folder / "cache",
-                    memory_bytes=settings.cache_memory_bytes,
-                    disk_bytes=settings.cache_disk_bytes,
-                )
-            return SessionTrainer(plan, head, folder, cache)
+        def begin(before: TrainingThread | None) -> TrainingThread:
+            """The session's thread, which makes its trainer."""
+            session = Session(plan, credit=credit, budget_bytes=self._settings.share_bytes)
+            make = partial(self._trainer, plan, head, folder, before)
+            return TrainingThread(session, make, wake=self._socket.wake, threads=self._settings.threads)
 
-        budget_bytes = settings.budget_bytes // settings.max_sessions
-        session = Session(plan, credit=self._credit(hello), budget_bytes=budget_bytes)
-        return TrainingThread(session, trainer, wake=self._socket.wake, threads=settings.threads)
+        return self._places.take(peer, hello.session, begin)
 
-    def _credit(self, hello: Hello) -> int:
-        """As many batches as fit into the session's share of memory.
+    def _trainer(
+        self, plan: Plan, head: dict[str, Tensor], folder: Path, before: TrainingThread | None
+    ) -> SessionTrainer:
+        """On the session's own thread."""
+        if before is not None:
+            before.wait_closed()  # it may be writing into the same folder
+        cache = None
+        if plan.cache:
+            cache = ActivationCache(
+                folder / "cache",
+                memory_bytes=self._settings.cache_memory_bytes,
+                disk_bytes=self._settings.cache_disk_bytes,
+            )
+        return SessionTrainer(plan, head, folder, cache)
+
+    def _credit(self, plan: Plan) -> int:
+        """As many batches as fit into the session's share of memory beside its training.
 
         Raises:
-            WireError: ``over-quota``; not even one of the largest batches fits.
+            WireError: ``over-quota``; the share is too small for training, or for one batch beside it.
         """
-        plan = hello.plan
-        most = plan.max_rows * plan.max_tokens * plan.side.width * len(plan.side.layers) * FLOAT_BYTES
-        share = self._settings.budget_bytes // self._settings.max_sessions
-        if most > share:
+        training, waiting = training_bytes(plan), batch_bytes(plan)
+        if training + waiting > self._settings.share_bytes:
             raise WireError(
                 "over-quota",
-                f"One batch of this plan may take {most / MIB:.0f} MiB decoded, a session's share is "
-                f"{share / MIB:.0f} MiB.",
-                "Send smaller batches or fewer layers, or start the server with a larger --budget.",
+                f"Training by this plan may take {training / MIB:.0f} MiB and a batch that waits {waiting / MIB:.0f} "
+                f"MiB; a session's share is {self._settings.share_bytes / MIB:.0f} MiB.",
+                "Send smaller batches, fewer layers or a smaller side network, or start the server with a larger "
+                "--budget or a smaller --max-sessions.",
             )
-        return max(1, min(self._settings.credit, share // most))
+        return min(self._settings.credit, (self._settings.share_bytes - training) // waiting)
 
-    def _bind(self, session: str, peer: Peer) -> None:
-        old = self._peers.get(session)
-        if old is not None:
-            self._by_route.pop(old.route, None)
-        self._unsent.pop(session, None)
-        self._peers[session] = peer
-        self._by_route[peer.route] = session
-
-    def _bye(self, peer: Peer) -> None:
-        name = self._by_route.pop(peer.route, None)
-        if name is None:
-            return
+    def _bye(self, place: Place) -> None:
         self._flush()
-        self._drop(name)
-        self._send(peer, Bye(), [])
-
-    def _make_room(self) -> None:
-        """Where all places are taken, free one whose session has failed, or whose device is silent for the longest."""
-        if len(self._sessions) < self._settings.max_sessions:
-            return
-        name = min(self._sessions, key=lambda name: (not self._sessions[name].failed, self._sessions[name].last_heard))
-        session = self._sessions[name]
-        if session.failed or time.monotonic() - session.last_heard > TIMINGS.silent_s:
-            self._drop(name)
-
-    def _drop(self, name: str) -> None:
-        session = self._sessions.pop(name)
-        session.close()
-        self._unsent.pop(name, None)
-        self._ended = {other: ended for other, ended in self._ended.items() if not ended.closed}
-        self._ended[name] = session
-        peer = self._peers.pop(name, None)
-        if peer is not None:
-            self._by_route.pop(peer.route, None)
-
-    def _session_of(self, peer: Peer) -> TrainingThread:
-        name = self._by_route.get(peer.route)
-        if name is None or name not in self._sessions:
-            raise WireError("hello-first", "No session was begun on this connection.", "Say hello first.")
-        return self._sessions[name]
-
-    def _damaged(self, peer: Peer) -> None:
-        name = self._by_route.get(peer.route)
-        if name in self._sessions:
-            self._sessions[name].damaged()
+        self._places.drop(place)
+        self._send(place.peer, Bye(), [])
 
     def _flush(self) -> None:
-        for name, session in self._sessions.items():
-            waiting = self._unsent.pop(name, None) or deque(to_frames(*reply) for reply in session.replies())
-            while waiting and self._socket.send(self._peers[name], waiting[0]):
-                waiting.popleft()
-            if waiting and time.monotonic() - session.last_heard < TIMINGS.gone_s:
-                self._unsent[name] = waiting
+        for place in self._places.all():
+            with self._fence(place.peer):
+                place.unsent = place.unsent or deque(to_frames(*reply) for reply in place.thread.replies())
+                while place.unsent and self._socket.send(place.peer, place.unsent[0]):
+                    place.unsent.popleft()
+                if place.silent_s >= TIMINGS.gone_s:
+                    place.unsent.clear()
 
     def _send(self, peer: Peer, message: Message, payloads: list[bytes]) -> None:
         """What cannot be delivered is left out: the device comes back and is told where training stands."""
         self._socket.send(peer, to_frames(message, payloads))
 
     def _refuse(self, peer: Peer, error: WireError, *, fatal: bool) -> None:
-        said = Error(code=error.code, sentence=error.problem, remedy=error.remedy, sequence=None, fatal=fatal)
-        self._send(peer, said, [])
+        self._send(peer, error.said(fatal=fatal), [])
 
-    def _put_idle_to_sleep(self) -> None:
-        now = time.monotonic()
-        for name in [n for n, s in self._sessions.items() if now - s.last_heard > self._settings.idle_s]:
-            self._drop(name)
+
+def owner_folder(key: str) -> str:
+    """Of the sessions of one key: after a restart too, another key's session is another session."""
+    return hashlib.blake2b(key.encode(), digest_size=16).hexdigest() if key else "plain"
+
+
+def trouble(error: Exception) -> WireError:
+    """An error of the server's own, for the device: its kind alone, since its words may hold the server's paths."""
+    return WireError(
+        "server-trouble",
+        f"The server met an error of its own ({type(error).__name__}).",
+        "Run again; whoever runs the server finds the reason in its log.",
+    )
 
 
 def service_limits(settings: ServiceSettings) -> Limits:
     """What one message may weigh."""
-    share = settings.budget_bytes // settings.max_sessions
-    return Limits(frame_bytes=share, total_bytes=share)
+    return Limits(frame_bytes=settings.share_bytes, total_bytes=settings.share_bytes)

@@ -14,6 +14,7 @@ Taught in: notebooks/08_device_and_server.ipynb
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -27,7 +28,6 @@ from mobillm_kit.channel import (
     Ack,
     BatchMessage,
     Checkpoint,
-    Error,
     Fetch,
     Gradient,
     Hello,
@@ -39,11 +39,14 @@ from mobillm_kit.channel import (
     Welcome,
     WireError,
     check_batch,
+    check_digests,
     check_gradient,
 )
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.quant import codec
 from mobillm_kit.server.session_trainer import Reply, SessionTrainer
+
+log = logging.getLogger(__name__)
 
 HELD_RANGES = 3000
 """Ranges of cached samples that fit into a welcome's header; the others are sent once more."""
@@ -185,8 +188,7 @@ class Session:
         """It cannot go on: everything that waits is dropped, the session is over, others do not notice."""
         self.failed = True
         sequence = getattr(job.message, "sequence", None)
-        said = Error(code=error.code, sentence=error.problem, remedy=error.remedy, sequence=sequence, fatal=True)
-        self.done(job, [(said, [])], self._trained)
+        self.done(job, [(error.said(fatal=True, sequence=sequence), [])], self._trained)
 
     # ------------------------------------------------------------------ inside
 
@@ -321,6 +323,7 @@ class TrainingThread:
         except WireError as error:
             self._fail(job, error)
         except Exception as error:  # whatever it is, the device must hear of it and not wait
+            log.exception("A step of one session met an error of this server; the others go on.")
             reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
             problem = f"The server could not train this batch ({reason})."
             remedy = "Give the server more memory, or send smaller batches; then run again."
@@ -339,6 +342,10 @@ class TrainingThread:
         if isinstance(message, Hello):
             return self._welcome(trainer, message, job.again)
         if isinstance(message, BatchMessage):
+            try:
+                check_digests(message.frames, job.payloads)
+            except WireError as error:
+                return [(error.said(fatal=False), []), (Need(sequence=message.sequence), [])]
             return trainer.batch(message, job.payloads, time.perf_counter() - job.arrived)
         if isinstance(message, Gradient):
             return trainer.gradient(message, job.payloads)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,14 +22,13 @@ from pathlib import Path
 import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save, save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from mobillm_kit.channel import (
     Ack,
     BatchMessage,
     Durable,
-    Error,
     Gradient,
     Logits,
     Message,
@@ -44,7 +44,7 @@ from mobillm_kit.server.cache import ActivationCache
 from mobillm_kit.server.side_trainer import SideTrainer
 from mobillm_kit.side.adapter import SideAdapter
 from mobillm_kit.side.networks import SideTuned
-from mobillm_kit.side.portable_head import build_head
+from mobillm_kit.side.portable_head import build_head, read_tensors
 
 Reply = tuple[Message, list[bytes | memoryview]]
 
@@ -196,10 +196,7 @@ class SessionTrainer:
         try:
             return self.checkpoint()
         except WireError as error:
-            said = Error(
-                code=error.code, sentence=error.problem, remedy=error.remedy, sequence=self.sequence, fatal=False
-            )
-            return [(said, [])]
+            return [(error.said(fatal=False, sequence=self.sequence), [])]
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -237,7 +234,12 @@ class SessionTrainer:
                 return
 
     def _checkpoints(self) -> list[Path]:
-        return sorted(self._folder.glob("checkpoint-*.safetensors"), reverse=True)
+        """The newest first; whatever else lies there is passed over."""
+        found = (path for path in self._folder.glob("checkpoint-*.safetensors") if _NAMED.fullmatch(path.name))
+        return sorted((path for path in found if path.is_file()), reverse=True)
+
+
+_NAMED = re.compile(r"checkpoint-\d{8}\.safetensors")
 
 
 def _number(checkpoint: Path) -> int:
@@ -265,11 +267,9 @@ def load_head(payload: memoryview | bytes) -> dict[str, Tensor]:
         WireError: ``bad-plan``; not safetensors.
     """
     try:
-        return load(bytes(payload))
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise WireError(
-            "bad-plan", f"The head's frame is not safetensors ({error}).", "Send the head's tensors as safetensors."
-        ) from error
+        return read_tensors(payload)
+    except BadInput as error:
+        raise WireError("bad-plan", f"The head's frame: {error.problem}", error.remedy) from error
 
 
 def _read_checkpoint(path: Path, plan: Plan) -> dict[str, Tensor] | None:
@@ -277,7 +277,7 @@ def _read_checkpoint(path: Path, plan: Plan) -> dict[str, Tensor] | None:
         with safe_open(str(path), framework="pt") as file:
             about = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError, ValueError):
+    except (OSError, SafetensorError, ValueError, TypeError, RuntimeError):  # the last two: a header that lies
         return None
     whole = about.get("digest") == tensors_digest(state) and about.get("plan") == plan_digest(plan)
     return state if whole else None

@@ -16,10 +16,13 @@ Taught in: notebooks/08_device_and_server.ipynb
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Annotated, Literal
 
+import msgspec
 import torch
-from safetensors import SafetensorError
+from msgspec import Meta
 from safetensors.torch import load
 from torch import Tensor, nn
 
@@ -89,9 +92,9 @@ def checked_result(data: bytes, expected: Mapping[str, Tensor]) -> dict[str, Ten
     """
     remedy = "Keep the last checkpoint and look at the server."
     try:
-        tensors = load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise ServerRefused(f"The side network that came back is not safetensors ({error}).", remedy) from error
+        tensors = read_tensors(data)
+    except BadInput as error:
+        raise ServerRefused(f"The side network that came back cannot be read: {error.problem}", remedy) from error
     misfit = _misfit(tensors, {name: tuple(tensor.shape) for name, tensor in expected.items()})
     if misfit:
         raise ServerRefused(f"The side network that came back is not ours: {misfit}.", remedy)
@@ -99,6 +102,40 @@ def checked_result(data: bytes, expected: Mapping[str, Tensor]) -> dict[str, Ten
         if tensor.dtype != expected[name].dtype:
             raise ServerRefused(f"'{name}' came back as {tensor.dtype}, ours is {expected[name].dtype}.", remedy)
     return tensors
+
+
+class _Described(msgspec.Struct, forbid_unknown_fields=True):
+    dtype: Literal["F64", "F32", "F16", "BF16"]
+    shape: Annotated[list[Annotated[int, Meta(ge=1, le=2**31)]], Meta(max_length=4)]
+    data_offsets: tuple[int, int]
+
+
+def read_tensors(data: bytes | memoryview) -> dict[str, Tensor]:
+    """Tensors from a peer's safetensors; every number of the header is checked before the library sees it.
+
+    Raises:
+        BadInput: not safetensors; a shape that its bytes do not fill; a gap, an overlap, or bytes too many.
+    """
+    raw = bytes(data)
+    size = 8 + int.from_bytes(raw[:8], "little")
+    try:
+        header = msgspec.json.decode(raw[8:size], type=dict[str, msgspec.Raw])
+        header.pop("__metadata__", None)
+        described = [msgspec.json.decode(about, type=_Described) for about in header.values()]
+    except ValueError as error:
+        raise BadInput(f"What came is not safetensors ({error}).", "Send what safetensors writes.") from error
+    expected = 0
+    for about in sorted(described, key=lambda about: about.data_offsets):
+        n_bytes = _BYTES[about.dtype] * math.prod(about.shape)
+        if about.data_offsets != (expected, expected + n_bytes):
+            raise BadInput(f"A tensor of shape {about.shape} does not fill its bytes.", "Write it with safetensors.")
+        expected += n_bytes
+    if len(raw) != size + expected:
+        raise BadInput(f"{len(raw)} bytes came, the tensors take {size + expected}.", "Send them whole.")
+    return load(raw)
+
+
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 def _misfit(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -27,7 +27,8 @@ def steady(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def mortal_server(tmp_path_factory):
-    server = ServerProcess(tmp_path_factory.mktemp("mortal"))
+    # more than it has: what a machine really lacks is met in the middle of training
+    server = ServerProcess(tmp_path_factory.mktemp("mortal"), options=("--budget", str(2**18)))
     yield server
     server.close()
 

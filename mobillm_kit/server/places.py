@@ -1,0 +1,141 @@
+"""Whose sessions a server trains, on which connections, and who makes room for whom.
+
+    a connection   one session            a key   a few, never more than half of the server's
+
+Knows: connections, keys, training threads.  Knows nothing of: messages, plans, how a batch is trained.
+
+Taught in: notebooks/08_device_and_server.ipynb
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from mobillm_kit.channel import WireError
+from mobillm_kit.channel.ends import Peer, ServerSocket
+from mobillm_kit.channel.timings import TIMINGS
+from mobillm_kit.server.session import TrainingThread
+
+MOST_PER_KEY = 4
+
+
+@dataclass
+class Place:
+    """A session that is being trained."""
+
+    name: str
+    owner: str
+    """The key that began it; empty on a plain socket."""
+    thread: TrainingThread
+    peer: Peer
+    """Where its device is at present."""
+    unsent: deque[Sequence[bytes | bytearray | memoryview]] = field(default_factory=deque)
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since its device said anything; devices ping every second."""
+        return time.monotonic() - self.thread.last_heard
+
+
+class Places:
+    """The sessions of one server.
+
+    Args:
+        socket: told which connections a session stands on.
+        most: sessions at a time.
+    """
+
+    def __init__(self, socket: ServerSocket, most: int) -> None:
+        self._socket = socket
+        self._most = most
+        self._by_name: dict[str, Place] = {}
+        self._by_route: dict[bytes, Place] = {}
+        self._ended: dict[str, TrainingThread] = {}
+
+    def all(self) -> list[Place]:
+        """Every session; they may be dropped meanwhile."""
+        return list(self._by_name.values())
+
+    def at(self, peer: Peer) -> Place | None:
+        """The session that stands on a connection."""
+        return self._by_route.get(peer.route)
+
+    def of(self, peer: Peer, name: str) -> Place | None:
+        """A session that this key began.
+
+        Raises:
+            WireError: ``not-your-session``.
+        """
+        place = self._by_name.get(name)
+        if place is not None and place.owner != peer.key:
+            raise WireError("not-your-session", "This session belongs to another key.", "Begin a session of your own.")
+        return place
+
+    def make_room(self, peer: Peer, name: str) -> None:
+        """Drop what stands in the way of another session, where its device has left it or it has failed.
+
+        Raises:
+            WireError: ``too-many-sessions``; all are at work.
+        """
+        for left in (self.at(peer), self._by_name.get(name)):
+            if left is not None:
+                self.drop(left)
+        own = [place for place in self.all() if peer.key and place.owner == peer.key]
+        most = max(1, min(MOST_PER_KEY, self._most // 2))
+        if len(own) >= most:
+            self._drop_quietest(own, TIMINGS.left_s, f"This device trains {most} sessions already.")
+        if len(self._by_name) >= self._most:
+            self._drop_quietest(self.all(), TIMINGS.silent_s, f"This server trains {self._most} sessions at a time.")
+
+    def take(self, peer: Peer, name: str, begin: Callable[[TrainingThread | None], TrainingThread]) -> Place:
+        """Give a session a place; ``begin`` gets the thread that trained it before and may not have ended yet."""
+        thread = begin(self._ended.pop(name, None))
+        self._by_name[name] = place = Place(name, peer.key, thread, peer)
+        return place
+
+    def bind(self, place: Place, peer: Peer) -> bool:
+        """A session's device is here now; whether it was here before."""
+        again = self._by_route.get(peer.route) is place
+        self._let_go(place)
+        place.peer = peer
+        place.unsent.clear()
+        self._by_route[peer.route] = place
+        self._socket.know(peer, True)
+        return again
+
+    def drop(self, place: Place) -> None:
+        """End a session's training after the step it is in; its checkpoints stay."""
+        self._by_name.pop(place.name, None)
+        place.thread.close()
+        self._ended = {name: ended for name, ended in self._ended.items() if not ended.closed}
+        self._ended[place.name] = place.thread
+        self._let_go(place)
+
+    def drop_idle(self, idle_s: float) -> None:
+        """Those whose devices have said nothing for so long."""
+        for place in self.all():
+            if place.silent_s > idle_s:
+                self.drop(place)
+
+    def end_all(self) -> None:
+        """Every session ends the step it is in; waits for that."""
+        for place in self.all():
+            place.thread.close()
+        deadline = time.monotonic() + TIMINGS.end_s
+        for place in self.all():
+            place.thread.wait_closed(max(0.0, deadline - time.monotonic()))
+
+    def _drop_quietest(self, places: Sequence[Place], silent_s: float, problem: str) -> None:
+        place = max(places, key=lambda place: (place.thread.failed, place.silent_s))
+        if not place.thread.failed and place.silent_s <= silent_s:
+            remedy = "Wait until one has ended, or start the server with a higher --max-sessions."
+            raise WireError("too-many-sessions", problem, remedy)
+        self.drop(place)
+
+    def _let_go(self, place: Place) -> None:
+        if self._by_route.get(place.peer.route) is place:
+            del self._by_route[place.peer.route]
+            self._socket.know(place.peer, False)
