@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self, TypeVar
 
 from mobillm_kit.common import derived_seed
-from mobillm_kit.link.forwarder import BUFFER_BYTES, NEVER, READ_BYTES, Address, Pipe, ShapedLink, bound_socket, now
+from mobillm_kit.link.forwarder import BUFFER_BYTES, NEVER, READ_BYTES, Address, Pipe, ShapedLink, now
 from mobillm_kit.link.rates import AnyLink
 
 DIRECTIONS = {"up": ("up",), "down": ("down",), "both": ("up", "down")}
@@ -239,7 +240,7 @@ class FaultProxy(ThreadedLink):
         self._refusing = True
         self._loop.remove_reader(self._listener)
         self._listener.close()
-        self._listener = bound_socket(self.address[1])  # bound but not listening: the port stays ours, and refuses
+        self._listener = bound_socket(self.address)
         for connection in list(self._connections):
             self._abort(connection)
 
@@ -355,6 +356,17 @@ class FaultProxy(ThreadedLink):
 def fresh(seed: int) -> dict[str, Toxics]:
     """Nothing wrong, either way."""
     return {name: Toxics(random.Random(derived_seed(seed, "proxy", name))) for name in DIRECTIONS["both"]}
+
+
+def bound_socket(address: Address) -> socket.socket:
+    """It does not listen: the port stays ours, and refuses."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    if hasattr(socket, "SO_REUSEPORT"):  # not on Windows, where SO_REUSEADDR would steal a port that is in use
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+    sock.setblocking(False)
+    sock.bind(address)
+    return sock
 
 
 def connection_of(pipe: Pipe) -> Pipe:

@@ -1,4 +1,4 @@
-"""A link from what a user writes: a name, a text, fields, JSON, a CSV file of rates.
+"""A link from what a user writes: a name, a text, a CSV file of rates.
 
 Knows: these forms.  Knows nothing of: how long bytes take (`rates`), sockets.
 
@@ -8,11 +8,11 @@ Taught in: notebooks/08_device_and_server.ipynb
 from __future__ import annotations
 
 import csv
-import json
 import re
-from dataclasses import asdict, fields
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from mobillm_kit.errors import BadInput, UnknownName
 from mobillm_kit.link.rates import AnyLink, Link, Trace
@@ -42,46 +42,49 @@ def parse_link(value: str | Link | Trace) -> AnyLink:
         "wifi-60" or "wifi-60,loss=1%"           a name in `LINKS`
         "20mbit,10ms,jitter=2ms,loss=0.5%"       rate (kbit, mbit or gbit per second) first, the rest as wanted
         "trace=FILE.csv,10ms"                    rate from a file, see `read_trace`; repeat=60s starts it again
-        {"mbit_per_s": 20, "latency_ms": 10}     fields of `Link` or `Trace`, or {"trace": FILE, …}, as JSON
+        "steps=0:20/2.5:0/4:20,10ms"             rate from these seconds on, in Mb/s; repeat=60s starts it again
 
     Raises:
         UnknownName: a name that is no preset.
-        BadInput: words, fields or numbers that make no link.
+        BadInput: words, numbers or a file that make no link.
     """
     if isinstance(value, Link | Trace):
         return value
-    if isinstance(value, str):
-        return _from_text(value)
-    raise BadInput(f"{value!r} is no link.", "Give a name, or a text such as '20mbit,10ms'.")
+    if not isinstance(value, str):
+        raise BadInput(f"{value!r} is no link.", "Give a name, or a text such as '20mbit,10ms'.")
+    first, *words = (word.strip() for word in value.split(","))
+    constant, with_delays = _rate(first, value)
+    found: dict[str, float] = {}
+    for word in words:
+        name, number = _delay_word(word, value)
+        if name in found:
+            raise BadInput(f"The link {value!r} gives {name} twice.", _FORM)
+        found[name] = number
+    if constant and "repeat_s" in found:
+        raise BadInput("A link has no 'repeat_s'.", "Only a trace can start again.")
+    return with_delays(**found)
 
 
-def read_trace(
-    file: str | Path,
-    *,
-    latency_ms: float = 0.0,
-    jitter_ms: float = 0.0,
-    loss: float = 0.0,
-    repeat_s: float | None = None,
-) -> Trace:
+def read_trace(file: str | Path, **delays: float) -> Trace:
     """A trace from a CSV file with the header ``seconds,mbit_per_s``; lines that begin with ``#`` are remarks.
+
+    ``delays`` are fields of `Trace`.
 
     Raises:
         BadInput: no such file, another header, or a line that is not two numbers; the line is named.
     """
     path = Path(file)
-    seconds_at: list[float] = []
-    rates: list[float] = []
+    steps: list[tuple[float, float]] = []
     for number, cells in _csv_lines(path):
         try:
-            second, rate = (float(cell) for cell in cells)
+            second, rate = map(float, cells)
         except ValueError:
             raise BadInput(
                 f"{path}, line {number}: {','.join(cells)!r} is not two numbers.", "Write seconds,mbit_per_s: 12.5,20"
             ) from None
-        seconds_at.append(second)
-        rates.append(rate)
+        steps.append((second, rate))
     try:
-        return Trace(tuple(seconds_at), tuple(rates), latency_ms, jitter_ms, loss, repeat_s, name=path.name)
+        return Trace(tuple(second for second, _ in steps), tuple(rate for _, rate in steps), **delays)
     except BadInput as error:
         raise BadInput(f"{path}: {error.problem}", error.remedy) from None
 
@@ -103,30 +106,20 @@ def _csv_lines(path: Path) -> list[tuple[int, list[str]]]:
     return lines[1:]
 
 
-def _from_text(text: str) -> AnyLink:
-    if text.lstrip().startswith("{"):
-        try:
-            from_json = json.loads(text)
-        except ValueError as error:
-            raise BadInput(f"The link {text!r} is not JSON: {error}.", _FORM) from None
-        return _from_fields(from_json)
-    first, *words = (word.strip() for word in text.split(","))
-    found: dict[str, Any] = {}
-    preset: dict[str, Any] = {}
-    if first in LINKS:
-        preset = asdict(LINKS[first])
-    elif first.startswith("trace="):
-        found["trace"] = first.removeprefix("trace=")
-    elif rate := _RATE.fullmatch(first):
-        found["mbit_per_s"] = _number(rate[1], text) * _IN_MBIT[rate[2].lower()]
-    else:
-        raise UnknownName(f"{text!r} names no link.", _FORM)
-    for word in words:
-        name, number = _delay_word(word, text)
-        if name in found:
-            raise BadInput(f"The link {text!r} gives {name} twice.", _FORM)
-        found[name] = number
-    return _from_fields(preset | found)
+def _rate(word: str, text: str) -> tuple[bool, Callable[..., AnyLink]]:
+    """Whether the rate is constant, and the link but for its delays."""
+    if word in LINKS:
+        return True, partial(replace, LINKS[word])
+    if rate := _RATE.fullmatch(word):
+        return True, partial(Link, _number(rate[1], text) * _IN_MBIT[rate[2].lower()])
+    kind, _, rest = word.partition("=")
+    if kind == "trace":
+        return False, partial(read_trace, rest)
+    if kind == "steps":
+        steps = [step.partition(":") for step in rest.split("/")]
+        seconds_at = tuple(_number(second, text) for second, _, _ in steps)
+        return False, partial(Trace, seconds_at, tuple(_number(rate, text) for _, _, rate in steps))
+    raise UnknownName(f"{text!r} names no link.", _FORM)
 
 
 def _delay_word(word: str, text: str) -> tuple[str, float]:
@@ -141,27 +134,3 @@ def _number(word: str, text: str) -> float:
         return float(word)
     except ValueError:
         raise BadInput(f"{word!r} in the link {text!r} is not a number.", _FORM) from None
-
-
-def _from_fields(found: dict[str, Any]) -> AnyLink:
-    known = {each.name for each in fields(Link)}
-    if "seconds_at" in found:
-        known = {each.name for each in fields(Trace) if each.init}
-    elif "trace" in found:
-        known = {"trace", "latency_ms", "jitter_ms", "loss", "repeat_s"}
-    if unknown := sorted(set(found) - known):
-        raise BadInput(f"A link has no {unknown[0]!r}.", f"It has {', '.join(sorted(known))}.")
-    if "trace" in found:
-        file = found.pop("trace")
-        if not isinstance(file, str | Path) or not str(file):
-            raise BadInput(f"{file!r} is no file of a trace.", "Give the path of a CSV file.")
-        return read_trace(file, **found)
-    if "mbit_per_s" not in found:
-        raise BadInput("A link without mbit_per_s has no rate.", "Give mbit_per_s, or a trace.")
-    if "seconds_at" not in found:
-        return Link(**found)
-    for name in ("seconds_at", "mbit_per_s"):
-        if not isinstance(found[name], list | tuple):
-            raise BadInput(f"{name} of a trace is {found[name]!r}.", "Give a list of numbers.")
-        found[name] = tuple(found[name])
-    return Trace(**found)

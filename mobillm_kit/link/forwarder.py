@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import struct
 import sys
@@ -93,13 +94,10 @@ class Pipe:
 
     async def wait(self, until_s: float = NEVER) -> None:
         """Until something changed, at most until a moment."""
-        alarm = None
-        if until_s < NEVER:
-            alarm = asyncio.get_running_loop().call_later(max(until_s - now(), 0.0), self.changed.set)
-        await self.changed.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(until_s - now()):
+                await self.changed.wait()
         self.changed.clear()
-        if alarm:
-            alarm.cancel()
 
 
 class Line:
@@ -169,8 +167,7 @@ class ShapedLink:
             self._lines = {direction: Line(found) for direction in (("up",) if up_only else ("up", "down"))}
         self._connections: dict[Pipe, asyncio.Task[None]] = {}
         """By the pipe up."""
-        self._listener = bound_socket(port)
-        self._listener.listen(64)
+        self._listener = listening_socket(port)
         self.address: Address = self._listener.getsockname()[:2]
         """Where to connect to instead of the target."""
         self.endpoint = f"tcp://{self.address[0]}:{self.address[1]}"
@@ -211,13 +208,10 @@ class ShapedLink:
     # ------------------------------------------------------------------------------------------- one connection
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # it went away between the event and the call, or no descriptor is left
-            client, _ = self._listener.accept()
-            try:
-                server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            except OSError:  # refuse this one, keep serving the others
-                client.close()
-                return
+        # it went away between the event and the call, or no descriptor is left: keep serving the others
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            client = stack.enter_context(self._listener.accept()[0])
+            server = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
             for each in (client, server):
                 each.setblocking(False)
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -228,6 +222,7 @@ class ShapedLink:
             up.back.back = up
             self.accepted += 1
             self._connections[up] = self._loop.create_task(self._serve(up))
+            stack.pop_all()
 
     async def _serve(self, up: Pipe) -> None:
         try:
@@ -336,25 +331,22 @@ def burst_bytes(rate: float) -> int:
     return min(max(int(rate * BURST_S) // SEGMENT_BYTES, 1) * SEGMENT_BYTES, READ_BYTES)
 
 
-def bound_socket(port: int) -> socket.socket:
-    """A socket that holds a port of 127.0.0.1 and, as long as it does not listen, refuses whoever connects.
+def listening_socket(port: int) -> socket.socket:
+    """A socket that listens on 127.0.0.1.
 
     Raises:
         BadInput: the port is taken, or no port at all.
     """
-    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
-        raise BadInput(f"{port!r} is no port.", "Give a number from 0 to 65535; 0 takes a free one.")
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    if hasattr(socket, "SO_REUSEPORT"):  # not on Windows, where SO_REUSEADDR would steal a port that is in use
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)  # accepted connections inherit it
-    sock.setblocking(False)
     try:
-        sock.bind(("127.0.0.1", port))
+        listener = socket.create_server(("127.0.0.1", port), backlog=64)
+    except (TypeError, OverflowError):
+        raise BadInput(f"{port!r} is no port.", "Give a number from 0 to 65535; 0 takes a free one.") from None
     except OSError as error:
-        sock.close()
-        raise BadInput(f"Port {port} cannot be used: {error.strerror}.", "Free it, or take port 0.") from None
-    return sock
+        why = os.strerror(error.errno or 0)
+        raise BadInput(f"Port {port} cannot be used: {why}.", "Free it, or take port 0.") from None
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)  # accepted connections inherit it
+    listener.setblocking(False)
+    return listener
 
 
 def resolved(target: Address) -> Address:

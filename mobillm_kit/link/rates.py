@@ -17,7 +17,6 @@ Taught in: notebooks/08_device_and_server.ipynb
 from __future__ import annotations
 
 import bisect
-import json
 import math
 import random
 from abc import ABC, abstractmethod
@@ -57,10 +56,6 @@ class _Timed(ABC):
         line_s = self.finish_s(n_bytes, start_s) - start_s
         lost_s = segments(n_bytes) * self.loss * retransmit_s(self)
         return self.latency_ms / 1e3 + self.jitter_ms / 2e3 + line_s + lost_s
-
-    def json(self) -> str:
-        """One line that `parse_link` reads back to an equal link."""
-        return json.dumps({name: value for name, value in vars(self).items() if not name.startswith("_")})
 
     def _text(self, rate: str) -> str:
         latency = f"{self.latency_ms!r}ms" if self.latency_ms else ""
@@ -121,7 +116,6 @@ class Trace(_Timed):
     loss: float = 0.0
     repeat_s: float | None = None
     """The trace starts again after so many seconds; None: the last rate holds."""
-    name: str = ""
 
     def __post_init__(self) -> None:
         _check_steps(self.seconds_at, self.mbit_per_s, self.repeat_s)
@@ -129,15 +123,17 @@ class Trace(_Timed):
 
     def mbit_at(self, at_s: float) -> float:
         """Rate in Mb/s at a second after the trace's start."""
-        _, within_s = self._round(at_s)
-        return self.mbit_per_s[bisect.bisect_right(self.seconds_at, within_s) - 1]
+        return self.mbit_per_s[self._place(at_s)[1]]
 
     def finish_s(self, n_bytes: int, start_s: float) -> float:
         """Second at which the last of ``n_bytes`` has left the sender, when the first leaves at ``start_s``."""
         return max(self._when_sent(self._sent_until(start_s) + 8 * n_bytes / 1e6), start_s) if n_bytes else start_s
 
     def __str__(self) -> str:
-        return self._text(f"trace={self.name or f'{len(self.seconds_at)} steps'}")
+        """The text that `parse_link` reads back to an equal trace."""
+        steps = (f"{second!r}:{rate!r}" for second, rate in zip(self.seconds_at, self.mbit_per_s, strict=True))
+        again = "" if self.repeat_s is None else f",repeat={self.repeat_s!r}s"
+        return self._text("steps=" + "/".join(steps)) + again
 
     @cached_property
     def _sent_mbit(self) -> tuple[float, ...]:
@@ -153,13 +149,15 @@ class Trace(_Timed):
     def _mbit_per_round(self) -> float:
         return self._sent_mbit[-1] + self.mbit_per_s[-1] * (self._period_s - self.seconds_at[-1])
 
-    def _round(self, at_s: float) -> tuple[float, float]:
-        return divmod(max(at_s, 0.0), self._period_s)
+    def _place(self, at_s: float) -> tuple[float, int, float]:
+        """Whole rounds, the step, and the seconds of it that have passed."""
+        rounds, within_s = divmod(max(at_s, 0.0), self._period_s)
+        step = bisect.bisect_right(self.seconds_at, within_s) - 1
+        return rounds, step, within_s - self.seconds_at[step]
 
     def _sent_until(self, at_s: float) -> float:
-        rounds, within_s = self._round(at_s)
-        step = bisect.bisect_right(self.seconds_at, within_s) - 1
-        sent = self._sent_mbit[step] + self.mbit_per_s[step] * (within_s - self.seconds_at[step])
+        rounds, step, within_s = self._place(at_s)
+        sent = self._sent_mbit[step] + self.mbit_per_s[step] * within_s
         return sent + (rounds and rounds * self._mbit_per_round)  # 0 · inf is no number
 
     def _when_sent(self, mbit: float) -> float:
@@ -192,18 +190,14 @@ class Delays:
 
     def burst(self, link: AnyLink, n_bytes: int) -> tuple[float, float]:
         """Seconds by which jitter delays the next burst, and seconds for which its losses stop the stream."""
-        jitter_s = self._jitter.random() * link.jitter_ms / 1e3
-        return jitter_s, self._lost(link.loss, segments(n_bytes)) * retransmit_s(link)
-
-    def _lost(self, loss: float, n_segments: int) -> int:
         # Waiting times of independent losses are exponential in the hazard, whatever the burst sizes are and even
         # when the link is changed on the way; one draw per loss instead of one per segment.
-        self._until_loss -= -math.log1p(-loss) * n_segments
+        self._until_loss -= -math.log1p(-link.loss) * segments(n_bytes)
         lost = 0
         while self._until_loss <= 0:
             lost += 1
             self._until_loss += self._loss.expovariate(1.0)
-        return lost
+        return self._jitter.random() * link.jitter_ms / 1e3, lost * retransmit_s(link)
 
 
 def segments(n_bytes: int) -> int:
@@ -225,13 +219,14 @@ def _check_number(name: str, value: object) -> None:
 
 
 def _check_delays(link: _Timed) -> None:
-    for name in ("latency_ms", "jitter_ms", "loss"):
-        _check_number(name, getattr(link, name))
-    for name in ("latency_ms", "jitter_ms"):
-        if not 0 <= getattr(link, name) <= 60_000:
-            raise BadInput(f"{name} is {getattr(link, name):g}.", "Give milliseconds from 0 to 60000.")
-    if not 0 <= link.loss <= 0.5:
-        raise BadInput(f"loss is {link.loss:g}.", "Give a share from 0 to 0.5; 1 % is 0.01.")
+    for name, value, largest, remedy in (
+        ("latency_ms", link.latency_ms, 60_000, "Give milliseconds from 0 to 60000."),
+        ("jitter_ms", link.jitter_ms, 60_000, "Give milliseconds from 0 to 60000."),
+        ("loss", link.loss, 0.5, "Give a share from 0 to 0.5; 1 % is 0.01."),
+    ):
+        _check_number(name, value)
+        if not 0 <= value <= largest:
+            raise BadInput(f"{name} is {value:g}.", remedy)
 
 
 def _check_steps(seconds_at: tuple[float, ...], rates: tuple[float, ...], repeat_s: float | None) -> None:

@@ -35,16 +35,9 @@ REFUSED = 2
 
 
 class LinkProcess:
-    """A `ShapedLink` in a process of its own.
+    """A `ShapedLink` in a process of its own, and of the same arguments.
 
     It ends with `close`, and by itself when this process is gone.
-
-    Args:
-        target: host and port of the server.
-        link: a `Link`, a `Trace` (it starts now), or what `parse_link` reads.
-        seed: of jitter and losses.
-        up_only: hold back what goes to the target only.
-        port: to listen on; 0 takes a free one.
 
     Raises:
         BadInput: a target, link or port that is none.
@@ -69,7 +62,7 @@ class LinkProcess:
         )
         self._asking = threading.Lock()
         try:
-            said = self._ask(self.link.json())
+            said = self._ask(str(self.link))
         except BaseException:
             self.close()
             raise
@@ -86,7 +79,7 @@ class LinkProcess:
     def set(self, link: AnyLink | str) -> None:
         """Change the link while it runs; see `ShapedLink.set`."""
         found = parse_link(link)
-        self._ask(found.json())
+        self._ask(str(found))
         self.link = found
 
     def close(self) -> None:
