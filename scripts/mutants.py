@@ -61,7 +61,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "side/portable_head.py": ("test_portable",),
     "side/pruning.py": ("test_side",),
     "side/adapter.py": ("test_oracles", "test_mobillm", "test_side"),
-    "side/description.py": ("test_side", "test_wire"),
+    "side/description.py": ("test_description", "test_side", "test_wire"),
     "server/side_trainer.py": ("test_oracles", "test_mobillm"),
     "device/forward.py": ("test_device", "test_mobillm"),
     "training/adamw.py": ("test_oracles", "test_first_order"),
