@@ -307,11 +307,17 @@ def test_a_port_can_be_chosen_and_used_again():
         with ThreadedLink(server.address, "100mbit") as shaped:
             port = shaped.address[1]
             round_trips_s(shaped.address, 1)
-            with pytest.raises(BadInput, match=f"Port {port} cannot be used"):
+            with pytest.raises(BadInput, match=rf"Port {port} cannot be used: [^(]*\. Free it"):
                 ThreadedLink(server.address, "100mbit", port=port)
         with ThreadedLink(server.address, "100mbit", port=port) as shaped:
             assert shaped.endpoint == f"tcp://127.0.0.1:{port}"
             round_trips_s(shaped.address, 1)
+
+
+@pytest.mark.parametrize("port", [-1, 70_000, "x", 1.5, None])
+def test_a_port_that_is_none_is_refused(port):
+    with pytest.raises(BadInput, match="is no port"):
+        ThreadedLink(("127.0.0.1", 80), "20mbit", port=port)
 
 
 @pytest.mark.parametrize("target", ["127.0.0.1:80", ("127.0.0.1",), ("no such host!", 80), ("127.0.0.1", 0), None])
@@ -382,7 +388,7 @@ def test_a_link_process_is_used_like_a_link():
                 shaped.set("quick")
             with pytest.raises(BadInput, match=f"Port {shaped.address[1]} cannot be used"):
                 LinkProcess(server.address, "20mbit", port=shaped.address[1])
-        assert shaped.closed
+        assert shaped._process.poll() == 0
         with pytest.raises(KitError, match="is closed"):
             shaped.set("20mbit")
     assert threading.active_count() == threads

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import struct
 import sys
@@ -337,12 +336,12 @@ def listening_socket(port: int) -> socket.socket:
     Raises:
         BadInput: the port is taken, or no port at all.
     """
+    if not isinstance(port, int) or not 0 <= port <= 65535:
+        raise BadInput(f"{port!r} is no port.", "Give a number from 0 to 65535; 0 takes a free one.")
     try:
         listener = socket.create_server(("127.0.0.1", port), backlog=64)
-    except (TypeError, OverflowError):
-        raise BadInput(f"{port!r} is no port.", "Give a number from 0 to 65535; 0 takes a free one.") from None
     except OSError as error:
-        why = os.strerror(error.errno or 0)
+        why = str(error.strerror).partition(" (while ")[0]  # the standard library adds where it tried
         raise BadInput(f"Port {port} cannot be used: {why}.", "Free it, or take port 0.") from None
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)  # accepted connections inherit it
     listener.setblocking(False)

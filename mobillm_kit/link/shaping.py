@@ -71,11 +71,6 @@ class LinkProcess:
         self.endpoint = str(said["endpoint"])
         """The address as ZeroMQ writes it."""
 
-    @property
-    def closed(self) -> bool:
-        """The process has ended, and with it the link."""
-        return self._process.poll() is not None
-
     def set(self, link: AnyLink | str) -> None:
         """Change the link while it runs; see `ShapedLink.set`."""
         found = parse_link(link)
