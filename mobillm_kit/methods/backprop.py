@@ -53,7 +53,7 @@ class Backprop:
         """One AdamW step on the mean cross-entropy of the batch; B samples go forward and backward."""
         loss = F.cross_entropy(self._logits(batch), batch.labels)
         apply_gradients(self._optimizer, loss, lr)
-        return StepResult(loss=loss.item(), forwards=batch.labels.shape[0])
+        return StepResult(loss=loss.item(), forwards=len(batch.labels))
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:

@@ -18,8 +18,9 @@ ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 def adamw(parameters: Iterable[nn.Parameter], weight_decay: float = 0.0) -> torch.optim.AdamW:
     """AdamW (0.9, 0.999) with its moments made at once, so that memory and checkpoints are complete from step 0."""
-    optimizer = torch.optim.AdamW(list(parameters), lr=0.0, weight_decay=weight_decay, foreach=False)
-    for parameter in optimizer.param_groups[0]["params"]:
+    trained = list(parameters)
+    optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=weight_decay, foreach=False)
+    for parameter in trained:
         optimizer.state[parameter] = {
             "step": torch.tensor(0.0),
             **{moment: torch.zeros_like(parameter) for moment in ADAM_MOMENTS},
