@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import nullcontext
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
+from mobillm_kit.backbone.architectures import architecture
 from mobillm_kit.backbone.families import family_of
-from mobillm_kit.backbone.split import Backbone, load_backbone, load_tokenizer, random_backbone
+from mobillm_kit.backbone.pretrained import from_config
+from mobillm_kit.backbone.split import Backbone, backbone_kind, load_backbone, load_tokenizer, random_backbone
+from mobillm_kit.backbone.streaming import stream_backbone
 from mobillm_kit.errors import BadInput, UnknownName
+from mobillm_kit.methods.task_model import task_model
+from tests.builders import save_tiny_model
 from tests.families import TINY, tiny_backbone
 
 ALL = sorted(TINY)
@@ -77,13 +86,8 @@ def test_decoder_logits_equal_the_models_own(name):
         pytest.skip("encoders here have no language-model head")
     ids, mask = tokens()
     own = backbone.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    hidden = backbone.last_hidden(ids, mask)
-    hidden = hidden if backbone.norm is None else backbone.norm(hidden)
-    hidden = hidden if backbone.project_out is None else backbone.project_out(hidden)
-    ours = backbone.lm_head(hidden)
-    cap = getattr(backbone.config, "final_logit_softcapping", None)
-    ours = ours if not cap else cap * torch.tanh(ours / cap)
-    assert torch.equal(ours, own)
+    head = task_model(backbone, word_ids=range(100)).head
+    assert torch.equal(head(backbone.last_hidden(ids, mask)), own)
 
 
 def test_nothing_asks_for_a_gradient_and_nothing_drops_out():
@@ -163,10 +167,19 @@ def test_unknown_names_are_refused():
         load_backbone("./nowhere")
     with pytest.raises(BadInput, match="could not be loaded"):
         load_backbone("nobody/has-this-model")
-    with pytest.raises(UnknownName, match="no row"):
-        family_of("mamba")
+    for other in ("t5", "mamba", "falcon", "bloom", "albert"):
+        with pytest.raises(UnknownName, match=f"Model type '{other}' has no row"):
+            family_of(other)
     with pytest.raises(BadInput, match="Unknown dtype"):
         load_backbone("pocket", dtype="int3")
+
+
+def test_a_model_with_something_between_its_blocks_is_refused():
+    """DeBERTa v2 XL has a convolution beside its first block, DeBERTa v3 has none."""
+    model_type, settings = TINY["deberta-v3-like"]
+    config = AutoConfig.for_model(model_type, **settings, conv_kernel_size=3)
+    with pytest.raises(BadInput, match="has conv_kernel_size"):
+        Backbone(from_config(config, torch.float32), name="xl")
 
 
 def test_the_wrapped_model_is_the_one_given():
@@ -188,3 +201,37 @@ def test_a_model_with_missing_weights_is_refused(tmp_path):
 def test_loading_is_silent(shared, capfd):
     load_backbone(shared / "models" / "minilm-l6-h384")
     assert capfd.readouterr() == ("", "")
+
+
+FOREIGN = """
+from pathlib import Path
+Path({mark!r}).touch()
+from transformers import LlamaConfig as Config, LlamaForCausalLM as Model, PreTrainedTokenizerFast as Tokenizer
+"""
+
+
+@pytest.mark.parametrize("model_type", ["llama", "foreign"])
+def test_code_in_a_models_folder_never_runs(tmp_path, model_type, monkeypatch):
+    """Neither for a type that transformers knows nor for one that only the folder's code knows; nobody is asked."""
+    monkeypatch.setattr("builtins.input", lambda prompt="": "y")
+    folder, mark = save_tiny_model(tmp_path / "model", "llama"), tmp_path / "mark"
+    (folder / "theirs.py").write_text(FOREIGN.format(mark=str(mark)))
+    loaders = {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model", "AutoModel": "theirs.Model"}
+    change_json(folder / "config.json", model_type=model_type, auto_map=loaders)
+    tokenizer = {
+        "auto_map": {"AutoTokenizer": ["theirs.Tokenizer", "theirs.Tokenizer"]},
+        "tokenizer_class": "Tokenizer",
+    }
+    change_json(folder / "tokenizer_config.json", **tokenizer)
+    (folder / "tokenizer.json").touch(exist_ok=True)
+    for load in (load_backbone, backbone_kind, stream_backbone, architecture):
+        with pytest.raises(BadInput, match=r"code of its own|no row") if model_type == "foreign" else nullcontext():
+            load(folder)
+    with pytest.raises(BadInput, match="code of its own"):
+        load_tokenizer(folder)
+    assert not mark.exists()
+
+
+def change_json(file, **changes):
+    before = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**before, **changes}))

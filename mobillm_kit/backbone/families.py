@@ -36,6 +36,14 @@ class Family:
     """The projections that LoRA adapts by default: query and value."""
     positions_start_after_padding_id: bool = False
     """RoBERTa counts positions from ``padding_idx + 1``, the others from 0."""
+    poolable: bool = True
+    """Whether the encoder's class has a pooler to leave out."""
+    returns_tuple: bool = False
+    """Whether a block returns ``(h, attention)`` (DeBERTa)."""
+    whole: tuple[str, ...] = ()
+    """Tables of which every block reads all rows: DeBERTa's relative positions."""
+    cannot: str = ""
+    """A setting that puts something between the blocks: such a model is refused."""
 
 
 _FUSED = ("query_key_value",)
@@ -44,6 +52,8 @@ _BERT_LIKE = Family(
     "encoder", "", "embeddings.word_embeddings", "encoder.layer", "", "", attention_targets=("query", "value")
 )
 _ROBERTA_LIKE = replace(_BERT_LIKE, positions_start_after_padding_id=True)
+_BARE_BERT = replace(_BERT_LIKE, poolable=False)
+_DEBERTA = replace(_BARE_BERT, returns_tuple=True, whole=("encoder.rel_embeddings",), cannot="conv_kernel_size")
 
 FAMILIES: dict[str, Family] = {
     "opt": Family("decoder", "model.decoder", "embed_tokens", "layers", "final_layer_norm", "lm_head", "project_out"),
@@ -54,6 +64,14 @@ FAMILIES: dict[str, Family] = {
     "gemma": _LLAMA_LIKE,
     "gemma2": _LLAMA_LIKE,
     "gemma3_text": _LLAMA_LIKE,
+    "smollm3": _LLAMA_LIKE,
+    "olmo2": _LLAMA_LIKE,
+    "granite": _LLAMA_LIKE,
+    "cohere": _LLAMA_LIKE,
+    "starcoder2": _LLAMA_LIKE,
+    "phi": replace(_LLAMA_LIKE, norm="final_layernorm"),
+    "phi3": replace(_LLAMA_LIKE, attention_targets=("qkv_proj",)),
+    "gptj": Family("decoder", "transformer", "wte", "h", "ln_f", "lm_head"),
     "gpt2": Family("decoder", "transformer", "wte", "h", "ln_f", "lm_head", attention_targets=("c_attn",)),
     "gpt_neox": Family(
         "decoder", "gpt_neox", "embed_in", "layers", "final_layer_norm", "lm_head", attention_targets=_FUSED
@@ -61,6 +79,19 @@ FAMILIES: dict[str, Family] = {
     "bert": _BERT_LIKE,
     "roberta": _ROBERTA_LIKE,
     "xlm-roberta": _ROBERTA_LIKE,
+    "camembert": _ROBERTA_LIKE,
+    "mobilebert": _BERT_LIKE,
+    "electra": _BARE_BERT,
+    "distilbert": replace(_BARE_BERT, blocks="transformer.layer", attention_targets=("q_lin", "v_lin")),
+    "deberta": replace(_DEBERTA, attention_targets=("in_proj",)),
+    "deberta-v2": replace(_DEBERTA, attention_targets=("query_proj", "value_proj")),
+    "modernbert": replace(
+        _BARE_BERT,
+        embedding="embeddings.tok_embeddings",
+        blocks="layers",
+        norm="final_norm",
+        attention_targets=("Wqkv",),
+    ),
 }
 
 

@@ -26,7 +26,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import PreTrainedConfig
 
 from mobillm_kit.backbone.families import family_of
-from mobillm_kit.backbone.pretrained import auto_class, check_complete
+from mobillm_kit.backbone.pretrained import check_complete, from_config
 from mobillm_kit.backbone.shards import Shards, write_shards
 from mobillm_kit.common import derived_seed
 from mobillm_kit.errors import BadInput, KitError
@@ -44,9 +44,8 @@ def meta_model(config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:
 
     Torch's global generator is left as it was.
     """
-    factory, extra = auto_class(config.model_type)
     with torch.random.fork_rng(devices=[]), parameters_on_meta():
-        return factory.from_config(config, dtype=dtype, **extra).eval().requires_grad_(False)
+        return from_config(config, dtype).eval().requires_grad_(False)
 
 
 @contextmanager

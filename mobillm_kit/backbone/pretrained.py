@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModel, AutoModelForCausalLM
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig
 from transformers.utils import logging as hf_logging
 
 from mobillm_kit.backbone.families import family_of
@@ -54,11 +55,16 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def from_pretrained(loader: Any, source: str, **kwargs: Any) -> Any:
-    """``loader.from_pretrained(source, **kwargs)``, without bars and reports."""
+    """``loader.from_pretrained(source, **kwargs)``, without bars and reports; code that comes with it never runs."""
     try:
         with _quiet_transformers():
-            return loader.from_pretrained(source, **kwargs)
+            return loader.from_pretrained(source, trust_remote_code=False, **kwargs)
     except (OSError, ValueError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            raise BadInput(
+                f"{source}: needs code of its own (auto_map), and code that comes with a model is never run here.",
+                "Name a model that transformers itself knows.",
+            ) from error
         first_line = str(error).strip().splitlines()[0]
         raise BadInput(
             f"{source}: could not be loaded ({first_line}).",
@@ -66,11 +72,26 @@ def from_pretrained(loader: Any, source: str, **kwargs: Any) -> Any:
         ) from error
 
 
+def from_config(config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:
+    """A model of this configuration with random weights, drawn from the global generator."""
+    factory, extra = auto_class(config.model_type)
+    return all_of(dtype, factory.from_config(config, dtype=dtype, trust_remote_code=False, **extra))
+
+
+def all_of(dtype: torch.dtype, model: nn.Module) -> nn.Module:
+    """The model, with every parameter of this type: DeBERTa keeps two in float32, whatever it is asked for."""
+    for parameter in model.parameters():
+        if parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
+    return model
+
+
 def auto_class(model_type: str) -> tuple[Any, dict[str, Any]]:
     """The Auto class that makes a model of this type, and the arguments it needs beside the configuration."""
-    if family_of(model_type).kind == "decoder":
+    family = family_of(model_type)
+    if family.kind == "decoder":
         return AutoModelForCausalLM, {}
-    return AutoModel, {"add_pooling_layer": False}
+    return AutoModel, {"add_pooling_layer": False} if family.poolable else {}
 
 
 def check_complete(where: str | Path, missing: Sequence[str]) -> None:

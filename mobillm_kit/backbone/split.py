@@ -26,8 +26,10 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from mobillm_kit.backbone.families import Family, Kind, family_of
 from mobillm_kit.backbone.pretrained import (
+    all_of,
     auto_class,
     check_complete,
+    from_config,
     from_pretrained,
     public_name,
     resolve,
@@ -55,13 +57,21 @@ class Backbone(nn.Module):
         self.config: PreTrainedConfig = cast(PreTrainedConfig, model.config)
         self.family: Family = family_of(self.config.model_type)
         self.kind: Kind = self.family.kind
+        if getattr(self.config, self.family.cannot or "_", 0):
+            raise BadInput(
+                f"'{name}' has {self.family.cannot} in its config.json: something works between its blocks, and a "
+                f"backbone here is split there.",
+                "Take a model of the family without it (DeBERTa v3), or another family.",
+            )
         self.width = int(self.config.hidden_size)
         """Width d of the hidden state between blocks."""
         self.base: nn.Module = attrgetter(self.family.base)(model) if self.family.base else model
         self.blocks: nn.ModuleList = attrgetter(self.family.blocks)(self.base)
         self.n_layers = len(self.blocks)
         """L, the number of blocks."""
-        self.norm: nn.Module | None = getattr(self.base, self.family.norm) if self.family.norm else None
+        norm = getattr(self.base, self.family.norm) if self.family.norm else None
+        self.norm: nn.Module | None = norm if self.kind == "decoder" else None
+        self.closing_norm: nn.Module | None = norm if self.kind == "encoder" else None
         self.project_out: nn.Module | None = getattr(self.base, self.family.project_out or "_", None)
         self.lm_head: nn.Module | None = getattr(model, self.family.lm_head) if self.family.lm_head else None
         starts_late = self.family.positions_start_after_padding_id
@@ -132,13 +142,18 @@ class Backbone(nn.Module):
             kwargs["use_cache"] = False
         elif token_type_ids is not None:
             kwargs["token_type_ids"] = token_type_ids
-        with _blocks_aside(self.blocks) as seen:
+        with _blocks_aside(self.blocks, self.family.returns_tuple) as seen:
             self.base(**kwargs)
         return seen[0][0], [inputs for _, inputs in seen]
 
     def block(self, index: int, hidden: Tensor, inputs: BlockInputs) -> Tensor:
         """h_i from h_{i-1}: (B, T, d) to (B, T, d); ``index`` counts from 0."""
-        return self.blocks[index](hidden, *inputs.args, **inputs.kwargs)
+        return self.state(index, self.blocks[index](hidden, *inputs.args, **inputs.kwargs))
+
+    def state(self, index: int, returned: Any) -> Tensor:
+        """h_i of what its block returned; an encoder's final norm (ModernBERT) belongs to its last block."""
+        hidden = returned[0] if self.family.returns_tuple else returned
+        return self.closing_norm(hidden) if self.closing_norm and index == self.n_layers - 1 else hidden
 
     def hidden_states(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
@@ -183,13 +198,13 @@ class Backbone(nn.Module):
 
 
 @contextmanager
-def _blocks_aside(blocks: nn.ModuleList) -> Iterator[list[tuple[Tensor, BlockInputs]]]:
+def _blocks_aside(blocks: nn.ModuleList, as_tuple: bool) -> Iterator[list[tuple[Tensor, BlockInputs]]]:
     """While it holds, a block returns its input untouched and notes what it was handed."""
     seen: list[tuple[Tensor, BlockInputs]] = []
 
-    def _stand_aside(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _stand_aside(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
         seen.append((hidden, BlockInputs(args, kwargs)))
-        return hidden
+        return (hidden, None) if as_tuple else hidden
 
     for block in blocks:
         block.forward = _stand_aside
@@ -229,6 +244,7 @@ def load_backbone(
         loader, source, revision=revision, dtype=torch_dtype(dtype), output_loading_info=True, **extra
     )
     check_complete(name, sorted(report["missing_keys"]))
+    model = all_of(torch_dtype(dtype), model)
     return Backbone(model.to(device), name=public_name(name), revision=revision or "")
 
 
@@ -253,8 +269,7 @@ def random_backbone(like: Backbone, *, seed: int) -> Backbone:
 
     Torch's global generator is left as it was.
     """
-    factory, extra = auto_class(like.config.model_type)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every accelerator for good
-        model = factory.from_config(like.config, dtype=like.dtype, **extra)
+        model = from_config(like.config, like.dtype)
     return Backbone(model.to(like.device), name=f"{like.name} (random weights)")

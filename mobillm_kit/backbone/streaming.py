@@ -160,7 +160,8 @@ class StreamedBackbone(Backbone):
 
     def block(self, index: int, hidden: Tensor, inputs: BlockInputs) -> Tensor:
         """h_i from h_{i-1}: (B, T, d) to (B, T, d); reads the block where it is not there yet."""
-        return functional_call(self.blocks[index], self._streamed.tensors(index), (hidden, *inputs.args), inputs.kwargs)
+        tensors = self._streamed.tensors(index)
+        return self.state(index, functional_call(self.blocks[index], tensors, (hidden, *inputs.args), inputs.kwargs))
 
     def block_major(self, window: Sequence[Tokens], layers: Sequence[int]) -> Iterator[Tap]:
         """Take a window of batches through block 1, then block 2, …: every block is read once per window.
@@ -214,7 +215,7 @@ class StreamedBackbone(Backbone):
                 continue
             if attribute in owner._buffers:
                 owner._buffers[attribute] = self._shards.read(self._names[key], tensor.dtype)
-            elif attribute == "weight" and (isinstance(owner, nn.Embedding) or owner is self.lm_head):
+            elif self._by_rows(path, owner) and attribute == "weight":
                 del owner._parameters[attribute]
                 setattr(owner, attribute, RowsOnDisk(self._shards, self._names[key], self._dtype))
             else:
@@ -223,6 +224,10 @@ class StreamedBackbone(Backbone):
                     loaded[id(tensor)] = nn.Parameter(read, requires_grad=False)
                 owner._parameters[attribute] = loaded[id(tensor)]
         return [*loaded.values(), *(buffer for buffer in self.model.buffers() if not buffer.is_meta)]
+
+    def _by_rows(self, path: str, owner: nn.Module) -> bool:
+        """Whether a batch or a label word asks for some rows of a table, and the others can stay in the file."""
+        return owner is self.lm_head or (isinstance(owner, nn.Embedding) and path not in self.family.whole)
 
     def _places(self, block: nn.Module) -> list[Place]:
         """Every tensor of a block, one behind the other in a buffer."""

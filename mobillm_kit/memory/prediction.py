@@ -30,10 +30,10 @@ import torch
 from torch import Tensor, UntypedStorage, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from mobillm_kit.backbone.families import family_of
-from mobillm_kit.backbone.pretrained import DTYPES
+from mobillm_kit.backbone.pretrained import DTYPES, from_config
 from mobillm_kit.backbone.split import Backbone
 from mobillm_kit.errors import BadInput
 from mobillm_kit.memory.live_tensors import Alive, LiveTensors, NotesSaved
@@ -258,12 +258,8 @@ def shape_model(
     config: PreTrainedConfig, *, dtype: str = "float32", labels: int = 2, pooling: Pooling = "mean"
 ) -> TaskModel:
     """A task model of that architecture; call it under :func:`shapes_only`, or it takes real memory."""
-    family = family_of(config.model_type)
     with _quiet():
-        if family.kind == "decoder":
-            model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
-        else:
-            model = AutoModel.from_config(config, dtype=DTYPES[dtype], add_pooling_layer=False)
+        model = from_config(config, DTYPES[dtype])
     backbone = Backbone(model, name=config.model_type)
     backbone.fingerprint = "shapes only"  # there are no bytes to take one over
     return task_model(backbone, word_ids=range(labels), pooling=pooling)

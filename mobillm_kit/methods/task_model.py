@@ -55,5 +55,6 @@ def task_model(backbone: Backbone, *, word_ids: Sequence[int], pooling: Pooling 
         head = PooledHead(backbone.width, len(word_ids), pooling=pooling, seed=seed)
         return TaskModel(backbone, head.to(backbone.device, backbone.dtype))
     cap = getattr(backbone.config, "final_logit_softcapping", None)
+    scale = getattr(backbone.config, "logit_scale", None) or 1 / getattr(backbone.config, "logits_scaling", 1)
     lm_head = cast(nn.Linear, backbone.lm_head)  # every decoder has one
-    return TaskModel(backbone, LabelWordHead(backbone.norm, backbone.project_out, lm_head, word_ids, cap))
+    return TaskModel(backbone, LabelWordHead(backbone.norm, backbone.project_out, lm_head, word_ids, cap, scale))

@@ -25,7 +25,7 @@ MOST_LAYERS = 128
 MOST_LABELS = 65536
 WIDEST = 65536
 
-NormForm = Literal["none", "layer", "rms", "rms-plus-one"]
+NormForm = Literal["none", "layer", "rms", "rms-plus-one", "rms-wide", "layer-wide"]
 Width = Annotated[int, Meta(ge=1, le=WIDEST)]
 Labels = Annotated[int, Meta(ge=2, le=MOST_LABELS)]
 Layer = Annotated[int, Meta(ge=0, le=4095)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ class LabelWordHead(nn.Module):
         project_out: projection to the embedding's width d_e, None where it is equal.
         word_ids: token id of each label's word, C of them.
         softcap: the final logits' cap c of Gemma 2, ``c tanh(x / c)``; None for the others.
+        scale: of the logits, as Cohere and Granite have one.
     """
 
     pooling = None
@@ -41,12 +42,14 @@ class LabelWordHead(nn.Module):
         lm_head: nn.Linear,
         word_ids: Sequence[int],
         softcap: float | None = None,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.norm = norm if norm is not None else nn.Identity()
         self.project_out = project_out if project_out is not None else nn.Identity()
         self.lm_head = lm_head
         self.softcap = softcap
+        self.scale = scale
         self.register_buffer("word_ids", torch.tensor(list(word_ids)), persistent=False)
 
     def pool(self, hidden: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
@@ -74,9 +77,10 @@ class LabelWordHead(nn.Module):
         return head.requires_grad_(False)
 
     def _word_rows(self) -> tuple[Tensor, Tensor | None]:
-        """The label words' rows of the projection, (C, d_e), and of its bias, (C,)."""
-        bias = self.lm_head.bias
-        return self.lm_head.weight[self.word_ids], None if bias is None else bias[self.word_ids]
+        """The label words' rows of the projection, (C, d_e), and of its bias, (C,), times the scale."""
+        rows = [None if each is None else each[self.word_ids] for each in (self.lm_head.weight, self.lm_head.bias)]
+        scaled = rows if self.scale == 1.0 else [None if each is None else each * self.scale for each in rows]
+        return cast(Tensor, scaled[0]), scaled[1]
 
 
 def frozen_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -2,13 +2,15 @@
 
     logits_c = softcap( W_c · P(norm(h)) + b_c )        W: the C rows of the label words
 
-Every family's final norm is one of four forms; which one is found by trying them on random states: the form whose
+Every family's final norm is one of six forms; which one is found by trying them on random states: the form whose
 output is equal to the last bit.
 
     none             h
     layer            (h - mean) / sqrt(var + eps) · w + b
     rms              h / sqrt(mean(h^2) + eps) · w              normalised in float32, then back, then times w
+    rms-wide         h / sqrt(mean(h^2) + eps) · w              all in float32, then back (OLMo 2)
     rms-plus-one     h / sqrt(mean(h^2) + eps) · (1 + w)        all in float32, then back (Gemma)
+    layer-wide       (h - mean) / sqrt(var + eps) · w           all in float32, then back (Cohere)
 
 Knows: heads and tensors.  Knows nothing of: backbones, sockets, training.
 Taught in: notebooks/08_device_and_server.ipynb
@@ -30,29 +32,32 @@ from mobillm_kit.errors import BadInput, ServerRefused, few
 from mobillm_kit.side.description import HeadSpec, NormForm
 from mobillm_kit.side.heads import LabelWordHead, frozen_linear
 
-NORMS: tuple[NormForm, ...] = ("layer", "rms", "rms-plus-one")
+NORMS: tuple[NormForm, ...] = ("layer", "rms", "rms-wide", "rms-plus-one", "layer-wide")
 
 
-class RootMeanSquareNorm(nn.Module):
-    """The two root-mean-square forms above; weight w, (d,), ``plus_one`` for the second."""
+class Float32Norm(nn.Module):
+    """The forms above that normalise in float32; weight w, (d,)."""
 
-    def __init__(self, weight: Tensor, eps: float, *, plus_one: bool) -> None:
+    def __init__(self, weight: Tensor, eps: float, form: str) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.eps = eps
-        self.plus_one = plus_one
+        self.form = form
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(…, d) to (…, d)."""
         wide = hidden.float()
+        if self.form == "layer-wide":
+            wide = wide - wide.mean(-1, keepdim=True)
         normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        if self.plus_one:
-            return (normed * (1.0 + self.weight.float())).to(hidden.dtype)
-        return self.weight * normed.to(hidden.dtype)
+        if self.form == "rms":
+            return self.weight * normed.to(hidden.dtype)
+        weight = self.weight.float() + (1.0 if self.form == "rms-plus-one" else 0.0)
+        return (normed * weight).to(hidden.dtype)
 
 
 def describe_head(head: LabelWordHead) -> tuple[HeadSpec, dict[str, Tensor]]:
-    """A head as numbers and tensors; a final norm of none of the four forms is refused."""
+    """A head as numbers and tensors; a final norm of another form is refused."""
     rows = head.server_copy()
     norm, eps, tensors = _describe_norm(rows.norm)
     tensors["words.weight"] = rows.lm_head.weight.detach()
@@ -191,7 +196,7 @@ def _describe_norm(norm: nn.Module) -> tuple[NormForm, float, dict[str, Tensor]]
 def _norm(form: str, eps: float, tensors: Mapping[str, Tensor]) -> nn.Module:
     weight = tensors["norm.weight"]
     if form != "layer":
-        return RootMeanSquareNorm(weight, eps, plus_one=form == "rms-plus-one")
+        return Float32Norm(weight, eps, form)
     norm = nn.LayerNorm(weight.shape[0], eps=eps, device="meta").to_empty(device=weight.device).to(weight.dtype)
     norm.load_state_dict({"weight": weight, "bias": tensors["norm.bias"]})
     return norm.requires_grad_(False)

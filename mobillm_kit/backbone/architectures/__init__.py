@@ -57,7 +57,7 @@ def architecture(name: str | Path) -> PreTrainedConfig:
 
 def _from_hub(name: str) -> PreTrainedConfig:
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BadInput(
