@@ -15,7 +15,7 @@ from mobillm_kit.errors import BadInput, ServerRefused
 from mobillm_kit.side.description import HeadSpec
 from mobillm_kit.side.heads import LabelWordHead
 from mobillm_kit.side.portable_head import (
-    RootMeanSquareNorm,
+    Float32Norm,
     build_head,
     checked_result,
     describe_head,
@@ -109,17 +109,18 @@ def test_a_head_is_described_by_its_norms_form_and_its_sizes(name):
     assert {key: tuple(tensor.shape) for key, tensor in tensors.items()} == {key: widths[key] for key in tensors}
 
 
-@pytest.mark.parametrize("plus_one", [False, True])
-def test_the_root_mean_square_norms_are_their_formulas(plus_one):
+@pytest.mark.parametrize("form", ["rms", "rms-wide", "rms-plus-one", "layer-wide"])
+def test_the_norms_of_float32_are_their_formulas(form):
     """States of three axes and of unlike lengths: each token is measured alone, over its own width."""
     generator = torch.Generator().manual_seed(3)
     weight, states = torch.randn(8, generator=generator), 5 * torch.randn(2, 3, 8, generator=generator)
     for row in range(2):
         for token in range(3):
             h = states[row, token].double()
+            h = h - h.mean() if form == "layer-wide" else h
             unit = h / ((h * h).sum() / 8 + 0.25).sqrt()
-            expected = unit * (weight.double() + 1) if plus_one else unit * weight.double()
-            ours = RootMeanSquareNorm(weight, 0.25, plus_one=plus_one)(states)[row, token]
+            expected = unit * (weight.double() + 1) if form == "rms-plus-one" else unit * weight.double()
+            ours = Float32Norm(weight, 0.25, form)(states)[row, token]
             torch.testing.assert_close(ours.double(), expected, rtol=1e-6, atol=1e-6)
 
 
