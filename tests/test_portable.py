@@ -250,8 +250,10 @@ def test_tensors_are_read_from_bytes_written_by_hand():
     }
 
 
+WHOLE = written({"a": about("F32", [1], 0, 4)}, bytes(4))
 REFUSED = [
     (b"", "What came is not safetensors"),
+    (WHOLE[:7] + b"\x01" + WHOLE[8:], "What came is not safetensors"),  # a header of 2^56 bytes
     (written({"a": about("I64", [1], 0, 8)}, bytes(8)), "What came is not safetensors"),
     (written({"a": about("F32", [0], 0, 0)}, b""), "What came is not safetensors"),
     (written({"a": about("F32", [1] * 5, 0, 4)}, bytes(4)), "What came is not safetensors"),
@@ -281,6 +283,5 @@ def test_bytes_that_are_no_tensors_are_refused_before_the_library_sees_them(data
 
 
 def test_bytes_too_many_are_counted():
-    whole = written({"a": about("F32", [1], 0, 4)}, bytes(4))
-    with pytest.raises(BadInput, match=f"{len(whole) + 2} bytes came, the tensors take {len(whole)}"):
-        read_tensors(whole + b"ab")
+    with pytest.raises(BadInput, match=f"{len(WHOLE) + 2} bytes came, the tensors take {len(WHOLE)}"):
+        read_tensors(WHOLE + b"ab")

@@ -7,6 +7,7 @@ from inspect import Parameter, signature
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mobillm_kit.errors import BackboneMismatch, BadInput
 from mobillm_kit.methods import mobillm
@@ -16,7 +17,7 @@ from mobillm_kit.side.full_width import FullWidthSide
 from mobillm_kit.side.ladders import LadderSide, PrunedLadderSide
 from mobillm_kit.side.layers import chosen_layers
 from mobillm_kit.side.networks import build_side
-from mobillm_kit.side.pruning import kept_features
+from mobillm_kit.side.pruning import block_sizes, kept_features, start_from
 from tests.builders import random_batch, tiny_task_model
 from tests.families import TINY
 
@@ -101,6 +102,68 @@ def test_pruning_keeps_the_features_heads_and_units_with_the_largest_weights():
     assert torch.equal(block.mlp_norm.weight, source.output.LayerNorm.weight[features])
 
 
+def test_every_tensor_of_a_pruned_block_is_the_backbones_at_the_features_kept():
+    """Heads and units too: each head of 8 rows and each unit by the sum of what it reads from these features."""
+    model = tiny_task_model("bert")
+    stirred(model.backbone.blocks)
+    features = kept_features(list(model.backbone.blocks), 16)
+    side = started(model, reduction=2).side
+    for source, block, down in zip(model.backbone.blocks, side.blocks, side.down, strict=True):
+        own, out, wide = source.attention.self, source.attention.output, source.intermediate.dense
+        readers = {"query": own.query, "key": own.key, "value": own.value}
+        read = sum(layer.weight[:, features].abs() for layer in readers.values()).sum(1).tolist()
+        heads = sorted(sorted(range(4), key=lambda head: -sum(read[8 * head : 8 * head + 8]))[:2])
+        rows = [8 * head + place for head in heads for place in range(8)]
+        units = wide.weight[:, features].abs().sum(1).argsort(descending=True)[:32].sort().values
+        expected = {f"{name}.weight": layer.weight[rows][:, features] for name, layer in readers.items()}
+        expected |= {f"{name}.bias": layer.bias[rows] for name, layer in readers.items()}
+        expected |= {"out.weight": out.dense.weight[features][:, rows], "out.bias": out.dense.bias[features]}
+        expected |= {"wide.weight": wide.weight[units][:, features], "wide.bias": wide.bias[units]}
+        expected |= {"narrow.weight": source.output.dense.weight[features][:, units]}
+        expected |= {"narrow.bias": source.output.dense.bias[features]}
+        for name, norm in (("attention_norm", out.LayerNorm), ("mlp_norm", source.output.LayerNorm)):
+            expected |= {f"{name}.weight": norm.weight[features], f"{name}.bias": norm.bias[features]}
+        assert block.state_dict().keys() == expected.keys()
+        for name, tensor in block.state_dict().items():
+            assert torch.equal(tensor, expected[name]), name
+        assert torch.equal(down.weight, torch.eye(32)[features])
+        assert not down.bias.any()
+
+
+def test_a_feature_weighs_what_query_key_value_and_the_wide_layer_of_every_block_read_of_it():
+    blocks = list(tiny_task_model("bert").backbone.blocks)
+    weights = torch.zeros(32)
+    for block in blocks:
+        own = block.attention.self
+        for layer in (own.query, own.key, own.value, block.intermediate.dense):
+            weights += layer.weight.detach().abs().sum(0)
+    for count in (1, 5, 32):
+        assert kept_features(blocks, count).tolist() == sorted(weights.argsort(descending=True)[:count].tolist())
+
+
+def test_the_sizes_of_pruned_blocks_by_hand():
+    backbone = tiny_task_model("bert").backbone  # width 32, 4 heads, feed-forward 64
+    for reduction in (1, 2, 4):
+        sizes = {"heads": 4 // reduction, "feed_forward": 64 // reduction, "norm_eps": 1e-12}
+        assert block_sizes(backbone, reduction) == sizes
+
+
+@pytest.mark.parametrize("reduction", [-1, 0, 3, 8])
+def test_a_reduction_that_does_not_divide_the_backbones_sizes_is_refused_with_them(reduction):
+    sentence = f"reduction {reduction} does not divide width 32, 4 heads and feed-forward 64 of 'bert'"
+    with pytest.raises(BadInput, match=sentence):
+        block_sizes(tiny_task_model("bert").backbone, reduction)
+
+
+def test_blocks_without_weights_in_memory_are_no_start():
+    backbone = tiny_task_model("bert").backbone
+    backbone.blocks[1].intermediate.dense.to("meta")
+    sizes = {"reduction": 2, "heads": 2, "feed_forward": 32}
+    start_from(PrunedLadderSide(32, [2, 3], **sizes), backbone)  # the third block alone
+    with pytest.raises(BadInput, match="the blocks of 'bert' are streamed or in few bits"):
+        start_from(PrunedLadderSide(32, [1, 2, 3], **sizes), backbone)
+
+
 def test_the_pruned_ladder_does_not_read_padding():
     side = stirred(PrunedLadderSide(16, [1, 2, 3], reduction=2, heads=2, feed_forward=24))
     mask = torch.tensor([[1, 1, 1, 0, 0], [0, 0, 1, 1, 1]])
@@ -136,6 +199,22 @@ def test_too_few_and_too_many_taps_are_refused(kind):
             side(taps(count), torch.ones(2, 5))
 
 
+@pytest.mark.parametrize("kind", [FullWidthSide, LadderSide])
+def test_a_side_network_may_have_one_tap(kind):
+    side = stirred(kind(16, [3]))
+    assert side(taps(1), torch.ones(2, 5)).shape == (2, 5, 16)
+
+
+@pytest.mark.parametrize("reduction", [1, 2, 4])
+def test_a_ladder_is_as_wide_as_the_backbone_by_its_reduction(reduction):
+    shapes = {name: tuple(value.shape) for name, value in LadderSide(16, [1], reduction=reduction).state_dict().items()}
+    narrow = 16 // reduction
+    assert shapes["down.0.weight"] == (narrow, 16)
+    assert shapes["blocks.0.qkv.weight"] == (3 * narrow, narrow)
+    assert shapes["blocks.0.wide.weight"] == (2 * narrow, narrow)
+    assert shapes["up.weight"] == (16, narrow)
+
+
 @pytest.mark.parametrize("kind", MADE)
 def test_what_is_not_said_has_the_usual_descriptions_value(kind):
     for name, parameter in signature(kind).parameters.items():
@@ -144,6 +223,7 @@ def test_what_is_not_said_has_the_usual_descriptions_value(kind):
 
 def test_full_width_reads_each_token_alone_and_the_ladder_does_not():
     wide, ladder = stirred(FullWidthSide(16, [1, 2, 3])), stirred(LadderSide(16, [1, 2, 3]))
+    assert (wide.token_wise, ladder.token_wise, PrunedLadderSide.token_wise) == (True, False, False)
     mask, activations = torch.ones(2, 5), taps()
     alone = [a[:, 3:4] for a in activations]
     assert torch.allclose(wide(alone, mask[:, :1]), wide(activations, mask)[:, 3:4], atol=1e-6)
@@ -188,6 +268,7 @@ def test_initial_weights_come_from_their_seed_and_leave_the_global_generator_alo
         (lambda: LadderSide(16, [1], reduction=3), "do not divide"),
         (lambda: LadderSide(16, [1], reduction=4, heads=3), "do not divide"),
         (lambda: chosen_layers(4, 5), "Cannot choose 5 of 4"),
+        (lambda: chosen_layers(4, 0), "Cannot choose 0 of 4"),
         (lambda: chosen_layers(4, 0, last=True), "last 0 of the layers 0 to 4"),
         (lambda: PrunedLadderSide(16, [1, 3], reduction=2, heads=2, feed_forward=8), "consecutive"),
         (lambda: PrunedLadderSide(16, [3], reduction=2, heads=2, feed_forward=8), "consecutive"),
@@ -221,6 +302,7 @@ def test_even_layers_end_in_the_last():
     assert chosen_layers(6, 3) == [2, 4, 6]
     assert chosen_layers(24, 1) == [24]
     assert chosen_layers(6, 4, last=True) == [3, 4, 5, 6]
+    assert chosen_layers(6, 1, last=True) == [6]
     assert chosen_layers(2, None, last=True) == chosen_layers(2, 5, last=True) == [0, 1, 2]
 
 
@@ -287,16 +369,19 @@ def test_the_folder_says_which_backbone_it_belongs_to(tmp_path):
 
 
 def test_another_backbone_is_refused_with_a_sentence():
-    adapter = new_adapter(tiny_task_model().backbone, kind="full-width", n_labels=2)
+    model = tiny_task_model()
+    adapter = new_adapter(model.backbone, kind="full-width", n_labels=2)
     other = tiny_task_model(seed=1)
-    with pytest.raises(BackboneMismatch, match="was trained on 'opt'"):
+    ours, theirs = model.backbone.fingerprint[:12], other.backbone.fingerprint[:12]
+    sentence = rf"was trained on 'opt' \(fingerprint {ours}\), not on 'opt' \({theirs}\)\."
+    with pytest.raises(BackboneMismatch, match=sentence):
         attach(adapter, other.backbone, other.head)
 
 
 def test_a_side_network_that_skips_the_last_layer_is_refused():
     model = tiny_task_model()
-    adapter = new_adapter(model.backbone, kind="full-width", n_labels=2, layers=[1, 2])
-    with pytest.raises(BadInput, match="The last tapped layer is 2"):
+    adapter = new_adapter(model.backbone, kind="full-width", n_labels=2, layers=[0, 1, 2])
+    with pytest.raises(BadInput, match=r"The last tapped layer is 2, the backbone's last is 3\."):
         attach(adapter, model.backbone, model.head)
 
 
@@ -314,3 +399,46 @@ def test_a_damaged_folder_is_refused(tmp_path, damage):
         (tmp_path / "config.json").write_text(json.dumps({**config, "side": {**config["side"], "layers": [2, 3]}}))
     with pytest.raises(BadInput, match="not a side network"):
         SideAdapter.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("spoil", ["left out", "too many"])
+def test_a_folder_whose_weights_are_not_all_and_only_those_described_is_refused_in_one_line(tmp_path, spoil):
+    new_adapter(tiny_task_model().backbone, kind="full-width", n_labels=2).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    if spoil == "left out":
+        del weights["side.down.1.bias"]
+    else:
+        weights["side.extra"] = torch.ones(1)
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(
+        BadInput, match=r"not a side network that can be loaded \(Error.* for SideAdapter:\)"
+    ) as refused:
+        SideAdapter.from_pretrained(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_a_folder_does_not_say_of_its_task_has_the_usual_value():
+    adapter = SideAdapter(SideSpec.of(width=8, rank=4, layers=[1]))
+    assert (adapter.prompt, adapter.paired, adapter.max_length) == ("{text}", False, 256)
+    assert (adapter.task, adapter.labels, adapter.label_words) == ("", (), ())
+    assert (adapter.backbone_name, adapter.fingerprint, adapter.head) == ("", "", None)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first"])
+def test_an_encoders_adapter_holds_a_classifier_of_its_description(pooling):
+    adapter = SideAdapter(SideSpec.of(width=8, rank=4, layers=[1], n_labels=3, pooling=pooling, seed=6))
+    assert (adapter.head.pooling, adapter.head.n_labels) == (pooling, 3)
+    drawn = 0.02 * torch.randn(3, 8, generator=torch.Generator().manual_seed(6))
+    torch.testing.assert_close(adapter.head.classifier.weight.detach(), drawn, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["opt", "bert"])
+def test_a_fresh_adapters_description_is_the_backbones_and_the_tasks(name):
+    backbone = tiny_task_model(name).backbone
+    spec = new_adapter(backbone, n_labels=3, kind="ladder", layers=1, seed=4).spec
+    about = {"width": 32, "layers": [3], "n_labels": 3, "kind": "ladder", "seed": 4}
+    about |= {"causal": name == "opt", "pooling": None if name == "opt" else "mean"}
+    assert spec == SideSpec.of(**about)
+    assert new_adapter(backbone, n_labels=2, layers=None).spec.layers == [1, 2, 3]
+    first = new_adapter(backbone, n_labels=2, pooling="first").spec.pooling
+    assert first == (None if name == "opt" else "first")
