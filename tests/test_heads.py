@@ -81,6 +81,15 @@ def test_a_server_gets_a_frozen_copy_of_the_label_words_rows_and_of_nothing_more
     assert torch.equal(copy(states), before)  # a copy, not a view
 
 
+def test_a_scale_multiplies_the_logits_once_here_and_at_the_server():
+    vocabulary = torch.nn.Linear(4, 9)
+    states = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    scaled = LabelWordHead(None, None, vocabulary, [2, 3], scale=0.25)
+    expected = 0.25 * (states @ vocabulary.weight[[2, 3]].T + vocabulary.bias[[2, 3]])
+    torch.testing.assert_close(scaled(states), expected)
+    torch.testing.assert_close(scaled.server_copy()(states), expected)
+
+
 def test_the_words_of_a_task_are_not_among_the_weights():
     assert "word_ids" not in LabelWordHead(None, None, torch.nn.Linear(2, 5), [1, 4]).state_dict()
 
