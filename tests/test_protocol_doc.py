@@ -7,22 +7,29 @@ import json
 import math
 import re
 import struct
+from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
 import pytest
 import torch
 from msgspec import inspect
+from torch import nn
 
 from mobillm_kit.channel import ERROR_CODES, VERSION, Limits, from_frames, to_frames
 from mobillm_kit.channel.checks import ACTIVATION_COPIES
 from mobillm_kit.channel.connections import MOST_STRANGERS, STRANGER_BYTES
+from mobillm_kit.channel.keys import LOCK_LIMIT_S
 from mobillm_kit.channel.messages import FrameInfo, FromDevice, FromServer, Name, Plan, SessionId
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import MIB
+from mobillm_kit.methods import load_method
 from mobillm_kit.quant import BITS, CODECS, FP4, NF4, codec
 from mobillm_kit.server.places import MOST_PER_KEY
+from mobillm_kit.server.service import ServiceSettings
 from mobillm_kit.side.description import HeadSpec, SideSpec
+from mobillm_kit.training.adamw import adamw
+from tests.builders import tiny_task_model
 from tests.conftest import ROOT
 
 TEXT = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -124,6 +131,23 @@ def test_the_limits_are_those_of_the_code():
     assert f"{TIMINGS.stranger_s:g} s" in SECTIONS[1]
     assert f"{MOST_STRANGERS} such" in SECTIONS[1]
     assert f"at most {MOST_PER_KEY} sessions" in SECTIONS[4]
+
+
+def test_the_seconds_and_constants_are_those_of_the_code():
+    seconds = SECTIONS[4].split("**Seconds.**")[1]
+    for value in (TIMINGS.ping_s, TIMINGS.silence_s, TIMINGS.silent_s, ServiceSettings(Path()).idle_s, LOCK_LIMIT_S):
+        assert f"{value:g} s" in seconds
+    group = adamw([nn.Parameter(torch.ones(1))]).param_groups[0]
+    assert (group["betas"], group["eps"]) == ((0.9, 0.999), 1e-8)
+    assert "0.999 v" in SECTIONS[4]
+    assert "1e-8" in SECTIONS[4]
+
+
+@pytest.mark.parametrize("name", ["mobillm-full-width", "mobillm-ladder"])
+def test_every_name_in_a_result_is_on_the_page(name):
+    names = load_method(name)(tiny_task_model("bert"), seed=0).server.parameters
+    parts = {part for full in names for part in full.split(".") if not part.isdigit()}
+    assert all(part in SECTIONS[4] for part in parts)
 
 
 # ---------------------------------------------------------------------- a client written from the page alone

@@ -179,7 +179,28 @@ def test_samples_that_the_cache_does_not_hold_are_asked_for(tmp_path):
     nothing = {"fresh": [], "lengths": [], "positions": []}
     message = replace(batch(0)[0], **nothing)
     assert trainer.batch(message, []) == [(Need(sequence=0), [])]
+    with pytest.raises(WireError, match="were asked for, and did not come"):
+        trainer.batch(message, [])
+    trainer.forget_waiting()  # another hello: it may not have heard what was asked
+    assert trainer.batch(message, []) == [(Need(sequence=0), [])]
     ((ack, _),) = trainer.batch(*batch(0))
     assert ack.cached
     ((ack, _), _durable) = trainer.batch(replace(message, sequence=1), [])
     assert isinstance(ack, Ack)
+
+
+def test_a_sample_twice_in_one_batch_needs_to_come_once(tmp_path):
+    from mobillm_kit.server.cache import ActivationCache
+
+    cache = ActivationCache(tmp_path / "cache", memory_bytes=2**20, disk_bytes=2**20)
+    twice, apart = (
+        SessionTrainer(plan(cache=True), {}, tmp_path, cache),
+        SessionTrainer(plan(), {}, tmp_path / "x", None),
+    )
+    message, payloads = batch(0)
+    one = [payload[: len(payload) // ROWS] for payload in payloads]
+    header = {"samples": [0, 0], "fresh": [0], "lengths": [TOKENS], "positions": [TOKENS - 1]}
+    twice.batch(replace(message, **header), one)
+    apart.batch(message, [memoryview(bytes(part) * ROWS) for part in one])
+    assert twice.losses == apart.losses
+    assert side(twice) == side(apart)

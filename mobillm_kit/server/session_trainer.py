@@ -70,6 +70,7 @@ class SessionTrainer:
         self._head = head
         self._folder = folder
         self._waiting: tuple[BatchMessage, Upload, bool, float, float] | None = None
+        self._asked_for: int | None = None
         self._start()
         self._load(self._checkpoints())
 
@@ -93,7 +94,7 @@ class SessionTrainer:
         except BadInput as error:
             raise WireError("bad-values", error.problem, error.remedy) from error
         if upload is None:
-            return [(Need(sequence=message.sequence), [])]
+            return self._ask_again(message)
         decode_s = time.perf_counter() - started
         if self.plan.labels == "device":
             self._waiting = (message, upload, cached, queue_s, decode_s)
@@ -121,7 +122,7 @@ class SessionTrainer:
 
     def forget_waiting(self) -> None:
         """The device is back from elsewhere and will send the batch again."""
-        self._waiting = None
+        self._waiting = self._asked_for = None
 
     def roll_back(self, sequence: int) -> None:
         """Go back to the newest checkpoint of at most ``sequence`` steps; later ones are left behind."""
@@ -169,13 +170,24 @@ class SessionTrainer:
             if fresh is None:
                 raise BadInput("A batch without activations, and the plan asks for no cache.", "Send every sample's.")
             return unpack(fresh, sequence=message.sequence, labels=message.targets), False
-        apart = {} if fresh is None else dict(zip(message.fresh, split(fresh), strict=True))
-        parcels = [apart[row] if row in apart else self.cache.get(n) for row, n in enumerate(message.samples)]
+        came = [message.samples[row] for row in message.fresh]
+        apart = {} if fresh is None else dict(zip(came, split(fresh), strict=True))
+        parcels = [apart.get(sample) or self.cache.get(sample) for sample in message.samples]
         if any(parcel is None for parcel in parcels):
             return None, False
         upload = _unpacked([parcel for parcel in parcels if parcel is not None], message)
-        cached = all(self.cache.put(message.samples[row], parcel) for row, parcel in apart.items())
-        return upload, cached
+        return upload, all(self.cache.put(sample, parcel) for sample, parcel in apart.items())
+
+    def _ask_again(self, message: BatchMessage) -> list[Reply]:
+        """Ask for a step's samples, once: who sends the same again would be asked for ever."""
+        if self._asked_for == message.sequence:
+            raise WireError(
+                "bad-values",
+                f"Samples of step {message.sequence} are not held here, were asked for, and did not come.",
+                "List a sample in 'fresh' unless an answer says that it is cached.",
+            )
+        self._asked_for = message.sequence
+        return [(Need(sequence=message.sequence), [])]
 
     def _stepped(
         self, sequence: int, loss: float, cached: bool, queue_s: float, decode_s: float, train_s: float
