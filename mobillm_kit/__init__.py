@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from mobillm_kit.backbone.meta_model import random_folder
     from mobillm_kit.backbone.split import load_backbone
     from mobillm_kit.backbone.streaming import Tokens, stream_backbone
-    from mobillm_kit.channel import BatchMessage, Limits, from_frames, to_frames
+    from mobillm_kit.channel.frames import Limits, from_frames, to_frames
+    from mobillm_kit.channel.messages import BatchMessage
     from mobillm_kit.common import derived_seed, fresh_environment
     from mobillm_kit.device.forward import Device
     from mobillm_kit.device.inversion import NearestToken, labels_by_sign, recovered

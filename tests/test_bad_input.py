@@ -19,7 +19,11 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from mobillm_kit.channel import (
+from mobillm_kit.channel.ends import DeviceSocket
+from mobillm_kit.channel.frames import Limits, from_frames, to_frames
+from mobillm_kit.channel.join import JoinString
+from mobillm_kit.channel.keys import load_or_make_keys
+from mobillm_kit.channel.messages import (
     ERROR_CODES,
     Ack,
     BatchMessage,
@@ -28,18 +32,12 @@ from mobillm_kit.channel import (
     Error,
     Fetch,
     Hello,
-    Limits,
     Message,
     Need,
     Ping,
     Pong,
     Welcome,
-    from_frames,
-    to_frames,
 )
-from mobillm_kit.channel.ends import DeviceSocket
-from mobillm_kit.channel.join import JoinString
-from mobillm_kit.channel.keys import load_or_make_keys
 from mobillm_kit.errors import ServerRefused
 from mobillm_kit.methods.mobillm import MobiLLM
 from mobillm_kit.runs.loop import fit

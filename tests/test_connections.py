@@ -11,9 +11,9 @@ from contextlib import closing, suppress
 
 import pytest
 
-from mobillm_kit.channel import Limits
 from mobillm_kit.channel.connections import MOST_STRANGERS, STRANGER_BYTES, Connections
 from mobillm_kit.channel.ends import DeviceSocket, ServerSocket
+from mobillm_kit.channel.frames import Limits
 from mobillm_kit.channel.timings import TIMINGS
 
 LIMITS = Limits(frame_bytes=2**22, total_bytes=2**23)

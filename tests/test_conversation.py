@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mobillm_kit.channel import (
+from mobillm_kit.channel.frames import to_frames
+from mobillm_kit.channel.messages import (
     VERSION,
     Ack,
     Bye,
@@ -19,7 +20,6 @@ from mobillm_kit.channel import (
     Pong,
     Result,
     Welcome,
-    to_frames,
 )
 from mobillm_kit.channel.timings import Timings
 from mobillm_kit.device.conversation import ConnectionLost, Conversation

@@ -16,11 +16,11 @@ import torch
 from msgspec import inspect
 from torch import nn
 
-from mobillm_kit.channel import ERROR_CODES, VERSION, Limits, from_frames, to_frames
 from mobillm_kit.channel.checks import ACTIVATION_COPIES
 from mobillm_kit.channel.connections import MOST_STRANGERS, STRANGER_BYTES
+from mobillm_kit.channel.frames import Limits, from_frames, to_frames
 from mobillm_kit.channel.keys import LOCK_LIMIT_S
-from mobillm_kit.channel.messages import FrameInfo, FromDevice, FromServer, Name, Plan, SessionId
+from mobillm_kit.channel.messages import ERROR_CODES, VERSION, FrameInfo, FromDevice, FromServer, Name, Plan, SessionId
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import MIB
 from mobillm_kit.methods import load_method

@@ -5,8 +5,8 @@ from __future__ import annotations
 import psutil
 import pytest
 
-from mobillm_kit.channel import Limits
 from mobillm_kit.channel.ends import ServerSocket
+from mobillm_kit.channel.frames import Limits
 from mobillm_kit.device.route import route_to
 from mobillm_kit.errors import BadInput
 

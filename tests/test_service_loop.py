@@ -11,23 +11,10 @@ import pytest
 from msgspec.structs import replace
 
 import mobillm_kit.server.service as service_module
-from mobillm_kit.channel import (
-    Ack,
-    Bye,
-    Checkpoint,
-    Error,
-    Fetch,
-    Hello,
-    Limits,
-    Ping,
-    Pong,
-    Result,
-    Welcome,
-    from_frames,
-    to_frames,
-)
 from mobillm_kit.channel.checks import batch_bytes, training_bytes
 from mobillm_kit.channel.ends import Peer
+from mobillm_kit.channel.frames import Limits, from_frames, to_frames
+from mobillm_kit.channel.messages import Ack, Bye, Checkpoint, Error, Fetch, Hello, Ping, Pong, Result, Welcome
 from mobillm_kit.errors import BadInput, FolderBusy, SaveFailed
 from mobillm_kit.server.service import Service, ServiceSettings, owner_folder
 from mobillm_kit.server.session import Session, TrainingThread

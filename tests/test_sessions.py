@@ -5,7 +5,19 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from mobillm_kit.channel import Ack, Bye, Checkpoint, Error, Fetch, Gradient, Hello, Need, Ping, Pong, WireError
+from mobillm_kit.channel.messages import (
+    Ack,
+    Bye,
+    Checkpoint,
+    Error,
+    Fetch,
+    Gradient,
+    Hello,
+    Need,
+    Ping,
+    Pong,
+    WireError,
+)
 from mobillm_kit.server.session import OTHER_JOBS, Session
 from tests.faults.flood import batch, plan
 

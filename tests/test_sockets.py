@@ -17,8 +17,8 @@ import psutil
 import pytest
 import zmq
 
-from mobillm_kit.channel import Limits
 from mobillm_kit.channel.ends import DeviceSocket, Peer, ServerSocket
+from mobillm_kit.channel.frames import Limits
 from mobillm_kit.channel.keys import AllowList, new_keys
 from mobillm_kit.errors import AddressInUse, BadInput, HandshakeFailed, SocketClosed
 

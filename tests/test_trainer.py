@@ -7,7 +7,18 @@ import torch
 from msgspec.structs import replace
 from safetensors.torch import load
 
-from mobillm_kit.channel import Ack, BatchMessage, Durable, Error, Gradient, Logits, Need, Plan, Result, WireError
+from mobillm_kit.channel.messages import (
+    Ack,
+    BatchMessage,
+    Durable,
+    Error,
+    Gradient,
+    Logits,
+    Need,
+    Plan,
+    Result,
+    WireError,
+)
 from mobillm_kit.errors import SaveFailed
 from mobillm_kit.server.session_trainer import KEPT_CHECKPOINTS, SessionTrainer
 from tests.faults import flood

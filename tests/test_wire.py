@@ -10,8 +10,11 @@ import tracemalloc
 import msgspec
 import pytest
 
-from mobillm_kit.channel import (
+from mobillm_kit.channel.checks import check_plan, check_welcome, training_bytes
+from mobillm_kit.channel.frames import Limits, check_batch, check_digests, digest, from_frames, to_frames
+from mobillm_kit.channel.messages import (
     ERROR_CODES,
+    MOST_SAMPLES,
     VERSION,
     Ack,
     BatchMessage,
@@ -23,7 +26,6 @@ from mobillm_kit.channel import (
     FrameInfo,
     Gradient,
     Hello,
-    Limits,
     Logits,
     Need,
     Ping,
@@ -32,16 +34,7 @@ from mobillm_kit.channel import (
     Result,
     Welcome,
     WireError,
-    check_batch,
-    check_digests,
-    check_plan,
-    check_welcome,
-    digest,
-    from_frames,
-    to_frames,
 )
-from mobillm_kit.channel.checks import training_bytes
-from mobillm_kit.channel.messages import MOST_SAMPLES
 from mobillm_kit.side.description import MOST_LAYERS, HeadSpec, SideSpec
 
 SIDE = SideSpec(

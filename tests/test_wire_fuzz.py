@@ -17,20 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mobillm_kit.channel import (
-    ERROR_CODES,
-    BatchMessage,
-    Hello,
-    Limits,
-    Welcome,
-    WireError,
-    check_batch,
-    check_digests,
-    check_plan,
-    check_welcome,
-    from_frames,
-    to_frames,
-)
+from mobillm_kit.channel.checks import check_plan, check_welcome
+from mobillm_kit.channel.frames import Limits, check_batch, check_digests, from_frames, to_frames
+from mobillm_kit.channel.messages import ERROR_CODES, BatchMessage, Hello, Welcome, WireError
 from tests.test_wire import CASES, NAMES, PLAN, fields, payload_bytes, with_header
 
 FUZZ = int(os.environ.get("MOBILLM_FUZZ", "3000"))

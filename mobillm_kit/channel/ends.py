@@ -39,7 +39,7 @@ from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.errors import BadInput, HandshakeFailed
 
 if TYPE_CHECKING:
-    from mobillm_kit.channel import Limits
+    from mobillm_kit.channel.frames import Limits
 
 _DEVICE_INBOX = 32  # answers are small; a device that does not read for a while loses none
 _CUTS = 3  # one connection cut during the handshake may be the network's fault, three in a row are not

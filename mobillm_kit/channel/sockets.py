@@ -28,7 +28,7 @@ from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.errors import BadInput, SocketClosed
 
 if TYPE_CHECKING:
-    from mobillm_kit.channel import Limits
+    from mobillm_kit.channel.frames import Limits
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from mobillm_kit.channel import (
+from mobillm_kit.channel.frames import Limits, from_frames, to_frames
+from mobillm_kit.channel.messages import (
     Ack,
     BatchMessage,
     Bye,
@@ -27,12 +28,9 @@ from mobillm_kit.channel import (
     Fetch,
     Gradient,
     Hello,
-    Limits,
     Logits,
     Message,
     WireError,
-    from_frames,
-    to_frames,
 )
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.device.conversation import ConnectionLost, Conversation, Frames, stuck

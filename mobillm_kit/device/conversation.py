@@ -22,7 +22,8 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from mobillm_kit.channel import (
+from mobillm_kit.channel.checks import check_welcome
+from mobillm_kit.channel.messages import (
     Ack,
     BatchMessage,
     Bye,
@@ -38,7 +39,6 @@ from mobillm_kit.channel import (
     Result,
     Welcome,
     WireError,
-    check_welcome,
 )
 from mobillm_kit.channel.timings import TIMINGS, Timings
 from mobillm_kit.errors import ServerGone, ServerRefused, TrainingDiverged

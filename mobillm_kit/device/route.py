@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from mobillm_kit.channel import Limits
 from mobillm_kit.channel.ends import DeviceSocket
+from mobillm_kit.channel.frames import Limits
 from mobillm_kit.channel.join import JoinString
 from mobillm_kit.channel.keys import load_or_make_keys
 from mobillm_kit.channel.messages import LabelMode

@@ -29,8 +29,8 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
-from mobillm_kit.channel import BatchMessage, Hello, Limits, Plan
-from mobillm_kit.channel.messages import LabelMode
+from mobillm_kit.channel.frames import Limits
+from mobillm_kit.channel.messages import BatchMessage, Hello, LabelMode, Plan
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import MIB
 from mobillm_kit.device.client import ServerClient

@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from mobillm_kit.channel import WireError
 from mobillm_kit.channel.ends import Peer, ServerSocket
+from mobillm_kit.channel.messages import WireError
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.server.session import TrainingThread
 

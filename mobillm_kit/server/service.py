@@ -23,21 +23,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from mobillm_kit.channel import (
-    Bye,
-    Hello,
-    Limits,
-    Message,
-    Ping,
-    Plan,
-    Pong,
-    WireError,
-    check_plan,
-    from_frames,
-    to_frames,
-)
-from mobillm_kit.channel.checks import batch_bytes, training_bytes
+from mobillm_kit.channel.checks import batch_bytes, check_plan, training_bytes
 from mobillm_kit.channel.ends import Peer, ServerSocket
+from mobillm_kit.channel.frames import Limits, from_frames, to_frames
+from mobillm_kit.channel.messages import Bye, Hello, Message, Ping, Plan, Pong, WireError
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import MIB
 from mobillm_kit.server.cache import ActivationCache

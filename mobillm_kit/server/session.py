@@ -23,7 +23,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mobillm_kit.channel import (
+from mobillm_kit.channel.frames import check_batch, check_digests, check_gradient
+from mobillm_kit.channel.messages import (
     VERSION,
     Ack,
     BatchMessage,
@@ -38,9 +39,6 @@ from mobillm_kit.channel import (
     Pong,
     Welcome,
     WireError,
-    check_batch,
-    check_digests,
-    check_gradient,
 )
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.quant import codec

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from mobillm_kit.channel import (
+from mobillm_kit.channel.messages import (
     Ack,
     BatchMessage,
     Durable,

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 
-from mobillm_kit.channel import BatchMessage, Hello, Plan
+from mobillm_kit.channel.messages import BatchMessage, Hello, Plan
 from mobillm_kit.device.client import ServerClient
 from mobillm_kit.device.route import route_to
 from mobillm_kit.errors import KitError

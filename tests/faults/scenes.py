@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from mobillm_kit.channel import Ack, BatchMessage, Fetch, Hello, Limits, Message, Welcome, from_frames
+from mobillm_kit.channel.frames import Limits, from_frames
+from mobillm_kit.channel.messages import Ack, BatchMessage, Fetch, Hello, Message, Welcome
 from mobillm_kit.device.client import Connection
 from mobillm_kit.errors import KitError
 from mobillm_kit.methods.mobillm import MobiLLM

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from mobillm_kit.channel import Ack, BatchMessage, Bye, Durable, Error, Fetch, Hello, Pong, Result, Welcome, from_frames
 from mobillm_kit.channel.ends import DeviceSocket
+from mobillm_kit.channel.frames import from_frames
+from mobillm_kit.channel.messages import Ack, BatchMessage, Bye, Durable, Error, Fetch, Hello, Pong, Result, Welcome
 from tests.faults.scenes import LIMITS, MIDDLE, STEPS, Script, attempt, identical, table
 
 UP = {"handshake": (Hello, None), "mid-epoch": (BatchMessage, MIDDLE), "result": (Fetch, STEPS)}

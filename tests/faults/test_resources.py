@@ -15,7 +15,7 @@ import msgspec
 import psutil
 import pytest
 
-from mobillm_kit.channel import Hello
+from mobillm_kit.channel.messages import Hello
 from mobillm_kit.common import fresh_environment
 from mobillm_kit.device.client import ServerClient
 from mobillm_kit.device.route import route_to
