@@ -536,7 +536,7 @@ FORGED = """
 import socket, sys, time
 from mobillm_kit.channel.ends import DeviceSocket
 from mobillm_kit.channel.ends import ServerSocket
-from mobillm_kit.channel import Limits
+from mobillm_kit.channel.frames import Limits
 from tests.test_sockets import LIMITS, _Raw, _port, _round_trip
 
 with ServerSocket("tcp://127.0.0.1:0", limits=LIMITS) as server:
