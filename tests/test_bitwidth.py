@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from mobillm_kit.errors import BadInput
@@ -81,3 +83,58 @@ def test_bytes_of_a_value_are_code_and_its_share_of_a_scale():
 def test_nothing_to_choose_from_is_refused():
     with pytest.raises(BadInput, match="No codec"):
         BitWidthController(Stages(), names=())
+
+
+def narrowest_forward_s(made: list[tuple[int, int]], name: str, **others: float) -> float:
+    """The shortest forward with which a codec is still chosen, found by halving."""
+    low, high = 0.0, 1e6
+    for _ in range(200):
+        middle = (low + high) / 2
+        chosen = BitWidthController(Stages(send=2.0, forward=middle, **others), names=(name, "sign"))
+        for n_values, n_bytes in made:
+            chosen.made(n_values, n_bytes)
+        low, high = (low, middle) if chosen.codec(0).name == name else (middle, high)
+    return high
+
+
+@pytest.mark.parametrize(
+    ("made", "values", "n_bytes"),
+    [([(100, 400)], 100, 400), ([(100, 400), (200, 800)], 125, 500), ([(100, 400), (200, 800), (25, 100)], 100, 400),
+     ([(100, 400), (300, 100)], 150, 325)],
+)  # fmt: skip
+def test_the_averages_by_hand_the_newest_counts_a_quarter(made, values, n_bytes):
+    """send_s = values * bytes per value / (bytes / 2 s): fp16 has 2, int8 in groups of 64 has 1 + 4 / 64."""
+    assert narrowest_forward_s(made, "fp16") == pytest.approx(values * 2 * 2 / n_bytes)
+    assert narrowest_forward_s(made, "int8") == pytest.approx(values * 1.0625 * 2 / n_bytes)
+
+
+def test_stages_by_hand():
+    """A hundred values in 400 bytes took 2 s: fp16 would take 1 s."""
+    assert narrowest_forward_s([(100, 400)], "fp16", encode=0.25) == pytest.approx(0.75)
+    assert narrowest_forward_s([(100, 400)], "fp16", train=0.5, decode=0.25) == pytest.approx(1.0)
+    chosen = [
+        BitWidthController(Stages(send=2.0, **stages), names=("fp16", "int2"))
+        for stages in ({}, {"decode": 0.5, "train": 0.5}, {"decode": 1.0}, {"train": 1.0}, {"encode": 1.0},
+                       {"forward": 1.0}, {"forward": math.nextafter(1.0, 0.0)}, {"decode": 0.5, "encode": 0.5})
+    ]  # fmt: skip
+    for controller_ in chosen:
+        controller_.made(100, 400)
+    names = [controller_.codec(0).name for controller_ in chosen]
+    assert names == ["int2", "fp16", "fp16", "fp16", "fp16", "fp16", "int2", "int2"]
+
+
+def test_without_a_send_or_without_a_batch_it_begins_with_the_fewest_bytes():
+    ready = Stages(send=1e-9, forward=1.0)
+    assert BitWidthController(ready).codec(0).name == "int2"
+    unsent = BitWidthController(Stages(forward=1.0))
+    unsent.made(100, 400)
+    assert unsent.codec(0).name == "int2"
+
+
+def test_the_usual_codecs_have_groups_of_64():
+    assert LADDER == ("fp16", "int8", "int4", "int2")
+    assert BitWidthController(Stages()).codec(0) == codec("int2", 64)
+    assert BitWidthController(Stages(), group=32).codec(0) == codec("int2", 32)
+    assert bytes_per_value(codec("int8", 0)) == 1 + 4 / 4096
+    with pytest.raises(TypeError):
+        BitWidthController(Stages(), 32)

@@ -48,6 +48,9 @@ _GATHER = {
 """By bits: an integer with as many bytes as a byte has codes, its codes' bits, and a factor that gathers the codes of
 all bytes in the highest byte, the first byte's code in its highest bits."""
 
+_MOVED = {1: torch.float32, 2: torch.complex64}
+"""By values of a byte: what they are moved as, several float32 as one number (of 16 bytes where there are more)."""
+
 _kept = threading.local()
 
 
@@ -83,16 +86,12 @@ class Codec:
     def scale_bytes(self, shape: Sequence[int]) -> int:
         """Bytes of the scales, with which a payload begins."""
         tokens, width = self._tokens(shape)
-        return tokens * self.token_bytes(width)[0]
+        return tokens * self._token_bytes(width)[0]
 
     def wire_bytes(self, shape: Sequence[int]) -> int:
         """Exact size of a payload of (..., d) values, ``N (4 d / G + ceil(d bits / 8))``."""
         tokens, width = self._tokens(shape)
-        return tokens * sum(self.token_bytes(width))
-
-    def token_bytes(self, width: int) -> tuple[int, int]:
-        """Bytes of one token's scales and of its codes."""
-        return 4 * (width // (self.group or width)) if self.has_scales else 0, -(-width * self.bits // 8)
+        return tokens * sum(self._token_bytes(width))
 
     def encode(self, x: Tensor, where: str = "") -> Tensor:
         """Write activations as bytes.
@@ -114,7 +113,7 @@ class Codec:
         if not self.has_scales:
             _encode_floats(rows, payload.view(FLOATS[self.name]).view(rows.shape), _place(where))
             return payload
-        scales, codes = self._parts(payload, x.shape)
+        scales, codes = self.parts(payload, x.shape)
         all_scales = scales.view(torch.float32)
         for piece in _pieces(rows):
             groups = self._groups(_as_float32(rows[piece]))
@@ -132,21 +131,32 @@ class Codec:
             CodecError: a length that does not belong to the shape, a scale that is negative, denormal or not finite, a
                 code outside the codebook, or values that are not finite.
         """
-        self._check_payload(payload, shape, _place(where))
+        scales, codes = self.parts(payload, shape, where)
         kind = FLOATS.get(self.name, torch.float32)
         rows = torch.empty(math.prod(shape[:-1]), shape[-1], dtype=kind, device=payload.device)
         if not self.has_scales:
-            rows.view(torch.uint8).view(-1).copy_(payload)  # which may lie anywhere in a frame
+            rows.view(torch.uint8).copy_(codes)  # which may lie anywhere in a frame
             rows = rows.float()
             for piece in _pieces(rows):
                 _check_values(rows[piece], _place(where))
             return rows.view(*shape)
-        scales, codes = self._parts(payload, shape)
         all_scales = scales.clone().view(torch.float32)
         _check_scales(all_scales, _place(where))
         for piece in _pieces(rows):
             self._decode_piece(codes[piece], all_scales[piece], rows[piece], _place(where))
         return rows.view(*shape)
+
+    def parts(self, payload: Tensor, shape: Sequence[int], where: str = "") -> tuple[Tensor, Tensor]:
+        """Bytes of a payload's scales and of its codes, a row per token; a :class:`CodecError` as :meth:`decode`."""
+        if payload.dtype != torch.uint8 or payload.dim() != 1:
+            found = f"{payload.dtype}, {payload.dim()} dimensions"
+            raise CodecError(f"{_place(where)}a payload of {found}.", "Send flat uint8.")
+        if payload.numel() != self.wire_bytes(shape):
+            found = f"{payload.numel()} bytes for {self} and shape {tuple(shape)}"
+            raise CodecError(f"{_place(where)}{found}.", f"There must be {self.wire_bytes(shape)}.")
+        tokens, width = self._tokens(shape)
+        scales, codes = self._token_bytes(width)
+        return payload[: tokens * scales].view(tokens, scales), payload[tokens * scales :].view(tokens, codes)
 
     def error_bound(self, x: Tensor) -> Tensor:
         """How far :meth:`decode` can be from ``x``, value by value.
@@ -187,25 +197,14 @@ class Codec:
             )
         return math.prod(shape[:-1]), width
 
+    def _token_bytes(self, width: int) -> tuple[int, int]:
+        """Bytes of one token's scales and of its codes."""
+        return 4 * (width // (self.group or width)) if self.has_scales else 0, -(-width * self.bits // 8)
+
     def _groups(self, rows: Tensor) -> Tensor:
         """(n, d) seen as (n, d / G, G)."""
         group = self.group or rows.shape[1]
         return rows.view(rows.shape[0], rows.shape[1] // group, group)
-
-    def _parts(self, payload: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Bytes of the scales and of the codes, a row per token."""
-        tokens, width = self._tokens(shape)
-        scales, codes = self.token_bytes(width)
-        return payload[: tokens * scales].view(tokens, scales), payload[tokens * scales :].view(tokens, codes)
-
-    def _check_payload(self, payload: Tensor, shape: Sequence[int], place: str) -> None:
-        wanted = self.wire_bytes(shape)
-        if payload.dtype != torch.uint8 or payload.dim() != 1:
-            raise CodecError(f"{place}a payload of {payload.dtype}, {payload.dim()} dimensions.", "Send flat uint8.")
-        if payload.numel() != wanted:
-            raise CodecError(
-                f"{place}{payload.numel()} bytes for {self} and shape {tuple(shape)}.", f"There must be {wanted}."
-            )
 
 
 def codec(name: str, group: int = 64) -> Codec:
@@ -262,7 +261,7 @@ def _codes_of(groups: Tensor, scales: Tensor, name: str) -> Tensor:
 
 def _check_peaks(peaks: Tensor, largest: float, place: str) -> None:
     """Refuse NaN, Inf and what is too large; both survive the reduction that made the peaks."""
-    if peaks.numel() == 0 or (peaks <= largest).all():
+    if (peaks <= largest).all():
         return
     if peaks.isfinite().all():
         raise BadInput(
@@ -354,12 +353,9 @@ def unpack(packed: Tensor, table: Tensor, out: Tensor) -> None:
     per_byte = table.shape[1]
     width = packed.shape[1] * per_byte
     whole = out if width == out.shape[1] else torch.empty(packed.shape[0], width, device=out.device)
-    if per_byte == 1:
-        torch.index_select(table.view(-1), 0, places, out=whole.view(-1))
-    elif per_byte == 2:  # two float32 move as one number of eight bytes
-        torch.index_select(table.view(torch.int64).view(-1), 0, places, out=whole.view(torch.int64).view(-1))
-    else:
-        torch.index_select(table, 0, places, out=whole.view(-1, per_byte))
+    moved = _MOVED.get(per_byte, torch.complex128)
+    target = whole.view(-1, per_byte).view(moved).squeeze(-1)
+    torch.index_select(table.view(moved).squeeze(-1), 0, places, out=target)
     if whole is not out:
         out.copy_(whole[:, : out.shape[1]])
 

@@ -122,7 +122,12 @@ def unpack(parcel: Parcel, *, sequence: int = 0, labels: Sequence[int] = ()) -> 
 
 def split(parcel: Parcel) -> list[Parcel]:
     """One parcel per sample; the bytes are copied, so that a sample outlives its batch."""
-    return [_cut(parcel, index, sum(parcel.lengths[:index])) for index in range(len(parcel.lengths))]
+    layers = []
+    for number in range(len(parcel.layers)):
+        scales, codes = (part.split(parcel.lengths) for part in _parts(parcel, number))
+        layers.append([_flat(pair) for pair in zip(scales, codes, strict=True)])
+    samples = zip(parcel.lengths, parcel.positions, zip(*layers, strict=True), strict=True)
+    return [replace(parcel, lengths=(length,), positions=(at,), payloads=own) for length, at, own in samples]
 
 
 def merge(parcels: Sequence[Parcel]) -> Parcel:
@@ -140,21 +145,17 @@ def merge(parcels: Sequence[Parcel]) -> Parcel:
     )
 
 
-def _cut(parcel: Parcel, index: int, start: int) -> Parcel:
-    length = parcel.lengths[index]
-    scales, codes = parcel.coder.token_bytes(parcel.width)
-    all_scales = scales * sum(parcel.lengths)
-    own_scales = slice(scales * start, scales * (start + length))
-    own_codes = slice(all_scales + codes * start, all_scales + codes * (start + length))
-    payloads = tuple(torch.cat((payload[own_scales], payload[own_codes])) for payload in parcel.payloads)
-    return replace(parcel, lengths=(length,), positions=(parcel.positions[index],), payloads=payloads)
-
-
 def _joined(parcels: Sequence[Parcel], number: int) -> Tensor:
-    per_token, _ = parcels[0].coder.token_bytes(parcels[0].width)
-    scales = [parcel.payloads[number][: per_token * sum(parcel.lengths)] for parcel in parcels]
-    codes = [parcel.payloads[number][per_token * sum(parcel.lengths) :] for parcel in parcels]
-    return torch.cat((*scales, *codes))
+    scales, codes = zip(*(_parts(parcel, number) for parcel in parcels), strict=True)
+    return _flat((*scales, *codes))
+
+
+def _parts(parcel: Parcel, number: int) -> tuple[Tensor, Tensor]:
+    return parcel.coder.parts(parcel.payloads[number], (sum(parcel.lengths), parcel.width))
+
+
+def _flat(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([part.reshape(-1) for part in parts])
 
 
 def to_bytes(tensor: Tensor) -> memoryview:

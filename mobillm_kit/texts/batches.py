@@ -14,9 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from mobillm_kit.common import derived_seed
 from mobillm_kit.errors import BadInput
@@ -132,8 +134,10 @@ def learning_rate(settings: FitSettings, step: int) -> float:
 
 def batch_indices(n: int, batch_size: int, step: int, seed: int) -> list[int]:
     """Which examples step ``step`` sees: shuffled anew each epoch, the ragged end of an epoch left out."""
-    per_epoch = n // batch_size
-    epoch, place = divmod(step, per_epoch)
-    generator = torch.Generator().manual_seed(derived_seed(seed, "order", epoch))
-    order = torch.randperm(n, generator=generator)
-    return order[place * batch_size : (place + 1) * batch_size].tolist()
+    epoch, place = divmod(step, n // batch_size)
+    return _order(n, epoch, seed)[place * batch_size : (place + 1) * batch_size].tolist()
+
+
+@lru_cache(maxsize=2)
+def _order(n: int, epoch: int, seed: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(derived_seed(seed, "order", epoch)))
