@@ -6,12 +6,14 @@ import math
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from mobillm_kit.common import derived_seed
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import mezo, mezo_lora
-from mobillm_kit.methods.zeroth_order import ReplayLog, replay
+from mobillm_kit.methods.zeroth_order import ReplayLog, check_eps, perturb, replay
 from mobillm_kit.training.ledger import SavedActivations
 from tests.builders import random_batch, tiny_task_model
 
@@ -132,3 +134,82 @@ def test_weights_of_16_bits_are_refused(build, dtype):
 def test_an_eps_that_estimates_nothing_is_refused(build, eps):
     with pytest.raises(BadInput, match=rf"eps is {eps}; it must be a number above 0"):
         build(tiny_task_model(), seed=0, eps=eps)
+
+
+@pytest.mark.parametrize("eps", [1e-9, 1, 0.5, 7.0, 1e30])
+def test_an_eps_above_0_is_taken(eps):
+    check_eps(eps)
+
+
+def test_a_perturbation_is_one_draw_after_the_other_from_one_seed():
+    weights = [torch.full((3, 2), 5.0), torch.zeros(4), torch.ones(2, dtype=DOUBLE)]
+    moved = [weight.clone() for weight in weights]
+    perturb(moved, 11, -0.25)
+    generator = torch.Generator().manual_seed(11)
+    for before, after in zip(weights, moved, strict=True):
+        z = torch.randn(before.shape, generator=generator, dtype=before.dtype)
+        torch.testing.assert_close(after, before - 0.25 * z, rtol=0, atol=1e-6)
+
+
+def test_a_state_is_the_weights_and_the_step_sizes_and_comes_back_to_the_byte():
+    method = mezo_lora.build(tiny_task_model(), seed=5)
+    for step in range(3):
+        method.step(random_batch(seed=step), 1e-2)
+    state = method.state()
+    assert state.keys() == {"step_sizes", *(f"weight/{name}" for name in method.trained())}
+    assert state["step_sizes"].dtype == torch.float32
+    assert state["step_sizes"].tolist() == list(method.log.step_sizes)
+    assert (method.log.seed, method.log.eps, len(method.log.step_sizes)) == (5, 1e-2, 3)
+    other = mezo_lora.build(tiny_task_model(), seed=5)
+    assert other.state()["step_sizes"].shape == (0,)
+    other.load_state(state)
+    method.step(random_batch(seed=3), 1e-2)  # what was given is a copy
+    assert other.state().keys() == state.keys()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in other.state().items())
+    other.step(random_batch(seed=3), 1e-2)
+    assert all(torch.equal(tensor, method.state()[key]) for key, tensor in other.state().items())
+
+
+def test_a_log_is_a_safetensors_file_of_float32_with_seed_and_eps_to_the_bit(tmp_path):
+    ReplayLog(seed=12, eps=0.1, step_sizes=(0.5, -2.0)).save(tmp_path / "log")
+    with safe_open(str(tmp_path / "log"), framework="pt") as file:
+        assert file.metadata() == {"seed": "12", "eps": "0x1.999999999999ap-4"}
+        assert file.get_tensor("step_sizes").dtype == torch.float32
+        assert file.get_tensor("step_sizes").tolist() == [0.5, -2.0]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "header"),
+    [
+        ({"other": torch.ones(1)}, {"seed": "1", "eps": "0x1p-4"}),
+        ({"step_sizes": torch.ones(1)}, {"eps": "0x1p-4"}),
+        ({"step_sizes": torch.ones(1)}, {"seed": "1"}),
+        ({"step_sizes": torch.ones(1)}, {"seed": "one", "eps": "0x1p-4"}),
+        ({"step_sizes": torch.ones(1)}, None),
+        (None, None),
+    ],
+)
+def test_a_file_that_lacks_a_part_of_a_log_is_refused_by_its_name(tmp_path, tensors, header):
+    if tensors is not None:
+        save_file(tensors, str(tmp_path / "log"), metadata=header)
+    with pytest.raises(BadInput, match=r"log: not a replay log \(.*Name the replay.safetensors of a MeZO run"):
+        ReplayLog.load(tmp_path / "log")
+
+
+@torch.no_grad()
+def test_a_replay_walks_as_training_walked():
+    weights, expected = {"w": torch.ones(40)}, torch.ones(40)
+    replay(weights, ReplayLog(seed=3, eps=1e-2, step_sizes=(0.5, -0.25)))
+    for step, size in enumerate((0.5, -0.25)):
+        z = torch.randn(40, generator=torch.Generator().manual_seed(derived_seed(3, "z", step)))
+        expected = expected - size * z
+    torch.testing.assert_close(weights["w"], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_weight_too_coarse_is_named_with_its_type(build, dtype):
+    model = tiny_task_model(dtype=getattr(torch, dtype))
+    name = "mezo" if build is mezo.build else "mezo-lora"
+    with pytest.raises(BadInput, match=f"{name}: '.*' is {dtype}, too coarse"):
+        build(model, seed=0)

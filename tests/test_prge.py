@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from mobillm_kit.common import derived_seed
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import prge
+from mobillm_kit.methods.dual_forward import DualForwardLinear
 from mobillm_kit.methods.lora_layers import add_lora
 from mobillm_kit.training.ledger import SavedActivations
 from tests.builders import random_batch, tiny_task_model
@@ -171,3 +172,74 @@ def test_a_clip_bounds_each_projected_gradient_and_touches_no_smaller_one():
 def test_a_clip_that_lets_nothing_pass_is_refused(clip):
     with pytest.raises(BadInput, match="clip"):
         prge.build(tiny_task_model(), seed=0, clip=clip)
+
+
+@pytest.mark.parametrize("clip", [1e-9, 0.5, 3])
+def test_any_clip_above_0_is_taken(clip):
+    method = prge.build(tiny_task_model(), seed=0, clip=clip)
+    method.step(random_batch(), 1e-2)
+    assert method.state()["g"].abs().max() <= clip
+
+
+@pytest.mark.parametrize("name", ["opt", "gpt2", "bert"])
+def test_every_a_is_drawn_as_peft_draws_it_and_every_stack_begins_at_zero(name):
+    """Uniform in +-1/sqrt(d_in), layer after layer from one seed; alpha / r before; the identity for a classifier."""
+    model = tiny_task_model(name)
+    layers = prge.add_dual_forward(model, q=3, seed=9, rank=4, alpha=6.0, targets=None)
+    generator = torch.Generator().manual_seed(derived_seed(9, "a"))
+    classifier = layers.pop("classifier", None)
+    assert (classifier is not None) == (name == "bert")
+    assert len(layers) == 3 * len(model.backbone.family.attention_targets)
+    for layer in layers.values():
+        drawn = (2 * torch.rand(4, 32, generator=generator) - 1) / 32**0.5
+        torch.testing.assert_close(layer.a, drawn, rtol=0, atol=1e-7)
+        assert (layer.scale, tuple(layer.stack.shape[:2]), layer.stack.shape[-1]) == (1.5, (2, 3), 4)
+        assert not layer.stack.any()
+    if classifier is not None:
+        assert torch.equal(classifier.a, torch.eye(32))
+        assert (classifier.scale, tuple(classifier.stack.shape)) == (1.0, (2, 3, 2, 32))
+
+
+def test_rank_8_and_alpha_16_where_nothing_is_said():
+    method = prge.build(tiny_task_model(), seed=0)
+    layers = [module for module in method._model.modules() if isinstance(module, DualForwardLinear)]
+    assert {(layer.scale, layer.a.shape[0], layer.stack.shape[1]) for layer in layers} == {(2.0, 8, 4)}
+
+
+def test_a_state_comes_back_to_the_byte_and_the_run_goes_on_as_it_would_have():
+    whole, resumed = (prge.build(tiny_task_model(), seed=2, q=2) for _ in range(2))
+    for step in range(3):
+        whole.step(random_batch(seed=step), 0.1 / (step + 1))
+    state = whole.state()
+    names = [key.removesuffix(".b") for key in whole.trained()]
+    assert state.keys() == {"g", "lr", "steps", *(f"{side}/{name}" for name in names for side in ("up", "down"))}
+    assert (state["steps"].item(), state["lr"].item(), state["lr"].dtype) == (3, 0.1 / 3, DOUBLE)
+    kept = {key: tensor.clone() for key, tensor in state.items()}
+    resumed.load_state(state)
+    results = [method.step(random_batch(seed=3), 0.05) for method in (whole, resumed)]
+    assert results[0] == results[1]
+    assert all(torch.equal(tensor, kept[key]) for key, tensor in state.items())  # a copy
+    for key, tensor in whole.state().items():
+        assert torch.equal(resumed.state()[key], tensor), key
+
+
+def test_the_loss_of_a_step_is_the_mean_over_both_signs_and_all_perturbations():
+    method, batch = prge.build(tiny_task_model(), seed=0, q=2), random_batch()
+    result = method.step(batch, 0.1)
+    assert result.loss == pytest.approx(method.losses(batch).mean().item(), abs=1e-6)
+    assert method.losses(batch).shape == (2, 2)
+
+
+@pytest.mark.parametrize(("q", "rank"), [(1, 1), (1, 8), (5, 1)])
+def test_the_smallest_numbers_train_too(q, rank):
+    method = prge.build(tiny_task_model(), seed=0, q=q, rank=rank)
+    assert method.step(random_batch(rows=3), 0.1).forwards == 2 * q * 3
+
+
+def test_a_fresh_layer_reads_its_upper_stack_and_asks_for_no_gradient():
+    base = torch.nn.Linear(6, 5)
+    layer = DualForwardLinear(base, torch.ones(2, 6), 0.5, q=3)
+    assert layer.copies.shape == (3, 5, 2)
+    assert layer.copies.data_ptr() == layer.up.data_ptr() == layer.stack[0].data_ptr()
+    assert layer.down.data_ptr() == layer.stack[1].data_ptr()
+    assert layer.weight is base.weight
