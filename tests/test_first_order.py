@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from mobillm_kit.common import derived_seed
 from mobillm_kit.errors import BadInput
-from mobillm_kit.methods import full, full_checkpointing, lora, lora_fa, probe
+from mobillm_kit.methods import full, full_checkpointing, load_method, lora, lora_fa, probe
 from mobillm_kit.methods.task_model import TaskModel
 from mobillm_kit.side.heads import PooledHead
 from tests.builders import random_batch, tiny_task_model
@@ -169,3 +169,9 @@ def test_encoders_train_their_classifier_in_every_method():
     assert isinstance(model, TaskModel)
     assert isinstance(model.head, PooledHead)
     assert {"head.classifier.weight", "head.classifier.bias"} <= set(lora.build(model, seed=0).trained())
+
+
+@pytest.mark.parametrize("method", ["full", "probe"])
+def test_float16_weights_under_adamw_are_refused_with_the_way_out(method):
+    with pytest.raises(BadInput, match="cannot train float16 weights.* bfloat16"):
+        load_method(method)(tiny_task_model().to(torch.float16), seed=0)

@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 
 from mobillm_kit.errors import BadInput, TrainingDiverged
 from mobillm_kit.methods import METHODS as TABLE
+from mobillm_kit.runs.inference import Predictor
 from mobillm_kit.runs.loop import evaluate, fit
 from mobillm_kit.runs.prepare import build_method, prepare, training_batches
+from mobillm_kit.runs.run import control_scores
 from mobillm_kit.texts.batches import FitSettings, batch_indices, learning_rate
 from tests.builders import tiny_spec
 
@@ -246,3 +248,17 @@ def test_too_little_memory_names_the_method_and_the_counted_need(tmp_path):
     )
     assert "full: a batch of " in done.stdout, done.stderr[-2000:]
     assert "MiB" in done.stdout
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_are_never_scored(bad, tmp_path):
+    """argmax calls an all-nan row label 0, and a majority of label 0 would look like learning."""
+    prepared = prepare(tiny_spec(tmp_path, method="zero-shot"))
+    with torch.no_grad():
+        prepared.backbone.lm_head.weight.fill_(bad)
+    with pytest.raises(TrainingDiverged, match=r"not finite numbers for .* bfloat16"):
+        control_scores(prepared)
+    with pytest.raises(TrainingDiverged, match="not finite numbers"):
+        Predictor(prepared.encoder, prepared.model.logits).predict(["a good film"])
+    with pytest.raises(TrainingDiverged, match="not finite numbers"):
+        evaluate(prepared.model, prepared.dev, prepared.encoder)

@@ -28,6 +28,7 @@ from mobillm_kit.runs.progress import Told
 from mobillm_kit.runs.run import control_scores, held_out_scores
 from mobillm_kit.side.adapter import SideAdapter, attach
 from mobillm_kit.texts.encode import Batch, TextEncoder
+from mobillm_kit.texts.metrics import finite
 from mobillm_kit.texts.tasks import Example, Task
 from mobillm_kit.training.method import Method
 
@@ -56,7 +57,7 @@ class Predictor:
         found: list[Prediction] = []
         for start in range(0, len(rows), batch_size):
             batch = self._encoder.collate(rows[start : start + batch_size]).to(self._device)
-            best, index = self._logits(batch).float().softmax(dim=-1).max(dim=-1)
+            best, index = finite(self._logits(batch)).float().softmax(dim=-1).max(dim=-1)
             labels = self._encoder.task.labels
             found += [Prediction(labels[i], p) for p, i in zip(best.tolist(), index.tolist(), strict=True)]
         return found

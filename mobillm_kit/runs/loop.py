@@ -29,6 +29,7 @@ from mobillm_kit.runs.interrupts import stop_after_step
 from mobillm_kit.runs.progress import Progress, Told
 from mobillm_kit.texts.batches import Batches, FitSettings
 from mobillm_kit.texts.encode import Batch, Encoded, TextEncoder
+from mobillm_kit.texts.metrics import finite
 from mobillm_kit.training.method import Method, Pipelined
 
 INTERRUPTED = "interrupted"
@@ -108,7 +109,7 @@ def evaluate(
     losses, predictions = [], []
     for start in range(0, len(examples), batch_size):
         batch = encoder.collate(examples[start : start + batch_size]).to(device)
-        logits = method.logits(batch)
+        logits = finite(method.logits(batch))
         losses.append(F.cross_entropy(logits.float(), batch.labels, reduction="none"))
         predictions.append(logits.argmax(dim=-1))
         if on_batch is not None:

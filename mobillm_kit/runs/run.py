@@ -38,7 +38,7 @@ from mobillm_kit.runs.provenance import provenance
 from mobillm_kit.runs.spec import RunSpec
 from mobillm_kit.texts.encode import Encoded
 from mobillm_kit.texts.loading import handwritten
-from mobillm_kit.texts.metrics import score
+from mobillm_kit.texts.metrics import finite, score
 from mobillm_kit.texts.tasks import Example
 from mobillm_kit.training.method import Method, Pipelined
 
@@ -171,7 +171,7 @@ def _control(prepared: Prepared, rows: Sequence[Encoded], texts: Sequence[Exampl
 def untrained_logits(prepared: Prepared, rows: Sequence[Encoded], batch_size: int = 64) -> Tensor:
     """(N, C) logits of the pretrained model after the prompt."""
     parts = [
-        prepared.model.logits(prepared.encoder.collate(rows[start : start + batch_size]).to(prepared.device))
+        finite(prepared.model.logits(prepared.encoder.collate(rows[start : start + batch_size]).to(prepared.device)))
         for start in range(0, len(rows), batch_size)
     ]
     return torch.cat(parts).float().cpu()

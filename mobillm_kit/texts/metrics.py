@@ -19,7 +19,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from mobillm_kit.errors import BadInput, UnknownName
+from mobillm_kit.errors import BadInput, TrainingDiverged, UnknownName
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> float:
@@ -59,6 +59,17 @@ METRICS: Mapping[str, Callable[[Tensor, Tensor], float]] = MappingProxyType(
     {"accuracy": accuracy, "f1": f1, "matthews": matthews}
 )
 """Metrics by name; ``Task.metric`` is one of these names."""
+
+
+def finite(logits: Tensor) -> Tensor:
+    """The logits as they are; refused where one is no finite number: a label would be read off it all the same."""
+    bad = int((~torch.isfinite(logits)).any(dim=-1).sum())
+    if bad:
+        raise TrainingDiverged(
+            f"The model's logits are not finite numbers for {bad} of {len(logits)} texts.",
+            "Load the backbone in bfloat16 or float32 (--dtype); if training did it, lower the learning rate.",
+        )
+    return logits
 
 
 def score(metric: str, predictions: Tensor, labels: Tensor) -> float:

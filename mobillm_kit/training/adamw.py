@@ -13,12 +13,19 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from mobillm_kit.errors import BadInput
+
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def adamw(parameters: Iterable[nn.Parameter], weight_decay: float = 0.0) -> torch.optim.AdamW:
     """AdamW (0.9, 0.999) with its moments made at once, so that memory and checkpoints are complete from step 0."""
     trained = list(parameters)
+    if any(parameter.dtype == torch.float16 for parameter in trained):
+        raise BadInput(
+            "AdamW cannot train float16 weights: its eps and small squared gradients are 0 there, and the step is nan.",
+            "Load the backbone in bfloat16 or float32 (--dtype).",
+        )
     optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=weight_decay, foreach=False)
     for parameter in trained:
         optimizer.state[parameter] = {
