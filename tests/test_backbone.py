@@ -235,3 +235,34 @@ def test_code_in_a_models_folder_never_runs(tmp_path, model_type, monkeypatch):
 def change_json(file, **changes):
     before = json.loads(file.read_text()) if file.exists() else {}
     file.write_text(json.dumps({**before, **changes}))
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "tokenizer.model", "pytorch_model.bin"])
+def test_a_pointer_in_place_of_a_file_is_named(tmp_path, file):
+    folder = save_tiny_model(tmp_path, "llama")
+    (folder / file).write_text(POINTER)
+    for load in (load_backbone, load_tokenizer, stream_backbone):
+        with pytest.raises(BadInput, match=f"{file}: is a pointer of Git's large-file store.* `git lfs pull`"):
+            load(folder)
+
+
+@pytest.mark.parametrize(
+    ("method", "bits"), [("gptq", 4), ("awq", 4), ("bitsandbytes", 4), ("fp8", 8)], ids=["gptq", "awq", "bnb", "fp8"]
+)
+def test_weights_that_are_somebodys_codes_are_refused_with_what_to_do(tmp_path, method, bits):
+    folder = save_tiny_model(tmp_path, "llama")
+    change_json(folder / "config.json", quantization_config={"quant_method": method, "bits": bits})
+    for load in (load_backbone, stream_backbone):
+        with pytest.raises(BadInput, match=f"its weights are {method} codes .* `--weights nf4`"):
+            load(folder)
+
+
+@pytest.mark.parametrize("name", ["roberta", "distilbert", "modernbert", "deberta-v3-like"])
+def test_segments_of_a_table_with_one_row_or_none_change_nothing(name):
+    backbone = tiny_backbone(name, type_vocab_size=1) if name == "roberta" else tiny_backbone(name)
+    ids, mask = tokens()
+    segments = torch.ones_like(ids)
+    assert torch.equal(backbone.last_hidden(ids, mask, segments), backbone.last_hidden(ids, mask))

@@ -168,6 +168,11 @@ def test_ctrl_c_keeps_the_run_and_the_same_command_goes_on(place):
         (["train", "lora"], "--out"),
         (["server", "--credit", "0"], "--credit"),
         (["training"], "Unrecognized"),
+        (["train", "lora", "--seed", str(2**70), "--out", "x"], "Give a whole number from 0 to"),
+        (
+            ["train", "lora", "--option", "ranks=8", "--steps", "1", "--out", "x"],
+            "The method 'lora' has no option 'ranks'. Did you mean 'rank'? See `mobillm methods lora`.",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence(tmp_path, monkeypatch, capsys, arguments, sentence):
@@ -176,6 +181,15 @@ def test_what_is_wrong_is_said_in_one_sentence(tmp_path, monkeypatch, capsys, ar
     said = capsys.readouterr().err
     assert sentence in said
     assert len(said.strip().splitlines()) == 1
+
+
+def test_a_methods_options_are_listed_with_their_usual_values(capsys):
+    assert main(["methods", "mobillm-ladder"]) == 0
+    shown = capsys.readouterr().out
+    for option, usual in (("side", "ladder"), ("reduction", "4"), ("codec", "none"), ("link", "")):
+        assert re.search(rf"{option} +│ {usual}", shown), option
+    assert main(["methods", "lorra"]) == 2
+    assert "Did you mean 'lora'?" in capsys.readouterr().err
 
 
 def test_options_reach_the_method_they_are_meant_for():

@@ -173,5 +173,5 @@ def test_encoders_train_their_classifier_in_every_method():
 
 @pytest.mark.parametrize("method", ["full", "probe"])
 def test_float16_weights_under_adamw_are_refused_with_the_way_out(method):
-    with pytest.raises(BadInput, match="cannot train float16 weights.* bfloat16"):
+    with pytest.raises(BadInput, match=r"cannot train float16 weights.* bfloat16"):
         load_method(method)(tiny_task_model().to(torch.float16), seed=0)

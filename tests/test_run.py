@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 
+from mobillm_kit.backbone.split import load_backbone, load_tokenizer
 from mobillm_kit.errors import BackboneMismatch, BadInput, UnknownName
 from mobillm_kit.methods import CONTROLS, METHODS, load_method
 from mobillm_kit.record import load_record
@@ -109,7 +112,7 @@ def test_a_replay_log_stands_beside_a_mezo_run(tmp_path):
         ({"task": "sst3"}, UnknownName, "sst2"),
         ({"backbone": "./no/such/folder"}, BadInput, "no such folder"),
         ({"accelerator": "tpu"}, BadInput, "Unknown accelerator 'tpu'"),
-        ({"options": {"rnak": 2}}, BadInput, "unexpected keyword argument 'rnak'"),
+        ({"options": {"rnak": 2}}, BadInput, "no option 'rnak'. Did you mean 'rank'"),
         ({"data": None}, BadInput, "needs a file and its columns"),
         ({"preset": "huge"}, UnknownName, "no preset for"),
     ],
@@ -157,3 +160,39 @@ def test_accelerators(tmp_path):
 def test_a_specification_with_a_word_too_many_is_refused():
     with pytest.raises(msgspec.ValidationError, match="unknown field"):
         msgspec.json.decode(b'{"method": "lora", "stpes": 3}', type=RunSpec)
+
+
+# ---------------------------------------------------------------------- token ids outside the model's tables
+
+
+def add_beyond_the_embedding(spec, token: str, **special: str) -> int:
+    """Fill the tokenizer up to the embedding's rows and add one more; the number of rows."""
+    tokenizer, rows = load_tokenizer(spec.backbone), load_backbone(spec.backbone).n_tokens
+    tokenizer.add_tokens([f"<filler{i}>" for i in range(rows - len(tokenizer))])
+    tokenizer.add_tokens([token])
+    tokenizer.add_special_tokens(special)
+    assert tokenizer.convert_tokens_to_ids(token) == rows
+    tokenizer.save_pretrained(spec.backbone)
+    return rows
+
+
+def test_a_padding_token_that_the_embedding_has_no_row_of_is_passed_over(tmp_path):
+    """As many add one without a resize; no text attends to padding, so the end-of-text token does as well."""
+    spec = tiny_spec(tmp_path)
+    usual = prepare(spec)
+    add_beyond_the_embedding(spec, "<padding>", pad_token="<padding>")
+    prepared = prepare(spec)
+    assert prepared.encoder.pad_id == prepared.encoder.tokenizer.eos_token_id != usual.encoder.pad_id
+    logits = [each.model.logits(each.encoder.collate(each.dev[:4], pad_to=40)) for each in (prepared, usual)]
+    torch.testing.assert_close(*logits)
+
+
+def test_a_token_that_the_embedding_has_no_row_of_is_named_with_both_sizes(tmp_path):
+    spec = tiny_spec(tmp_path)
+    rows = add_beyond_the_embedding(spec, "<marker>")
+    file = Path(spec.data)
+    file.write_text(file.read_text().replace("the ", "<marker> "))
+    with pytest.raises(
+        BadInput, match=f"{rows + 1} tokens, the model's embedding {rows} rows: '<marker>' is token {rows}"
+    ):
+        prepare(spec)

@@ -24,9 +24,9 @@ from typing import Any
 import msgspec
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from mobillm_kit.backbone.meta_model import checkpoint_names, fingerprint, meta_model, need_disk, parts
+from mobillm_kit.backbone.pretrained import load_config
 from mobillm_kit.backbone.shards import INDEX, Shards, write_shards
 from mobillm_kit.backbone.split import Backbone
 from mobillm_kit.errors import BadInput
@@ -162,7 +162,7 @@ def quantize_backbone(folder_in: str | Path, folder_out: str | Path, kind: str, 
     shards = Shards(source)
     if read_low_bit(source):
         raise BadInput(f"{source}: is coded already.", "Name the folder of the unquantized model.")
-    config = AutoConfig.from_pretrained(source)
+    config = load_config(str(source))
     model = meta_model(config, torch.float32)
     names = checkpoint_names(model, shards)
     around, *blocks = parts(model)

@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
 from transformers.utils import logging as hf_logging
 
 from mobillm_kit.backbone.families import family_of
 from mobillm_kit.errors import BadInput
 from mobillm_kit.files import data_folder
+
+LARGEST_POINTER_BYTES = 1024
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -34,10 +36,34 @@ def resolve(name: str | Path) -> str:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise BadInput(f"{name}: the folder holds no config.json.", "Name the folder that save_pretrained wrote.")
+        _check_pointers(path)
         return str(path)
     if path.is_absolute() or str(name).startswith((".", "~")):
         raise BadInput(f"{name}: no such folder.", "Name a model folder, a name on the hub, or 'pocket'.")
     return str(name)
+
+
+def _check_pointers(folder: Path) -> None:
+    for file in sorted(folder.iterdir()):
+        small = file.is_file() and file.stat().st_size < LARGEST_POINTER_BYTES
+        if small and file.read_bytes().startswith(b"version https://git-lfs"):
+            raise BadInput(
+                f"{file}: is a pointer of Git's large-file store, a few lines in place of the file.",
+                "Run `git lfs pull` where it was cloned, or download the file itself.",
+            )
+
+
+def load_config(source: str, revision: str | None = None) -> PreTrainedConfig:
+    """A model's configuration; one whose weights are somebody's codes is refused."""
+    config: PreTrainedConfig = from_pretrained(AutoConfig, source, revision=revision)
+    codes = getattr(config, "quantization_config", None)
+    if codes:
+        how = codes.get("quant_method", "quantized") if isinstance(codes, dict) else type(codes).__name__
+        raise BadInput(
+            f"{source}: its weights are {how} codes (quantization_config in config.json), which cannot be read here.",
+            "Name the model it was made of; `--weights nf4` or `mobillm quantize` makes few bits of that.",
+        )
+    return config
 
 
 def public_name(name: str | Path) -> str:

@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers import AutoTokenizer, PreTrainedConfig
 
 from mobillm_kit.backbone.families import Family, Kind, family_of
 from mobillm_kit.backbone.pretrained import (
@@ -31,6 +31,7 @@ from mobillm_kit.backbone.pretrained import (
     check_complete,
     from_config,
     from_pretrained,
+    load_config,
     public_name,
     resolve,
     torch_dtype,
@@ -84,6 +85,11 @@ class Backbone(nn.Module):
     def n_parameters(self) -> int:
         """Tied weights once."""
         return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def n_tokens(self) -> int:
+        """V, rows of the embedding."""
+        return int(attrgetter(self.family.embedding)(self.base).num_embeddings)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -140,7 +146,7 @@ class Backbone(nn.Module):
         }
         if self.kind == "decoder":
             kwargs["use_cache"] = False
-        elif token_type_ids is not None:
+        elif token_type_ids is not None and getattr(self.config, "type_vocab_size", 0) > 1:  # one row says nothing
             kwargs["token_type_ids"] = token_type_ids
         with _blocks_aside(self.blocks, self.family.returns_tuple) as seen:
             self.base(**kwargs)
@@ -238,7 +244,7 @@ def load_backbone(
             f"{source}: holds {low_bit.kind} weights, which are not loaded whole.",
             "Use stream_backbone, or load the unquantized model and call quantize_in_memory.",
         )
-    config = from_pretrained(AutoConfig, source, revision=revision)
+    config = load_config(source, revision)
     loader, extra = auto_class(config.model_type)
     model, report = from_pretrained(
         loader, source, revision=revision, dtype=torch_dtype(dtype), output_loading_info=True, **extra
@@ -250,7 +256,7 @@ def load_backbone(
 
 def backbone_kind(name: str | Path, *, revision: str | None = None) -> Kind:
     """Whether a model is a decoder or an encoder, from its configuration alone."""
-    return family_of(from_pretrained(AutoConfig, resolve(name), revision=revision).model_type).kind
+    return family_of(load_config(resolve(name), revision).model_type).kind
 
 
 def load_tokenizer(name: str | Path, *, revision: str | None = None) -> Any:

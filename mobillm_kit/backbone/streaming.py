@@ -25,12 +25,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import AutoConfig
 
 from mobillm_kit.backbone.buffers import BufferedBlocks, Place, RowsOnDisk
 from mobillm_kit.backbone.lowbit import CODES, CODES_KEY, CodedMatrix, LowBit, attach_codes, read_low_bit
 from mobillm_kit.backbone.meta_model import checkpoint_names, fingerprint, meta_model
-from mobillm_kit.backbone.pretrained import from_pretrained, public_name, resolve, torch_dtype
+from mobillm_kit.backbone.pretrained import load_config, public_name, resolve, torch_dtype
 from mobillm_kit.backbone.shards import Shards
 from mobillm_kit.backbone.split import Backbone, BlockInputs
 from mobillm_kit.common import MIB
@@ -278,7 +277,7 @@ def stream_backbone(
             f"{name}: only a folder can be streamed.", "Download the model first: huggingface-cli download NAME."
         )
     shards = Shards(source)
-    config = from_pretrained(AutoConfig, source)
+    config = load_config(source)
     backbone = StreamedBackbone(
         meta_model(config, torch_dtype(dtype)),
         shards,

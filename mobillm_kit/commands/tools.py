@@ -19,7 +19,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from mobillm_kit.commands.run import Command, method_options, say, screen
 from mobillm_kit.common import MIB
-from mobillm_kit.methods import LABELS, METHODS, method_row
+from mobillm_kit.methods import LABELS, METHODS, method_row, options_of
 from mobillm_kit.runs.spec import Count
 
 if TYPE_CHECKING:  # torch is imported by the commands that need it, so that --help answers at once
@@ -40,10 +40,19 @@ class Doctor(Command, frozen=True, kw_only=True):
 
 
 class Methods(Command, frozen=True, kw_only=True):
-    """List the fine-tuning methods, and the controls that every comparison shows beside them."""
+    """List the fine-tuning methods, and the controls beside them; with a name, the options of that one."""
+
+    name: Positional[str] = ""
+    """Of a method, for its options."""
 
     def __call__(self) -> int:
-        """Print the table of methods."""
+        """Print the table of methods, or of one method's options."""
+        if self.name:
+            options = Table("--option", "usually", title=f"{LABELS[method_row(self.name).name]}: options")
+            for option, usual in options_of(self.name).items():
+                options.add_row(option, escape(str(usual)))
+            screen.print(options)
+            return 0
         table = Table("method", "what it trains", "backbone", "source", title="Methods")
         for row in METHODS.values():
             kept = "unchanged" if row.backbone_frozen else "trained"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ class MethodRow:
     source: str
     backbone_frozen: bool
     """Whether the backbone's own weights are promised to be bit-equal after training."""
+    further: str = ""
+    """``module:function`` that ``build`` hands its other options to."""
     options: dict[str, Any] = field(default_factory=dict)
     """Passed to ``build``; what a user gives goes over them."""
     forward_only: bool = False
@@ -71,3 +74,21 @@ def load_method(name: str) -> Callable[..., Any]:
     build = import_module(f"{__name__}.{row.module}").build
 
     return partial(build, **row.options)
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """The options of a method with their usual values, as ``--option`` takes them; none of a control."""
+    row = method_row(name)
+    if not row.trained:
+        return {}
+    build = import_module(f"{__name__}.{row.module}")
+    takers = [build.build]
+    if row.further:
+        module, _, function = row.further.partition(":")
+        takers.append(getattr(import_module(module), function))
+    found: dict[str, Any] = {}
+    for taker in takers:
+        for option, parameter in signature(taker).parameters.items():
+            if parameter.kind is Parameter.KEYWORD_ONLY and option not in ("seed", "folder", "about"):
+                found[option] = row.options.get(option, parameter.default)
+    return found | getattr(build, "SHAPE", {})

@@ -27,6 +27,7 @@ from mobillm_kit.quant.parcels import Upload, pack, unpack
 from mobillm_kit.record import CountedMemory
 from mobillm_kit.server.side_trainer import SideTrainer
 from mobillm_kit.side.adapter import attach, new_adapter
+from mobillm_kit.side.description import USUAL
 from mobillm_kit.texts.encode import Batch
 from mobillm_kit.training.ledger import storage_bytes
 from mobillm_kit.training.method import StepResult
@@ -34,7 +35,7 @@ from mobillm_kit.training.method import StepResult
 if TYPE_CHECKING:
     from mobillm_kit.device.uplink import Wire
 
-SHAPE = ("rank", "reduction", "heads", "start")
+SHAPE = {name: getattr(USUAL, name) for name in ("rank", "reduction", "heads", "start")}
 """Fields of the side network's description that a run's options may name."""
 
 

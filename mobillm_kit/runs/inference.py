@@ -87,7 +87,11 @@ def load_side(folder: str | Path, backbone: str | Path) -> Predictor:
     adapter = SideAdapter.from_pretrained(folder)
     loaded = load_backbone(backbone)
     encoder = TextEncoder(
-        tokenizer=load_tokenizer(backbone), task=_task(adapter), kind=loaded.kind, max_length=adapter.max_length
+        tokenizer=load_tokenizer(backbone),
+        task=_task(adapter),
+        kind=loaded.kind,
+        max_length=adapter.max_length,
+        vocabulary=loaded.n_tokens,
     )
     words = encoder.label_ids() if loaded.kind == "decoder" else range(len(adapter.labels))
     tuned = attach(adapter, loaded, task_model(loaded, word_ids=words).head)

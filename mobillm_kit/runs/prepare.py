@@ -6,7 +6,9 @@ Taught in: notebooks/00_start_here.ipynb
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from mobillm_kit.backbone.lowbit import quantize_in_memory
 from mobillm_kit.backbone.split import Backbone, load_backbone, load_tokenizer, random_backbone
 from mobillm_kit.backbone.streaming import stream_backbone
 from mobillm_kit.errors import BadInput
-from mobillm_kit.methods import METHODS, load_method, method_row
+from mobillm_kit.methods import METHODS, load_method, method_row, options_of
 from mobillm_kit.methods.task_model import TaskModel, task_model
 from mobillm_kit.runs.presets import Preset, preset
 from mobillm_kit.runs.spec import RunSpec
@@ -66,6 +68,7 @@ def prepare(spec: RunSpec) -> Prepared:
         kind=backbone.kind,
         max_length=min(spec.max_length or LONGEST_TEXT, backbone.context),
         padding_side=spec.padding_side,
+        vocabulary=backbone.n_tokens,
     )
     decoder = backbone.kind == "decoder"
     words = encoder.label_ids() if decoder else range(len(data.task.labels))
@@ -173,14 +176,20 @@ def build_method(prepared: Prepared, folder: Path | None = None) -> Method:
     """The method of the specification on the prepared model; ``folder`` is the run's, where it has one."""
     spec = prepared.spec
     options = method_options(prepared)
+    check_options(spec.method, options)
     extra = {"about": _about(prepared), "folder": folder} if method_row(spec.method).module == "mobillm" else {}
-    build = load_method(spec.method)
-    try:
-        return build(prepared.model, seed=spec.seed, **extra, **options)
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        raise BadInput(f"Method '{spec.method}': {error}.", "See `mobillm methods --help`.") from error
+    method: Method = load_method(spec.method)(prepared.model, seed=spec.seed, **extra, **options)
+    return method
+
+
+def check_options(method: str, options: Mapping[str, Any]) -> None:
+    """Refuse an option that the method has not, with the nearest that it has."""
+    known = options_of(method)
+    for name in options:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"Did you mean '{close[0]}'? " if close else ""
+            raise BadInput(f"The method '{method}' has no option '{name}'.", f"{hint}See `mobillm methods {method}`.")
 
 
 def _about(prepared: Prepared) -> dict[str, Any]:

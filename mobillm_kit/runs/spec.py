@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from mobillm_kit.errors import BadInput
 from mobillm_kit.record import Scalar
 
 Count = Annotated[int, Meta(ge=1)]
@@ -93,3 +94,7 @@ class RunSpec(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Of initial weights, the order of texts and whatever else a method draws."""
     options: dict[str, Scalar | list[int]] = {}
     """Of the method, over the preset's."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise BadInput(f"The seed is {self.seed}.", "Give a whole number from 0 to 9223372036854775807 (2^63 - 1).")

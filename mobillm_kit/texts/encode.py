@@ -92,6 +92,8 @@ class TextEncoder:
     max_length: int
     """The context: most tokens in one row."""
     padding_side: Literal["left", "right"] = "right"
+    vocabulary: int | None = None
+    """Rows of the model's embedding; ids from there on are refused, and padding is done with one that it has."""
     notes: list[str] = field(default_factory=list)
     """One sentence for every call of :meth:`encode` that had to cut texts."""
 
@@ -115,10 +117,10 @@ class TextEncoder:
         """Token that fills rows up: the padding token, else the end-of-text token, else the unknown token."""
         tokenizer = self.tokenizer
         for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id):
-            if token_id is not None:
-                return token_id
+            if token_id is not None and (self.vocabulary is None or token_id < self.vocabulary):
+                return token_id  # any will do, since no text attends to it
         raise BadInput(
-            "The tokenizer has no padding token, no end-of-text token and no unknown token.",
+            "The tokenizer has no padding, end-of-text or unknown token that the model's embedding has a row of.",
             "Set tokenizer.pad_token to a token of its vocabulary.",
         )
 
@@ -132,6 +134,7 @@ class TextEncoder:
         if not examples:
             return []
         rows, cut = self._decoder_rows(examples) if self.kind == "decoder" else self._encoder_rows(examples)
+        self._check_ids(max(max(row.ids) for row in rows))
         if cut:
             note = (
                 f"{cut} of {len(examples)} texts did not fit into {self.max_length} tokens and were cut at their end."
@@ -186,6 +189,7 @@ class TextEncoder:
                     f"The label words {found[first]!r} and {word!r} both begin with the token {token!r} (id {first}).",
                     "Choose words whose first tokens differ for this tokenizer.",
                 )
+            self._check_ids(first)
             found[first] = word
         return tuple(found)
 
@@ -200,6 +204,15 @@ class TextEncoder:
                 )
             if not example.text.strip() or (paired and not (example.pair or "").strip()):
                 raise BadInput(f"Example {number} has an empty text.", "Give it a text, or leave it out.")
+
+    def _check_ids(self, largest: int) -> None:
+        if self.vocabulary is not None and largest >= self.vocabulary:
+            token = self.tokenizer.convert_ids_to_tokens(largest)
+            raise BadInput(
+                f"The tokenizer has {len(self.tokenizer)} tokens, the model's embedding {self.vocabulary} rows: "
+                f"{token!r} is token {largest}.",
+                "Take the model's own tokenizer, or call resize_token_embeddings and save the model again.",
+            )
 
     def _frame_tokens(self) -> int:
         """Tokens of a row with an empty text."""
