@@ -120,7 +120,7 @@ class TextEncoder:
             if token_id is not None and (self.vocabulary is None or token_id < self.vocabulary):
                 return token_id  # any will do, since no text attends to it
         raise BadInput(
-            "The tokenizer has no padding, end-of-text or unknown token that the model's embedding has a row of.",
+            "The tokenizer has no padding token, no end-of-text token and no unknown token that the model knows.",
             "Set tokenizer.pad_token to a token of its vocabulary.",
         )
 
