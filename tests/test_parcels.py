@@ -138,6 +138,8 @@ def test_layers_and_payloads_must_be_as_many():
     parcel = pack(upload(), codec("fp32"), LAYERS)
     with pytest.raises(ValueError, match="zip"):
         unpack(dataclasses.replace(parcel, layers=LAYERS[:2]))
+    with pytest.raises(ValueError, match="zip"):
+        split(dataclasses.replace(parcel, positions=(0,)))
 
 
 def test_a_payload_that_is_too_short_is_not_taken_apart():
