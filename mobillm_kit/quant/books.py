@@ -107,7 +107,9 @@ def bound_of(absolute: Tensor, scales: Tensor, name: str) -> Tensor:
 
 def float_bound_of(absolute: Tensor, name: str) -> Tensor:
     """The same for codecs without scales."""
-    relative, least = (0.0, 0.0) if name == "fp32" else _rounding(FLOATS[name])
+    if name == "fp32":
+        return torch.zeros_like(absolute)
+    relative, least = _rounding(FLOATS[name])
     return (absolute * relative).clamp_min_(least)
 
 
