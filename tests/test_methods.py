@@ -25,6 +25,7 @@ from mobillm_kit.methods import (
 from mobillm_kit.methods.lora_layers import add_lora, check_scale, target_names
 from mobillm_kit.methods.task_model import task_model
 from mobillm_kit.side.heads import LabelWordHead, PooledHead
+from mobillm_kit.side.ladders import LadderSide
 from tests.builders import random_batch, tiny_task_model
 from tests.families import tiny_backbone
 
@@ -164,6 +165,24 @@ def test_of_several_targets_that_are_not_there_the_first_is_named():
 def test_a_task_of_fewer_than_two_labels_is_refused(count):
     with pytest.raises(BadInput, match=rf"A task needs at least two labels, here are {count}\."):
         task_model(tiny_backbone("opt"), word_ids=range(count))
+
+
+@pytest.mark.parametrize(("name", "scale"), [("opt", 1.0), ("cohere", 0.0625), ("granite", 1 / 8)])
+def test_logits_are_scaled_as_the_family_scales_them(name, scale):
+    """Cohere multiplies by logit_scale, Granite divides by logits_scaling."""
+    assert task_model(tiny_backbone(name), word_ids=[7, 3]).head.scale == scale
+
+
+def test_a_ladder_on_the_device_is_added_to_the_last_state():
+    model, batch = tiny_task_model(), random_batch()
+    method = lst.build(model, seed=0, reduction=4)
+    side = LadderSide(32, [1, 2, 3], reduction=4)
+    side.load_state_dict({name.removeprefix("side."): tensor for name, tensor in moved(method).items()})
+    taps = model.backbone.taps(batch.input_ids, batch.attention_mask, layers=(1, 2, 3))
+    added = side(taps, batch.attention_mask)
+    states = (taps[-1] + added)[torch.arange(batch.rows), batch.positions]
+    assert added.abs().mean() > 0.01
+    torch.testing.assert_close(method.logits(batch), model.head(states), rtol=1e-5, atol=1e-6)
 
 
 def test_a_decoder_gets_the_label_words_and_nothing_to_train():
