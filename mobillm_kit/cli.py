@@ -28,6 +28,7 @@ from mobillm_kit import __version__
 from mobillm_kit.commands import run as cli_run
 from mobillm_kit.commands import tools as cli_tools
 from mobillm_kit.errors import BadInput, KitError
+from mobillm_kit.texts.sources import check_characters
 
 ABOUT = (
     "Fine-tune a language model from a device that runs forward passes only, and compare that with the alternatives.\n"
@@ -64,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     complaints = Console(stderr=True)
     try:
+        for number, argument in enumerate(given, 1):
+            check_characters(argument, f"Argument {number}")
         if given == ["--version"]:
             print(f"mobillm_kit {__version__}")
             return 0

@@ -13,11 +13,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from rich.console import Console
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import Positional, UseAppendAction, arg
 
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import method_row
@@ -43,6 +43,8 @@ class Running(Settings, Command, frozen=True, kw_only=True):
     """Method option, such as rank=8; 'lora.rank=8' for one method only."""
     threads: Count = 1
     """Threads of each process."""
+    label_names: Annotated[tuple[str, ...] | None, arg(aliases=("--labels",))] = None
+    """custom: the labels, such as 'neg|pos'; what the column holds if not given."""
 
     def spec(self, method: str, seed: int, uplink: Sequence[str] = ()) -> RunSpec:
         """The run of one method and seed; ``uplink`` are options that --option goes over."""
@@ -188,6 +190,8 @@ class Device(Running, frozen=True, kw_only=True):
     """Pretend a link, such as 'wifi-60' or '20mbit,10ms'."""
     keys: str = ""
     """Folder of this device's keys."""
+    label_names: tuple[str, ...] | None = None
+    """custom: the labels, such as 'neg|pos'; what the column holds if not given."""
     seed: int = 0
     """Of the side network's initial weights and the order of texts."""
 
@@ -222,14 +226,16 @@ class Evaluate(Command, frozen=True, kw_only=True):
 
 
 class Predict(Command, frozen=True, kw_only=True):
-    """Label texts with a trained run."""
+    """Label texts with a trained run; its training texts are not needed."""
 
     run_folder: Positional[Path]
-    """Folder that `mobillm train` or `compare` wrote a run into."""
+    """Folder that `mobillm train` or `compare` wrote a run into, or a side network's."""
     texts: Positional[list[str]] = []
     """Texts; read from standard input, a line each, if none."""
     pair: str | None = None
     """The second text, for tasks with two."""
+    backbone: str | None = None
+    """Of a side network: 'pocket', a model folder, or a name on the hub; the one it names itself if not given."""
     threads: Count = 1
     """Threads of this process."""
 
@@ -238,12 +244,15 @@ class Predict(Command, frozen=True, kw_only=True):
         import torch
 
         from mobillm_kit.runs.inference import load_run
+        from mobillm_kit.texts.sources import decoded
 
         torch.set_num_threads(self.threads)
-        lines = self.texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+        given = "" if self.texts else decoded(sys.stdin.buffer.read(), "standard input")
+        lines = self.texts or [line.rstrip("\r") for line in given.split("\n") if line.strip()]
         if not lines:
             raise BadInput("No text to label.", "Give texts as arguments or on standard input.")
-        for text, found in zip(lines, load_run(self.run_folder).predict(lines, pair=self.pair), strict=True):
+        predictor = load_run(self.run_folder, self.backbone)
+        for text, found in zip(lines, predictor.predict(lines, pair=self.pair), strict=True):
             print(f"{found.label}\t{found.probability:.3f}\t{text}")
         return 0
 

@@ -22,12 +22,13 @@ from mobillm_kit.device.forward import Device
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import method_row
 from mobillm_kit.methods.task_model import task_model
-from mobillm_kit.runs.folders import CHECKPOINT, load_spec
+from mobillm_kit.runs.folders import CHECKPOINT, SPEC, check_files, load_spec, load_task
 from mobillm_kit.runs.prepare import Prepared, build_method, prepare
 from mobillm_kit.runs.progress import Told
 from mobillm_kit.runs.run import control_scores, held_out_scores
 from mobillm_kit.side.adapter import SideAdapter, attach
 from mobillm_kit.texts.encode import Batch, TextEncoder
+from mobillm_kit.texts.loading import TaskData
 from mobillm_kit.texts.metrics import finite
 from mobillm_kit.texts.tasks import Example, Task
 from mobillm_kit.training.method import Method
@@ -63,28 +64,38 @@ class Predictor:
         return found
 
 
-def load_run(folder: str | Path) -> Predictor:
-    """The trained model of a run's folder."""
-    prepared, method = _trained(Path(folder))
-    if method is None:
+def load_run(folder: str | Path, backbone: str | Path | None = None) -> Predictor:
+    """The trained model of a run's folder, or of a side network's (on ``backbone``); no training text is read."""
+    place = Path(folder)
+    if not (place / SPEC).exists() and (place / "config.json").exists():
+        return load_side(place, backbone)
+    kept = load_task(place)
+    prepared = prepare(load_spec(place), TaskData(kept.task, (), (), (), ()) if kept else None)
+    if not method_row(prepared.spec.method).trained:
         raise BadInput(f"{folder}: '{prepared.spec.method}' is a control.", "Name the folder of a trained method.")
-    return Predictor(prepared.encoder, method.logits, prepared.device)
+    return Predictor(prepared.encoder, _trained(prepared, place).logits, prepared.device)
 
 
 def score_run(folder: str | Path, callbacks: Sequence[Told] = ()) -> dict[str, float]:
     """Scores of a run's model on its held-out texts, computed again."""
-    prepared, method = _trained(Path(folder))
-    return control_scores(prepared) if method is None else held_out_scores(method, prepared, callbacks)
+    place = Path(folder)
+    spec = load_spec(place)
+    check_files(place, spec)
+    prepared = prepare(spec)
+    if not method_row(prepared.spec.method).trained:
+        return control_scores(prepared)
+    return held_out_scores(_trained(prepared, place), prepared, callbacks)
 
 
-def load_side(folder: str | Path, backbone: str | Path) -> Predictor:
+def load_side(folder: str | Path, backbone: str | Path | None = None) -> Predictor:
     """A side network as it is saved and shared, put back on its backbone.
 
     Args:
         folder: what ``save_pretrained`` wrote, or a name on the hub.
-        backbone: ``pocket``, a folder, or a name on the hub.
+        backbone: ``pocket``, a folder, or a name on the hub; None for the name that the side network knows.
     """
     adapter = SideAdapter.from_pretrained(folder)
+    backbone = backbone or adapter.backbone_name
     loaded = load_backbone(backbone)
     encoder = TextEncoder(
         tokenizer=load_tokenizer(backbone),
@@ -119,14 +130,10 @@ def _task(adapter: SideAdapter) -> Task:
     )
 
 
-def _trained(folder: Path) -> tuple[Prepared, Method | None]:
-    spec = load_spec(folder)
-    prepared = prepare(spec)
-    if not method_row(spec.method).trained:
-        return prepared, None
+def _trained(prepared: Prepared, folder: Path) -> Method:
     file = folder / CHECKPOINT
     if not file.exists():
         raise BadInput(f"{folder}: holds no checkpoint.", "Train it first.")
     method = build_method(prepared)
     method.load_state(load_file(file))
-    return prepared, method
+    return method

@@ -6,7 +6,7 @@ Taught in: notebooks/00_start_here.ipynb
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,6 +25,7 @@ from mobillm_kit.runs.spec import RunSpec
 from mobillm_kit.texts.batches import Batches, FitSettings
 from mobillm_kit.texts.encode import Encoded, TextEncoder
 from mobillm_kit.texts.loading import TaskData, custom_task, handwritten, load_task
+from mobillm_kit.texts.splits import Seen
 from mobillm_kit.training.method import Method
 
 LONGEST_TEXT = 256
@@ -56,14 +57,20 @@ class Prepared:
         return self.model.backbone
 
 
-def prepare(spec: RunSpec) -> Prepared:
-    """Load texts, tokenizer and backbone of a specification and put the task's head on."""
+def prepare(spec: RunSpec, data: TaskData | None = None, tell: Callable[[str], object] = str) -> Prepared:
+    """Load texts (unless they are given), tokenizer and backbone of a specification and put the task's head on.
+
+    ``tell`` hears of the labels and of every text that was left out, a sentence each, before anything can fail on them.
+    """
     device = choose_device(spec.accelerator)
-    data = load_data(spec)
+    tokenizer = load_tokenizer(spec.backbone, revision=spec.revision)
+    data = data or load_data(spec, lambda texts: list(map(tuple, tokenizer(texts, verbose=False)["input_ids"])))
+    for note in (f"Labels: {data.label_counts}.", *data.notes):
+        tell(note)
     backbone = open_backbone(spec, device)
     _ = backbone.fingerprint  # taken now: methods change or wrap the weights
     encoder = TextEncoder(
-        tokenizer=load_tokenizer(spec.backbone, revision=spec.revision),
+        tokenizer=tokenizer,
         task=data.task,
         kind=backbone.kind,
         max_length=min(spec.max_length or LONGEST_TEXT, backbone.context),
@@ -114,12 +121,12 @@ def _streamed(spec: RunSpec, device: str) -> Backbone:
     return stream_backbone(spec.backbone, revision=spec.revision, dtype=spec.dtype)
 
 
-def load_data(spec: RunSpec) -> TaskData:
-    """The texts of a specification: a known task, or a file of the user's."""
+def load_data(spec: RunSpec, seen: Seen = list) -> TaskData:
+    """The texts of a specification: a known task, or a file of the user's; equal ones are those ``seen`` alike."""
     limits = {"train": spec.limit_train, "dev": spec.limit_dev, "test": spec.limit_test}
     limit = {split: most for split, most in limits.items() if most is not None}
     if spec.task != "custom":
-        return load_task(spec.task, data=spec.data, limit=limit, seed=0)
+        return load_task(spec.task, data=spec.data, limit=limit, seed=0, seen=seen)
     if spec.data is None or spec.text is None or spec.label is None:
         problem = "A task of your own needs a file and its columns."
         raise BadInput(problem, "Give --data FILE --text COLUMN --label COLUMN.")
@@ -128,10 +135,12 @@ def load_data(spec: RunSpec) -> TaskData:
         text=spec.text,
         pair=spec.pair,
         label=spec.label,
+        labels=spec.label_names,
         prompt=spec.prompt,
         label_words=spec.label_words,
         limit=limit,
         seed=0,
+        seen=seen,
     )
 
 

@@ -22,6 +22,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """0 where it is not known yet."""
     what: str = ""
     """What the steps are, where they are not training's."""
+    note: str = ""
+    """A sentence on the texts, said before the first step."""
     loss: float | None = None
     """Of the step; None where it is still under way."""
     dev_accuracy: float | None = None
@@ -45,6 +47,7 @@ class Bars:
         name, bar = rich.TextColumn("{task.description}"), rich.BarColumn(bar_width=30)
         self._bars = rich.Progress(name, bar, steps, note, rich.TimeRemainingColumn(), console=console)
         self._tasks: dict[str, Any] = {}
+        self._said: set[str] = set()
 
     def __enter__(self) -> Bars:
         return self
@@ -56,6 +59,11 @@ class Bars:
         """What moves the bar of that name."""
 
         def _show(said: Progress) -> None:
+            if said.note:
+                if said.note not in self._said:
+                    self._bars.console.print(said.note, markup=False, highlight=False, soft_wrap=True)
+                self._said.add(said.note)
+                return
             self._bars.start()
             if label not in self._tasks:
                 self._tasks[label] = self._bars.add_task(label, total=None, note="")

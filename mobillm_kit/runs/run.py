@@ -22,7 +22,7 @@ from mobillm_kit.methods import controls, method_row
 from mobillm_kit.methods.mobillm import MobiLLM
 from mobillm_kit.methods.zeroth_order import ZerothOrder
 from mobillm_kit.record import BackboneInfo, MeasuredMemory, RunRecord, Scalar, TaskInfo
-from mobillm_kit.runs.folders import CHECKPOINT, RECORD
+from mobillm_kit.runs.folders import CHECKPOINT, RECORD, check_files, keep_task
 from mobillm_kit.runs.loop import INTERRUPTED, FitResult, evaluate, fit
 from mobillm_kit.runs.prepare import (
     PRESET_FIELDS,
@@ -56,10 +56,19 @@ def run(
     Args:
         folder: keeps ``checkpoint.safetensors``, ``record.json`` and, for MobiLLM, ``side/``; a run that was
             interrupted there goes on.  None keeps nothing.
-        callbacks: told after each step, and then how many of the held-out texts are labelled.
+        callbacks: told of the texts, after each step, and then how many of the held-out texts are labelled.
         measured: memory measured in processes of their own, to be kept in the record.
     """
-    prepared = prepare(spec)
+
+    def _tell(note: str) -> None:
+        for callback in callbacks:
+            callback(Progress(what="texts", note=note))
+
+    if folder is not None:
+        check_files(folder, spec)
+    prepared = prepare(spec, tell=_tell)
+    if folder is not None:
+        keep_task(folder, spec, prepared.data.task)
     if method_row(spec.method).trained:
         record = _trained_record(prepared, folder, command, callbacks, measured)
     else:
@@ -209,7 +218,8 @@ def _about(prepared: Prepared, command: str) -> dict[str, Any]:
 def flat_settings(prepared: Prepared) -> dict[str, Scalar]:
     """Everything that decided this run, as one flat table: enough to make the same :class:`RunSpec` again."""
     spec = prepared.spec
-    flat: dict[str, Any] = {**msgspec.to_builtins(spec), "label_words": "|".join(spec.label_words or ()) or None}
+    flat: dict[str, Any] = msgspec.to_builtins(spec)
+    flat |= {name: "|".join(flat[name] or ()) or None for name in ("label_names", "label_words")}
     options = flat.pop("options")
     if method_row(spec.method).trained:
         settings = fit_settings(prepared)

@@ -44,13 +44,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     task: str = "reviews"
     """A name from `mobillm tasks`, or 'custom' for a file of yours."""
     data: str | None = None
-    """Folder in GLUE's layout (train.tsv, dev.tsv …), or your CSV, TSV or JSONL file."""
+    """Folder in GLUE's layout (train.tsv, dev.tsv …), or your CSV, TSV, JSONL or JSON file."""
     text: str | None = None
     """custom: column of the text."""
     pair: str | None = None
     """custom: column of the second text."""
     label: str | None = None
     """custom: column of the label."""
+    label_names: tuple[str, ...] | None = None
+    """custom: the labels, such as 'neg|pos'; what the column holds if not given."""
     prompt: str | None = None
     """custom: prompt for decoders, such as '{text} It was'."""
     label_words: tuple[str, ...] | None = None

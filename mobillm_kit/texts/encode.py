@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mobillm_kit.errors import BadInput
+from mobillm_kit.texts.sources import check_characters
 from mobillm_kit.texts.tasks import Example, Task
 
 if TYPE_CHECKING:
@@ -180,14 +181,14 @@ class TextEncoder:
             if ids[: len(bare)] != bare or len(ids) == len(bare):
                 raise BadInput(
                     f"The label word {word!r} has no token of its own after the prompt {self.task.prompt!r}.",
-                    "End the prompt with a word and begin the label word with a space.",
+                    "End the prompt with a word and begin the label word with a space: --label-words ' bad| good'.",
                 )
             first = ids[len(bare)]
             if first in found:
                 token = self.tokenizer.convert_ids_to_tokens(first)
                 raise BadInput(
                     f"The label words {found[first]!r} and {word!r} both begin with the token {token!r} (id {first}).",
-                    "Choose words whose first tokens differ for this tokenizer.",
+                    "Choose words whose first tokens differ for this tokenizer: --label-words ' bad| good'.",
                 )
             self._check_ids(first)
             found[first] = word
@@ -204,6 +205,7 @@ class TextEncoder:
                 )
             if not example.text.strip() or (paired and not (example.pair or "").strip()):
                 raise BadInput(f"Example {number} has an empty text.", "Give it a text, or leave it out.")
+            check_characters(example.text + (example.pair or ""), f"Example {number}")
 
     def _check_ids(self, largest: int) -> None:
         if self.vocabulary is not None and largest >= self.vocabulary:

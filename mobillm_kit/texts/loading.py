@@ -7,6 +7,8 @@ Taught in: notebooks/00_start_here.ipynb
 from __future__ import annotations
 
 import re
+import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +16,23 @@ from pathlib import Path
 from mobillm_kit.errors import BadInput
 from mobillm_kit.files import data_folder
 from mobillm_kit.texts.sources import Row, Table, find_splits, hub_tables, read_table
-from mobillm_kit.texts.splits import Splits, check_limit, hold_out, in_three, limited, maximal_texts
+from mobillm_kit.texts.splits import (
+    SPLITS,
+    Seen,
+    Splits,
+    alike,
+    bare,
+    check_limit,
+    hold_out,
+    in_three,
+    limited,
+    maximal_texts,
+    without_contradictions,
+)
 from mobillm_kit.texts.tasks import REVIEWS, Example, Task, get_task
+
+MOST_LABELS = 50
+"""A column of more different labels is taken for scores or names, unless the labels are given."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +48,12 @@ class TaskData:
     notes: tuple[str, ...]
     """What was left out or re-split on the way, in sentences."""
 
+    @property
+    def label_counts(self) -> str:
+        """The labels, with how many texts each has in train, dev and test together."""
+        counts = Counter(example.label for example in (*self.train, *self.dev, *self.test))
+        return ", ".join(f"{name} {counts[index]}" for index, name in enumerate(self.task.labels))
+
 
 def load_task(
     name: str,
@@ -39,6 +62,7 @@ def load_task(
     limit: Mapping[str, int] | None = None,
     seed: int = 0,
     sentences_only: bool = True,
+    seen: Seen = list,
 ) -> TaskData:
     """A task with its texts; ``texts/splits.py`` says what is left out of train and counted in ``notes``.
 
@@ -49,6 +73,7 @@ def load_task(
             a seeded choice, so that a smaller limit picks a part of what a larger one picks.
         sentences_only: SST-2's train file holds 67 349 phrases of about 6 900 sentences. True keeps the texts
             that are no part of a longer one, as dev and test are sentences too.
+        seen: what of the texts is compared, where equal ones are looked for; the tokenizer's ids, in a run.
     """
     task = get_task(name)
     check_limit(limit or {})
@@ -61,7 +86,7 @@ def load_task(
         notes.append(
             f"train: {kept}, those that are no part of a longer one (SST-2's sentences without their phrases)."
         )
-    return _finished(task, splits, notes, limit, seed)
+    return _finished(task, splits, notes, limit, seed, seen)
 
 
 def custom_task(
@@ -69,54 +94,58 @@ def custom_task(
     *,
     text: str,
     label: str,
+    labels: Sequence[str] | None = None,
     prompt: str | None = None,
     label_words: Sequence[str] | None = None,
     pair: str | None = None,
     name: str = "custom",
     limit: Mapping[str, int] | None = None,
     seed: int = 0,
+    seen: Seen = list,
 ) -> TaskData:
     """A task out of any table with one or two text columns and a label column.
 
     Args:
-        file: a CSV, TSV or JSONL file, split 80/10/10 by ``seed``; or a folder with train, dev and test
-            files, split as :func:`load_task` does it.
-        label: the column whose different values are the labels, sorted (numbers by size).
+        file: a CSV, TSV, JSONL or JSON file, split 80/10/10 within each label by ``seed``; or a folder with train,
+            dev and test files, split as :func:`load_task` does it.
+        label: the column of the labels.
+        labels: the labels, in the order of their ids; None for the column's different values, sorted (numbers by
+            size), unless they look like scores or names.
         prompt: decoder template; None for the text, then "Label:" on a line of its own.
-        label_words: one per label, in the sorted order; None for the labels' names.
+        label_words: one per label, in the labels' order; None for the labels' names, " no" and " yes" for 0 and 1.
         pair: the second text column, if there is one.
-        limit: as in :func:`load_task`.
+        limit, seen: as in :func:`load_task`.
     """
     check_limit(limit or {})
     path = Path(file)
     files = find_splits(path) if path.is_dir() else {"train": path}
-    tables = {split: read_table(found) for split, found in files.items()}
-    task = _custom(tables["train"], text, pair, label, prompt, label_words, name, path.name)
-    if len(tables) > 1:
-        splits, notes = _labelled_splits(task, tables)
-    else:
-        splits, notes = _one_file(task, tables["train"], seed)
-    return _finished(task, splits, notes, limit, seed)
+    tables = {split: read_table(found, spreadsheet=True) for split, found in files.items()}
+    train = tables["train"]
+    task = _custom(train, (text, pair, label), labels, prompt, label_words, name, path.name)
+    splits, notes = _labelled_splits(task, tables) if len(tables) > 1 else _one_file(task, train, seed, seen)
+    notes = [*_nearly_equal(task.labels), *notes]
+    return _finished(task, splits, notes, limit, seed, seen)
 
 
 def handwritten() -> tuple[Example, ...]:
     """The packaged sentences written by hand, never by the grammar: the honest test of ``reviews``."""
-    return _examples(get_task(REVIEWS), read_table(data_folder(REVIEWS) / "handwritten.tsv"))
+    return _examples(get_task(REVIEWS), read_table(data_folder(REVIEWS) / "handwritten.tsv"))[0]
 
 
 def _custom(
-    table: Table,
-    text: str,
-    pair: str | None,
-    label: str,
+    train: Table,
+    columns: tuple[str, str | None, str],
+    labels: Sequence[str] | None,
     prompt: str | None,
     label_words: Sequence[str] | None,
     name: str,
     source: str,
 ) -> Task:
-    columns = [text, label] if pair is None else [text, pair, label]
-    _check_columns(table, columns, f"The task '{name}' was told to read {_listed(columns)}.")
-    labels = _labels_in(table, label)
+    """The task of a table; ``columns`` are those of the text, of its pair and of the label."""
+    text, pair, label = columns
+    texts = [text] if pair is None else [text, pair]
+    rows, _ = _used(train, texts, label, f"The task '{name}' was told to read {_listed([*texts, label])}.")
+    names = tuple(labels or _labels_in(train.where, label, Counter(row.label for row in rows)))
     prompt = prompt or ("{text}\nLabel:" if pair is None else "{text}\n{pair}\nLabel:")
     gap = "" if prompt[-1].isspace() else " "
     return Task(
@@ -125,9 +154,9 @@ def _custom(
         text_column=text,
         pair_column=pair,
         label_column=label,
-        labels=labels,
+        labels=names,
         prompt=prompt,
-        label_words=tuple(gap + word for word in labels) if label_words is None else tuple(label_words),
+        label_words=tuple(gap + word for word in _usual_words(names)) if label_words is None else tuple(label_words),
         metric="accuracy",
         source=source,
     )
@@ -152,27 +181,45 @@ def _labelled_splits(task: Task, tables: Mapping[str, Table]) -> tuple[Splits, l
     notes: list[str] = []
     for split, table in tables.items():
         table = _with_meant_columns(task, table)
-        if split == "test" and all(row.cells.get(task.label_column, "-1").strip() == "-1" for row in table.rows):
-            notes.append(f"test: {table.where} carries no labels and cannot serve as test.")
+        if split == "test" and all(str(row.cells.get(task.label_column, -1)).strip() == "-1" for row in table.rows):
+            notes.append(f"test: {Path(table.where).name} carries no labels and cannot serve as test.")
         else:
-            splits[split] = _examples(task, table)
+            splits[split], left_out = _examples(task, table)
+            notes += left_out
     return splits, notes
 
 
-def _one_file(task: Task, table: Table, seed: int) -> tuple[Splits, list[str]]:
-    examples = _examples(task, table)
-    if len(examples) < 3:
+def _one_file(task: Task, table: Table, seed: int, seen: Seen) -> tuple[Splits, list[str]]:
+    examples, notes = _examples(task, table)
+    keys = alike(examples, seen)
+    clean, contradictions = without_contradictions(examples, keys)
+    splits = in_three(clean, keys, seed)
+    if not splits["test"]:
         raise BadInput(
-            f"{table.where} has {len(examples)} rows, too few for train, dev and test.", "Give at least three."
+            " ".join(
+                [f"{table.where} has {len(clean)} rows, too few for train, dev and test.", *notes, *contradictions]
+            ),
+            "Give at least three different texts of a label.",
         )
-    splits = in_three(examples, seed)
     sizes = ", ".join(f"{split} {len(part)}" for split, part in splits.items())
-    return splits, [f"One file, split 80/10/10 with seed {seed}: {sizes}."]
+    cut = f"One file, split 80/10/10 within each label with seed {seed}: {sizes}."
+    return splits, [*notes, *contradictions, cut]
 
 
-def _finished(task: Task, splits: Splits, notes: list[str], limit: Mapping[str, int] | None, seed: int) -> TaskData:
-    held_out, decided = hold_out(splits, seed, task.name)
+def _finished(
+    task: Task,
+    splits: Splits,
+    notes: list[str],
+    limit: Mapping[str, int] | None,
+    seed: int,
+    seen: Seen,
+) -> TaskData:
+    held_out, decided = hold_out(splits, seed, task.name, seen)
     kept, cut = limited(held_out, limit or {}, seed)
+    for split in SPLITS:
+        there = {example.label for example in kept[split]}
+        missing = [name for index, name in enumerate(task.labels) if index not in there]
+        cut += [f"{split}: no text of {_listed(missing)}."] if missing else []
     return TaskData(task, kept["train"], kept["dev"], kept["test"], (*notes, *decided, *cut))
 
 
@@ -184,23 +231,53 @@ def _with_meant_columns(task: Task, table: Table) -> Table:
     return replace(table, columns=tuple(renamed.values()), rows=rows)
 
 
-def _examples(task: Task, table: Table) -> tuple[Example, ...]:
-    texts = task.text_columns
-    wanted = [*texts, task.label_column]
-    _check_columns(table, wanted, f"The task '{task.name}' reads {_listed(wanted)}.")
-    ids = {name: index for index, name in enumerate(task.labels)}
-    examples = []
-    for row in table.rows:
-        parts = [row.cells[column].strip() for column in texts]
-        where = f"{table.where}, line {row.line}"
-        if not all(parts):
+@dataclass(frozen=True)
+class _Used:
+    """What a task reads of a row."""
+
+    where: str
+    texts: list[str]
+    label: str
+
+
+def _used(table: Table, texts: Sequence[str], label: str, why: str) -> tuple[list[_Used], list[str]]:
+    """The cells that a task reads; rows without a text are left out, and counted in a sentence."""
+    for column in (*texts, label):
+        if column not in table.columns:
             raise BadInput(
-                f"{where}: the text in column '{texts[parts.index('')]}' is empty.",
-                "Give the row a text, or leave the row out.",
+                f"{table.where} has no column '{column}'; its columns are {_listed(table.columns)}.",
+                f"{why} The first line must name them.",
             )
-        label = _label_id(ids, row.cells[task.label_column].strip(), where)
-        examples.append(Example(parts[0], parts[1] if len(parts) == 2 else None, label))
-    return tuple(examples)
+        if table.columns.count(column) > 1:
+            problem = f"{table.where}: the header names the column '{column}' twice."
+            raise BadInput(problem, "Give each column that is used its own name.")
+    rows, empty = [], []
+    for row in table.rows:
+        parts = [table.text(row, column) for column in texts]
+        used = _Used(f"{table.where}, line {row.line}", parts, table.text(row, label))
+        if not used.label:
+            raise BadInput(
+                f"{used.where}: the label in column '{label}' is empty.", "Give the row one, or leave it out."
+            )
+        if all(parts):
+            rows.append(used)
+        else:
+            empty.append(row.line)
+    if not rows:
+        raise BadInput(f"{table.where}, line {empty[0]}: the text is empty, as in all rows.", why)
+    first = (
+        f"{Path(table.where).name}: {len(empty)} of {len(table.rows)} rows left out because a text of theirs is empty"
+    )
+    return rows, [f"{first} (the first one in line {empty[0]})."] if empty else []
+
+
+def _examples(task: Task, table: Table) -> tuple[tuple[Example, ...], list[str]]:
+    """The examples of a table, and a sentence on what was left out."""
+    why = f"The task '{task.name}' reads {_listed([*task.text_columns, task.label_column])}."
+    rows, left_out = _used(table, task.text_columns, task.label_column, why)
+    ids = {name: index for index, name in enumerate(task.labels)}
+    examples = [Example(row.texts[0], (*row.texts, None)[1], _label_id(ids, row.label, row.where)) for row in rows]
+    return tuple(examples), left_out
 
 
 def _label_id(ids: Mapping[str, int], written: str, where: str) -> int:
@@ -214,29 +291,51 @@ def _label_id(ids: Mapping[str, int], written: str, where: str) -> int:
     raise BadInput(f"{where}: the label '{written}' does not belong to the task.", f"Allowed: {allowed}.")
 
 
-def _check_columns(table: Table, wanted: Sequence[str], why: str) -> None:
-    missing = [column for column in wanted if column not in table.columns]
-    if missing:
+def _labels_in(where: str, column: str, counts: Mapping[str, int]) -> list[str]:
+    """The labels of a column, from how many texts each of its values has."""
+    name_them = "Is it the right column? If so, name its labels with --labels 'a|b' (mobillm device: --label-names)."
+    if len(counts) < 2:
         raise BadInput(
-            f"{table.where} has no column '{missing[0]}'; its columns are {_listed(table.columns)}.",
-            f"{why} The first line must name them.",
-        )
-
-
-def _labels_in(table: Table, column: str) -> tuple[str, ...]:
-    for row in table.rows:
-        if not row.cells[column].strip():
-            where = f"{table.where}, line {row.line}"
-            raise BadInput(f"{where}: the label in column '{column}' is empty.", "Give the row a label.")
-    names = {row.cells[column].strip() for row in table.rows}
-    if len(names) < 2:
-        raise BadInput(
-            f"{table.where}: the column '{column}' holds one label only ({', '.join(names)}).",
+            f"{where}: the column '{column}' holds one label only ({', '.join(counts)}).",
             "A classification task needs at least two.",
         )
+    names = sorted(counts)
+    if len(names) > MOST_LABELS or statistics.median(counts.values()) <= 1:
+        problem = f"{where}: the column '{column}' holds {len(names)} labels for {sum(counts.values())} texts"
+        raise BadInput(f"{problem} ({_listed(names[:4])} …), as scores or names would.", name_them)
     if all(re.fullmatch(r"-?[0-9]{1,9}", name) for name in names):
-        return tuple(sorted(names, key=lambda name: (int(name), name)))
-    return tuple(sorted(names))
+        names.sort(key=lambda name: (int(name), name))
+    return names
+
+
+def _nearly_equal(names: Sequence[str]) -> list[str]:
+    """A sentence for each label that differs from an earlier one in case, blanks or a number's form alone."""
+    known: dict[str, str] = {}
+    said = []
+    for name in names:
+        form = f"{float(name)}" if re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?", name) else bare(name)
+        if form in known:
+            said.append(f"labels: '{known[form]}' and '{name}' are two; write them alike if they mean the same.")
+        known.setdefault(form, name)
+    return said
+
+
+_USUAL_WORDS = {
+    "no": "no",
+    "0": "no",
+    "0.0": "no",
+    "false": "no",
+    "yes": "yes",
+    "1": "yes",
+    "1.0": "yes",
+    "true": "yes",
+}
+
+
+def _usual_words(names: Sequence[str]) -> Sequence[str]:
+    """The labels' names; no and yes for two labels that say that otherwise."""
+    words = [_USUAL_WORDS.get(name.casefold(), "") for name in names]
+    return words if sorted(words) == ["no", "yes"] else names
 
 
 def _listed(names: Sequence[str]) -> str:

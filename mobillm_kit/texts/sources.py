@@ -1,11 +1,13 @@
 """Tables of texts: from a file, a folder of splits, or the Hugging Face hub.
 
-Every cell stays a string and every row remembers its line, so that whoever reads a meaning into them can say
-where something is wrong.
+Every cell stays as written and every row remembers its line; what is wrong is said where a cell is used
+(:meth:`Table.text`), as a table may hold anything in columns that nobody reads.
 
-    .tsv     tab separated, header, UTF-8, *no* quote handling: GLUE's files hold raw quotation marks
-    .csv     comma separated with quotes (RFC 4180), header, UTF-8
-    .jsonl   one JSON object per line, UTF-8
+    .tsv     tab separated, header, quotation marks are text (GLUE's files), except in a spreadsheet's export
+    .csv     comma or semicolon separated with quotes (RFC 4180), header
+    .jsonl   one JSON object per line; .json also as one array
+
+Files are UTF-8, or UTF-16 with its mark.
 
 Knows: files, lines, columns, the hub.  Knows nothing of: tasks, labels, prompts, models.
 Taught in: notebooks/00_start_here.ipynb
@@ -13,10 +15,14 @@ Taught in: notebooks/00_start_here.ipynb
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
+import hashlib
 import io
 import json
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +46,8 @@ class Row:
 
     line: int
     """Line in the file, counted from 1 with the header; row number on the hub."""
-    cells: Mapping[str, str]
-    """Column name to text, as written."""
+    cells: Mapping[str, Any]
+    """Column name to what is written there; a cell that the row lacks is not among them."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +59,36 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
 
+    def text(self, row: Row, column: str) -> str:
+        """What a cell holds, stripped; empty for nothing at all.
 
-def read_table(path: Path, *, headerless: Sequence[str] = ()) -> Table:
-    """Read one ``.tsv``, ``.csv`` or ``.jsonl`` file.
+        Raises:
+            BadInput: the row lacks the cell, or it holds what is neither text nor number.
+        """
+        where = f"{self.where}, line {row.line}"
+        if column not in row.cells:
+            raise BadInput(
+                f"{where}: the row lacks '{column}'.",
+                "Give every row the columns that are used; a line break in a text splits it (in CSV, quote the text).",
+            )
+        value = row.cells[column]
+        if isinstance(value, list | dict) or (isinstance(value, float) and not math.isfinite(value)):
+            raise BadInput(
+                f"{where}: '{column}' holds {str(value)[:40]}, which is neither text nor number.",
+                "Give the row a text, or leave the row out.",
+            )
+        written = "" if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
+        check_characters(written, where)
+        return written.strip()
 
-    ``headerless`` names the columns of a TSV that comes without a header (GLUE's CoLA); used where the first line has
-    as many cells as this and none of these names among them.
+
+def read_table(path: Path, *, headerless: Sequence[str] = (), spreadsheet: bool = False) -> Table:
+    """Read one file of a format that the module's head names.
+
+    Args:
+        headerless: columns of a TSV that comes without a header (GLUE's CoLA); used where the first line has as
+            many cells as this and none of these names among them.
+        spreadsheet: take a TSV in which every cell with a quotation mark is quoted as a whole for an export.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -66,9 +96,14 @@ def read_table(path: Path, *, headerless: Sequence[str] = ()) -> Table:
             f"{path} has the suffix '{path.suffix}', which is not a table that can be read.",
             f"Give one of {', '.join(_READERS)}.",
         )
-    text = _text_of(path)
+    if not path.is_file():
+        raise BadInput(f"There is no file {path}.", "Check the path.")
+    data = path.read_bytes()
+    text = decoded(data, str(path))
     if not text.strip():
         raise BadInput(f"{path} is empty.", "It needs a header and at least one row (JSONL: one object).")
+    if reader is _read_tsv and spreadsheet and _QUOTED.fullmatch(f"{text}\n"):
+        reader = _read_csv
     columns, rows = reader(path, text, tuple(headerless))
     if not rows:
         raise BadInput(f"{path} has a header but no rows.", "Give at least one row below the header.")
@@ -99,6 +134,12 @@ def find_splits(folder: Path) -> dict[str, Path]:
     return found
 
 
+def digests(place: Path) -> dict[str, str]:
+    """Name and SHA-256 of a table, or of each split's table in a folder; empty where there is none."""
+    files = find_splits(place).values() if place.is_dir() else [place]
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+
+
 def hub_tables(
     repository: str, config: str | None = None, *, revision: str | None = None, wait_s: float = HUB_WAIT_S
 ) -> dict[str, Table]:
@@ -125,13 +166,12 @@ def hub_tables(
 
 
 def split_tables(splits: datasets.DatasetDict, address: str) -> dict[str, Table]:
-    """Tables of strings out of a ``datasets.DatasetDict``, by split name as in :data:`SPLIT_FILES`."""
+    """Tables out of a ``datasets.DatasetDict``, by split name as in :data:`SPLIT_FILES`."""
     tables = {}
     for split, names in SPLIT_FILES.items():
         for name in names:
             if name in splits:
-                texts = [{column: _cell(value) for column, value in row.items()} for row in splits[name]]
-                rows = tuple(Row(number, cells) for number, cells in enumerate(texts, 1))
+                rows = tuple(Row(number, cells) for number, cells in enumerate(splits[name], 1))
                 tables[split] = Table(f"{address}:{name}", tuple(splits[name].column_names), rows)
     return tables
 
@@ -159,34 +199,46 @@ def _offline(datasets_module: Any) -> Iterator[None]:
         datasets_module.config.HF_HUB_OFFLINE = before
 
 
-def _text_of(path: Path) -> str:
-    if not path.is_file():
-        raise BadInput(f"There is no file {path}.", "Check the path.")
-    data = path.read_bytes()
+def decoded(data: bytes, where: str) -> str:
+    """A file's bytes, or those of standard input, as text."""
+    coding = "UTF-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "UTF-8-sig"
     try:
-        return data.decode("utf-8-sig")
+        return data.decode(coding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        problem = f"{path}, line {line}: the byte 0x{data[error.start]:02x} is not UTF-8."
-        raise BadInput(problem, "Save the file as UTF-8.") from error
+        problem = f"{where}, line {line}: the byte 0x{data[error.start]:02x} is not {coding.removesuffix('-sig')}."
+        raise BadInput(problem, "Save it as UTF-8.") from error
+
+
+def check_characters(text: str, where: str) -> None:
+    """Refuse half a character (a lone surrogate), which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        problem = f"{where}: the text '{text[:40]!a}' holds half a character, {text[error.start]!a}."
+        raise BadInput(problem, "Remove it, or save the text as UTF-8 again.") from None
 
 
 _Rows = tuple[tuple[str, ...], list[Row]]
 
 
+_QUOTED = re.compile(r'(?:(?:"(?:[^"]|"")*+"|[^"\t\r\n]*+)(?:\t|\r?\n))*+')
+"""A table in which every cell that holds a quotation mark is quoted as a whole: a spreadsheet's export."""
+
+
 def _read_tsv(path: Path, text: str, headerless: tuple[str, ...]) -> _Rows:
     # Only \n ends a line here: str.splitlines would also cut at the rarer separators inside a text.
     lines = [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    first = [cell.strip() for cell in lines[0][1].split("\t")]
-    if headerless and len(first) == len(headerless) and not set(first) & set(headerless):
-        columns, body = headerless, lines
-    else:
-        columns, body = _header(path, first), lines[1:]
-    return columns, [_row(path, number, line.split("\t"), columns) for number, line in body]
+    first = tuple(cell.strip() for cell in lines[0][1].split("\t"))
+    named = not headerless or len(first) != len(headerless) or bool(set(first) & set(headerless))
+    columns = first if named else headerless
+    return columns, [_row(path, number, line.split("\t"), columns) for number, line in lines[named:]]
 
 
 def _read_csv(path: Path, text: str, headerless: tuple[str, ...]) -> _Rows:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header = text.lstrip().partition("\n")[0]
+    csv.field_size_limit(2**31 - 1)  # the usual limit refuses a long text
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), strict=True)
     rows: list[Row] = []
     columns: tuple[str, ...] = ()
     line = 1
@@ -196,65 +248,60 @@ def _read_csv(path: Path, text: str, headerless: tuple[str, ...]) -> _Rows:
                 if columns:
                     rows.append(_row(path, line, cells, columns))
                 else:
-                    columns = _header(path, [cell.strip() for cell in cells])
+                    columns = tuple(cell.strip() for cell in cells)
             line = reader.line_num + 1
     except csv.Error as error:
         raise BadInput(f"{path}, line {line}: {error}.", "Check the quotation marks of this row.") from error
     return columns, rows
 
 
-def _read_jsonl(path: Path, text: str, headerless: tuple[str, ...]) -> _Rows:
-    records = [
-        (number, _json_object(path, number, line)) for number, line in enumerate(text.split("\n"), 1) if line.strip()
-    ]
-    columns = tuple(records[0][1])
-    for number, record in records:
-        missing = [column for column in columns if column not in record]
-        if missing:
-            raise BadInput(
-                f"{path}, line {number}: the object lacks '{missing[0]}', which line {records[0][0]} has.",
-                "Give every object the same keys.",
-            )
-    return columns, [Row(number, record) for number, record in records]
-
-
-def _json_object(path: Path, number: int, line: str) -> dict[str, str]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{path}, line {number}: not JSON ({error.msg}).", "Give one object per line.") from error
-    if not isinstance(record, dict):
-        raise BadInput(
-            f"{path}, line {number}: a JSON {type(record).__name__}, not an object.",
-            'Give one object per line, such as {"text": "...", "label": 0}.',
-        )
-    return {key: _cell(value) for key, value in record.items()}
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def _header(path: Path, columns: Sequence[str]) -> tuple[str, ...]:
-    twice = [column for column in columns if columns.count(column) > 1]
-    if twice:
-        raise BadInput(f"{path}: the header names the column '{twice[0]}' twice.", "Give each column its own name.")
-    return tuple(columns)
-
-
 def _row(path: Path, line: int, cells: Sequence[str], columns: tuple[str, ...]) -> Row:
-    if len(cells) != len(columns):
+    if any(cell.strip() for cell in cells[len(columns) :]):
         raise BadInput(
             f"{path}, line {line}: {len(cells)} columns where the header has {len(columns)} ({', '.join(columns)}).",
-            "Give every row one cell per column; a separator in a text splits it (in CSV, quote the text).",
+            "A separator in a text splits it (in CSV, quote the text).",
         )
-    return Row(line, dict(zip(columns, cells, strict=True)))
+    return Row(line, dict(zip(columns, cells, strict=False)))
 
+
+def _read_json(path: Path, text: str, headerless: tuple[str, ...]) -> _Rows:
+    if text.lstrip().startswith("["):
+        values = _elements(path, text)
+    else:
+        lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        values = [(number, _parsed(path, number, line)) for number, line in lines]
+    for number, value in values:
+        if not isinstance(value, dict):
+            raise BadInput(f"{path}, line {number}: a JSON {type(value).__name__}, not an object.", _JSON_FORM)
+    columns = tuple(dict.fromkeys(key for _, record in values for key in record))
+    return columns, [Row(number, record) for number, record in values]
+
+
+def _elements(path: Path, text: str) -> list[tuple[int, Any]]:
+    """The elements of an array, each with the line it begins on."""
+    found: list[tuple[int, Any]] = []
+    line, seen, end = 1, 0, text.index("[") + 1
+    for value in _parsed(path, 1, text):
+        while text[end] in ", \t\r\n":
+            end += 1
+        line, seen = line + text.count("\n", seen, end), end
+        found.append((line, value))
+        end = json.JSONDecoder().raw_decode(text, end)[1]
+    return found
+
+
+def _parsed(path: Path, line: int, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path}, line {line + error.lineno - 1}: not JSON ({error.msg}).", _JSON_FORM) from error
+
+
+_JSON_FORM = 'Give one object per line, such as {"text": "...", "label": 0}, or one array of such objects.'
 
 _READERS: Mapping[str, Callable[[Path, str, tuple[str, ...]], _Rows]] = {
     ".tsv": _read_tsv,
     ".csv": _read_csv,
-    ".jsonl": _read_jsonl,
+    ".jsonl": _read_json,
+    ".json": _read_json,
 }

@@ -2,7 +2,8 @@
 
 A labelled test file is the test.  Where there is none (GLUE keeps its test labels), the official dev set is the
 held-out test, and a seeded tenth of train, at most 1000 texts, is dev.  Texts of train that also occur in dev or test,
-or that carry two labels, are left out.  Every such decision is told in a sentence.
+or that carry two labels, are left out.  Every such decision is told in a sentence.  Which texts are equal is the
+tokenizer's to say: "Good" and "good" are to one that knows no capitals, ":)" and ":(" are not.
 
 Knows: examples.  Knows nothing of: files, tasks, models.
 Taught in: notebooks/00_start_here.ipynb
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import random
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 
 from mobillm_kit.errors import BadInput
@@ -27,6 +28,12 @@ DEV_MOST = 1000
 
 Splits = dict[str, tuple[Example, ...]]
 
+Seen = Callable[[list[str]], Sequence[Hashable]]
+"""What of each text is seen, such as its token ids; ``list`` for the texts as they are."""
+
+Keys = Mapping[Example, Hashable]
+"""Examples with equal keys are seen alike."""
+
 
 def chosen(count: int, most: int, seed: str) -> list[int]:
     """At most ``most`` of the indices 0..count-1, ascending; a smaller choice is part of a larger one."""
@@ -35,16 +42,36 @@ def chosen(count: int, most: int, seed: str) -> list[int]:
     return sorted(order[:most])
 
 
-def in_three(examples: Sequence[Example], seed: int) -> Splits:
-    """Train, dev and test, 80/10/10."""
-    tenth = max(1, len(examples) // 10)
-    test = set(chosen(len(examples), tenth, f"{seed} split"))
-    held_out = set(chosen(len(examples), 2 * tenth, f"{seed} split"))
-    parts = (set(range(len(examples))) - held_out, held_out - test, test)
-    return {name: tuple(examples[i] for i in sorted(part)) for name, part in zip(SPLITS, parts, strict=True)}
+def alike(examples: Sequence[Example], seen: Seen) -> Keys:
+    """The key of each example: what is seen of its text and of its pair."""
+    texts = seen([example.text for example in examples])
+    pairs = seen([example.pair or "" for example in examples])
+    return dict(zip(examples, zip(texts, pairs, strict=True), strict=True))
 
 
-def hold_out(splits: Mapping[str, tuple[Example, ...]], seed: int, task: str) -> tuple[Splits, list[str]]:
+def in_three(examples: Sequence[Example], keys: Keys, seed: int) -> Splits:
+    """Train, dev and test, 80/10/10 within each label; what is seen alike stays on one side.
+
+    A label of one or two different texts is in train alone; any other has a text at least in each.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for index, example in enumerate(examples):
+        groups.setdefault(keys[example], []).append(index)
+    of_label: dict[int, list[list[int]]] = {}
+    for group in groups.values():
+        of_label.setdefault(examples[group[0]].label, []).append(group)
+    parts: dict[str, list[int]] = {name: [] for name in SPLITS}
+    for label, own in of_label.items():
+        random.Random(f"{seed} split {label}").shuffle(own)
+        tenth = max(1, round(len(own) / 10)) if len(own) > 2 else 0
+        for name, some in (("test", own[:tenth]), ("dev", own[tenth : 2 * tenth]), ("train", own[2 * tenth :])):
+            parts[name] += [index for group in some for index in group]
+    return {name: tuple(examples[index] for index in sorted(part)) for name, part in parts.items()}
+
+
+def hold_out(
+    splits: Mapping[str, tuple[Example, ...]], seed: int, task: str, seen: Seen = list
+) -> tuple[Splits, list[str]]:
     """Train, dev and test of ``task`` as the module's head says, and what was decided on the way, in sentences."""
     train, dev, test = (splits.get(name) for name in SPLITS)
     notes = []
@@ -56,20 +83,22 @@ def hold_out(splits: Mapping[str, tuple[Example, ...]], seed: int, task: str) ->
             f"The task '{task}' has neither a dev file nor a test file with labels.",
             "Add one of them beside the train file.",
         )
-    clean, two_labels = _without_contradictions(train)
-    kept = _without(clean, (*test, *(dev or ())))
+    keys = alike((*train, *test, *(dev or ())), seen)
+    clean, contradictions = without_contradictions(train, keys)
+    notes += [f"train: {said}" for said in contradictions]
+    kept = _without(clean, (*test, *(dev or ())), keys)
     leaked = len(clean) - len(kept)
     if dev is None:
         taken = set(chosen(len(kept), min(DEV_MOST, max(1, len(kept) // DEV_SHARE)), f"{seed} dev from train"))
         dev = tuple(kept[index] for index in sorted(taken))
         notes.append(f"dev: {len(dev)} texts cut from train with seed {seed}.")
         rest = tuple(example for index, example in enumerate(kept) if index not in taken)
-        kept = _without(rest, dev)
+        kept = _without(rest, dev, keys)
         leaked += len(rest) - len(kept)
-    if two_labels:
-        notes.append(f"train: {two_labels} different texts left out because they carry two labels.")
     if leaked:
         notes.append(f"train: {leaked} rows left out because their text also occurs in dev or test.")
+    if both := len(dev) - len(_without(dev, test, keys)):
+        notes.append(f"dev: {both} of {len(dev)} rows also occur in test, so test is not held out from choices on dev.")
     if not kept:
         raise BadInput(
             f"The task '{task}' has no train text left: all occur in dev or test, or carry two labels.",
@@ -99,23 +128,21 @@ def check_limit(limit: Mapping[str, int]) -> None:
             )
 
 
-def _without_contradictions(train: Sequence[Example]) -> tuple[tuple[Example, ...], int]:
-    """Train without the texts that carry two labels, and how many different texts those were."""
-    labels: dict[tuple[str, str], set[int]] = {}
-    for example in train:
-        labels.setdefault(_key(example), set()).add(example.label)
+def without_contradictions(examples: Sequence[Example], keys: Keys) -> tuple[tuple[Example, ...], list[str]]:
+    """The examples whose text carries one label only, and a sentence on the others, where there are any."""
+    labels: dict[Hashable, set[int]] = {}
+    for example in examples:
+        labels.setdefault(keys[example], set()).add(example.label)
     both = {key for key, found in labels.items() if len(found) > 1}
-    return tuple(example for example in train if _key(example) not in both), len(both)
+    kept = tuple(example for example in examples if keys[example] not in both)
+    said = f"{len(examples) - len(kept)} rows left out because their text carries two labels ({len(both)} texts)."
+    return kept, [said] if both else []
 
 
-def _without(train: Sequence[Example], held_out: Iterable[Example]) -> tuple[Example, ...]:
+def _without(train: Sequence[Example], held_out: Iterable[Example], keys: Keys) -> tuple[Example, ...]:
     """Train without the rows whose text is held out."""
-    forbidden = {_key(example) for example in held_out}
-    return tuple(example for example in train if _key(example) not in forbidden)
-
-
-def _key(example: Example) -> tuple[str, str]:
-    return bare(example.text), bare(example.pair or "")
+    forbidden = {keys[example] for example in held_out}
+    return tuple(example for example in train if keys[example] not in forbidden)
 
 
 def bare(text: str) -> str:

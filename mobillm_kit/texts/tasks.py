@@ -86,7 +86,7 @@ class Task:
         if not all(word.strip() for word in self.label_words) or len(set(self.label_words)) < len(self.labels):
             raise BadInput(
                 f"Task '{self.name}': the label words {self.label_words} are not all different words.",
-                "Give each label its own word.",
+                "Give each label its own word: --label-words ' bad| good'.",
             )
         if self.metric not in METRIC_NAMES:
             raise BadInput(
