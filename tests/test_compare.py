@@ -90,9 +90,9 @@ def test_two_at_a_time_in_one_folder_are_refused(tmp_path):
 
 def test_what_a_worker_refuses_is_said_with_the_methods_name(tmp_path):
     spec = tiny_spec(tmp_path, "full", lr=1e30, eval_every=1)
-    with pytest.raises(KitError, match=r"Full fine-tuning, seed 0: full: the loss of step \d is nan"):
+    with pytest.raises(KitError, match=r"Full fine-tuning, seed 0: .*lower the learning rate"):
         compare(tmp_path / "run", [spec], measure=False)
-    assert (tmp_path / "run/full/seed0/checkpoint.safetensors").exists()
+    assert not (tmp_path / "run/full/seed0/checkpoint.safetensors").exists()  # weights that are no numbers
 
 
 # ---------------------------------------------------------------------- Ctrl-C and worse

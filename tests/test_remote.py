@@ -41,7 +41,7 @@ def test_with_a_cache_each_sample_is_forwarded_and_sent_once(place, server):
     _plain, without = trained(place, server.address, steps=30, codec="int8", group=8)
     _again, with_cache = trained(place, server.address, steps=30, codec="int8", group=8, cache=True)
     assert with_cache.forwards < without.forwards
-    assert with_cache.forwards == len({*range(48)})
+    assert with_cache.forwards == 40  # the texts of the training split
     assert with_cache.bytes_sent < 0.6 * without.bytes_sent
 
 
