@@ -416,7 +416,7 @@ def test_a_link_process_keeps_its_rate_while_this_one_computes():
             ratios = [link.seconds(8_000_000) / upload_seconds(shaped, server, 8_000_000) for _ in range(3)]
         finally:
             over.set()
-    assert 0.85 <= max(ratios)  # others may have had both cores for a while
+    assert max(ratios) >= 0.85  # others may have had both cores for a while
     assert max(ratios) <= 1.02
 
 
