@@ -9,7 +9,6 @@ Taught in: notebooks/08_device_and_server.ipynb
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 from collections import deque
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from mobillm_kit.channel.checks import batch_bytes, check_plan, training_bytes
 from mobillm_kit.channel.ends import Peer, ServerSocket
-from mobillm_kit.channel.frames import Limits, from_frames, to_frames
+from mobillm_kit.channel.frames import Limits, digest, from_frames, to_frames
 from mobillm_kit.channel.messages import Bye, Hello, Message, Ping, Plan, Pong, WireError
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import MIB
@@ -37,7 +36,7 @@ from mobillm_kit.server.session_trainer import SessionTrainer, load_head
 log = logging.getLogger(__name__)
 
 
-class Door(Protocol):
+class Admission(Protocol):
     """Who may begin a session."""
 
     def knows(self, key: str) -> bool:
@@ -79,7 +78,7 @@ class Service:
         door: who may begin a session; None where the socket is plain (loopback).
     """
 
-    def __init__(self, socket: ServerSocket, settings: ServiceSettings, door: Door | None = None) -> None:
+    def __init__(self, socket: ServerSocket, settings: ServiceSettings, door: Admission | None = None) -> None:
         self._socket = socket
         self._settings = settings
         self._door = door
@@ -259,7 +258,7 @@ class Service:
 
 def owner_folder(key: str) -> str:
     """Of the sessions of one key: after a restart too, another key's session is another session."""
-    return hashlib.blake2b(key.encode(), digest_size=16).hexdigest() if key else "plain"
+    return digest(key.encode()).hex() if key else "plain"
 
 
 def trouble(error: Exception) -> WireError:
