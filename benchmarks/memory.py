@@ -221,7 +221,7 @@ def whole(case: Case, folder: Path) -> dict[str, Any]:
     """The ordinary forward pass, the whole model in memory."""
     import torch
 
-    from mobillm_kit.backbone.split import load_backbone
+    from mobillm_kit.backbone.pretrained import load_backbone
 
     with Pages() as pages:
         backbone = load_backbone(folder, dtype=case.weights)
@@ -239,7 +239,7 @@ def whole(case: Case, folder: Path) -> dict[str, Any]:
 
 def lora(case: Case, folder: Path) -> dict[str, Any]:
     """One training step of this kit's LoRA r8 (PEFT's layers, logits of two label words), the whole model in memory."""
-    from mobillm_kit.backbone.split import load_backbone
+    from mobillm_kit.backbone.pretrained import load_backbone
     from mobillm_kit.methods import load_method
     from mobillm_kit.methods.task_model import task_model
 
@@ -283,7 +283,7 @@ def timing(case: Case, folder: Path) -> dict[str, Any]:
     """Seconds per batch, whole and streamed block-major, one after the other and again."""
     import torch
 
-    from mobillm_kit.backbone.split import load_backbone
+    from mobillm_kit.backbone.pretrained import load_backbone
     from mobillm_kit.backbone.streaming import Tokens, stream_backbone
 
     loaded, streamed = load_backbone(folder, dtype=case.weights), stream_backbone(folder, dtype=case.weights)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mobillm_kit.backbone.architectures import architecture
     from mobillm_kit.backbone.lowbit import quantize_backbone, quantize_in_memory
     from mobillm_kit.backbone.meta_model import random_folder
-    from mobillm_kit.backbone.split import load_backbone
+    from mobillm_kit.backbone.pretrained import load_backbone
     from mobillm_kit.backbone.streaming import Tokens, stream_backbone
     from mobillm_kit.channel.frames import Limits, from_frames, to_frames
     from mobillm_kit.channel.messages import BatchMessage

@@ -12,8 +12,8 @@ from transformers import AutoConfig
 
 from mobillm_kit.backbone.architectures import architecture
 from mobillm_kit.backbone.families import family_of
-from mobillm_kit.backbone.pretrained import from_config
-from mobillm_kit.backbone.split import Backbone, backbone_kind, load_backbone, load_tokenizer, random_backbone
+from mobillm_kit.backbone.pretrained import backbone_kind, from_config, load_backbone, load_tokenizer, random_backbone
+from mobillm_kit.backbone.split import Backbone
 from mobillm_kit.backbone.streaming import stream_backbone
 from mobillm_kit.errors import BadInput, UnknownName
 from mobillm_kit.methods.task_model import task_model

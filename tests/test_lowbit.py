@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mobillm_kit.backbone.lowbit import FILE, KINDS, CodedMatrix, quantize_backbone, quantize_in_memory
-from mobillm_kit.backbone.split import load_backbone
+from mobillm_kit.backbone.pretrained import load_backbone
 from mobillm_kit.backbone.streaming import Tokens, stream_backbone
 from mobillm_kit.errors import BadInput, KitError
 from mobillm_kit.methods.mobillm import build

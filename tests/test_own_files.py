@@ -250,7 +250,7 @@ def test_the_shared_cases_end_in_a_task_or_in_a_sentence(shared):
 
 
 def test_the_splits_of_benchmarks_are_the_tokenizers_too(shared):
-    from mobillm_kit.backbone.split import load_tokenizer
+    from mobillm_kit.backbone.pretrained import load_tokenizer
 
     tokenizer = load_tokenizer("pocket")
     ids = load_task("rte", data=shared / "data/rte", seen=lambda texts: list(map(tuple, tokenizer(texts)["input_ids"])))

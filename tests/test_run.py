@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import torch
 
-from mobillm_kit.backbone.split import load_backbone, load_tokenizer
+from mobillm_kit.backbone.pretrained import load_backbone, load_tokenizer
 from mobillm_kit.errors import BackboneMismatch, BadInput, UnknownName
 from mobillm_kit.methods import CONTROLS, METHODS, load_method
 from mobillm_kit.record import load_record

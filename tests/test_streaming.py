@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mobillm_kit.backbone.split import load_backbone
+from mobillm_kit.backbone.pretrained import load_backbone
 from mobillm_kit.backbone.streaming import StreamingNeed, Tokens, stream_backbone
 from mobillm_kit.common import MIB
 from mobillm_kit.device.forward import Device

@@ -2,7 +2,7 @@
 
     "pocket"  ->  the packaged folder        a folder  ->  itself        anything else  ->  a name on the hub
 
-Knows: names, folders, transformers' loaders.  Knows nothing of: what a backbone is split into.
+Knows: names, folders, transformers' loaders.  Knows nothing of: how a backbone is split, tasks.
 Taught in: notebooks/10_real_models.ipynb
 """
 
@@ -16,16 +16,75 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging as hf_logging
 
-from mobillm_kit.backbone.families import family_of
+from mobillm_kit.backbone.families import Kind, family_of
+from mobillm_kit.backbone.split import Backbone
 from mobillm_kit.errors import BadInput
 from mobillm_kit.files import data_folder
 
 LARGEST_POINTER_BYTES = 1024
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_backbone(
+    name: str | Path, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu"
+) -> Backbone:
+    """Load a frozen backbone.
+
+    Args:
+        name: ``"pocket"`` (packaged), a folder, or a name on the Hugging Face hub.
+        revision: a branch, tag or commit of the hub.
+        dtype: ``float32``, ``bfloat16`` or ``float16``, whatever the checkpoint is stored in.
+
+    Raises:
+        BadInput: no such folder or name, a folder without ``config.json`` or weights, an unknown dtype.
+        UnknownName: a model family without a row in ``backbone/families.py``.
+    """
+    from mobillm_kit.backbone.lowbit import read_low_bit  # it codes what this module loads
+
+    source = resolve(name)
+    low_bit = read_low_bit(source)
+    if low_bit:
+        raise BadInput(
+            f"{source}: holds {low_bit.kind} weights, which are not loaded whole.",
+            "Use stream_backbone, or load the unquantized model and call quantize_in_memory.",
+        )
+    config = load_config(source, revision)
+    loader, extra = auto_class(config.model_type)
+    model, report = from_pretrained(
+        loader, source, revision=revision, dtype=torch_dtype(dtype), output_loading_info=True, **extra
+    )
+    check_complete(name, sorted(report["missing_keys"]))
+    model = all_of(torch_dtype(dtype), model)
+    return Backbone(model.to(device), name=public_name(name), revision=revision or "")
+
+
+def backbone_kind(name: str | Path, *, revision: str | None = None) -> Kind:
+    """Whether a model is a decoder or an encoder, from its configuration alone."""
+    return family_of(load_config(resolve(name), revision).model_type).kind
+
+
+def load_tokenizer(name: str | Path, *, revision: str | None = None) -> Any:
+    """The tokenizer that belongs to a backbone."""
+    source = resolve(name)
+    if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in TOKENIZER_FILES):
+        raise BadInput(f"{name}: the folder holds no tokenizer.", f"It needs one of: {', '.join(TOKENIZER_FILES)}.")
+    return from_pretrained(AutoTokenizer, source, revision=revision)
+
+
+def random_backbone(like: Backbone, *, seed: int) -> Backbone:
+    """The same architecture with fresh random weights: the control for "it is the pretraining that helps".
+
+    Torch's global generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every accelerator for good
+        model = from_config(like.config, like.dtype)
+    return Backbone(model.to(like.device), name=f"{like.name} (random weights)")
 
 
 def resolve(name: str | Path) -> str:

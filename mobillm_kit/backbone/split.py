@@ -17,25 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from mobillm_kit.backbone.families import Family, Kind, family_of
-from mobillm_kit.backbone.pretrained import (
-    all_of,
-    auto_class,
-    check_complete,
-    from_config,
-    from_pretrained,
-    load_config,
-    public_name,
-    resolve,
-    torch_dtype,
-)
 from mobillm_kit.errors import BadInput
 
 
@@ -219,63 +207,3 @@ def _blocks_aside(blocks: nn.ModuleList, as_tuple: bool) -> Iterator[list[tuple[
     finally:
         for block in blocks:
             del block.forward
-
-
-def load_backbone(
-    name: str | Path, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu"
-) -> Backbone:
-    """Load a frozen backbone.
-
-    Args:
-        name: ``"pocket"`` (packaged), a folder, or a name on the Hugging Face hub.
-        revision: a branch, tag or commit of the hub.
-        dtype: ``float32``, ``bfloat16`` or ``float16``, whatever the checkpoint is stored in.
-
-    Raises:
-        BadInput: no such folder or name, a folder without ``config.json`` or weights, an unknown dtype.
-        UnknownName: a model family without a row in ``backbone/families.py``.
-    """
-    from mobillm_kit.backbone.lowbit import read_low_bit  # it codes what this module loads
-
-    source = resolve(name)
-    low_bit = read_low_bit(source)
-    if low_bit:
-        raise BadInput(
-            f"{source}: holds {low_bit.kind} weights, which are not loaded whole.",
-            "Use stream_backbone, or load the unquantized model and call quantize_in_memory.",
-        )
-    config = load_config(source, revision)
-    loader, extra = auto_class(config.model_type)
-    model, report = from_pretrained(
-        loader, source, revision=revision, dtype=torch_dtype(dtype), output_loading_info=True, **extra
-    )
-    check_complete(name, sorted(report["missing_keys"]))
-    model = all_of(torch_dtype(dtype), model)
-    return Backbone(model.to(device), name=public_name(name), revision=revision or "")
-
-
-def backbone_kind(name: str | Path, *, revision: str | None = None) -> Kind:
-    """Whether a model is a decoder or an encoder, from its configuration alone."""
-    return family_of(load_config(resolve(name), revision).model_type).kind
-
-
-def load_tokenizer(name: str | Path, *, revision: str | None = None) -> Any:
-    """The tokenizer that belongs to a backbone."""
-    source = resolve(name)
-    if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in TOKENIZER_FILES):
-        raise BadInput(f"{name}: the folder holds no tokenizer.", f"It needs one of: {', '.join(TOKENIZER_FILES)}.")
-    return from_pretrained(AutoTokenizer, source, revision=revision)
-
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-
-
-def random_backbone(like: Backbone, *, seed: int) -> Backbone:
-    """The same architecture with fresh random weights: the control for "it is the pretraining that helps".
-
-    Torch's global generator is left as it was.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every accelerator for good
-        model = from_config(like.config, like.dtype)
-    return Backbone(model.to(like.device), name=f"{like.name} (random weights)")

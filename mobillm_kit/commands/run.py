@@ -98,7 +98,7 @@ class Compare(Running, frozen=True, kw_only=True):
 
     def __call__(self) -> int:
         """Run what has no record yet, and print the table."""
-        from mobillm_kit.backbone.split import backbone_kind
+        from mobillm_kit.backbone.pretrained import backbone_kind
         from mobillm_kit.runs.compare import compare
         from mobillm_kit.runs.progress import Bars
         from mobillm_kit.show.tables import markdown, rows

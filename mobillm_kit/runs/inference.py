@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mobillm_kit.backbone.split import load_backbone, load_tokenizer
+from mobillm_kit.backbone.pretrained import load_backbone, load_tokenizer
 from mobillm_kit.device.forward import Device
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import method_row

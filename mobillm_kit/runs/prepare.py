@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from mobillm_kit.backbone.lowbit import quantize_in_memory
-from mobillm_kit.backbone.split import Backbone, load_backbone, load_tokenizer, random_backbone
+from mobillm_kit.backbone.pretrained import load_backbone, load_tokenizer, random_backbone
+from mobillm_kit.backbone.split import Backbone
 from mobillm_kit.backbone.streaming import stream_backbone
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import METHODS, load_method, method_row, options_of
