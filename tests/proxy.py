@@ -21,7 +21,7 @@ from typing import Self, TypeVar
 
 from mobillm_kit.common import derived_seed
 from mobillm_kit.link.forwarder import BUFFER_BYTES, NEVER, READ_BYTES, Address, Pipe, ShapedLink, now
-from mobillm_kit.link.rates import AnyLink
+from mobillm_kit.link.rates import Link
 
 DIRECTIONS = {"up": ("up",), "down": ("down",), "both": ("up", "down")}
 LIMIT_S = 2.0
@@ -32,7 +32,7 @@ _Answer = TypeVar("_Answer")
 class ThreadedLink(ShapedLink):
     """A shaped link in a thread of this process, from construction to `close`."""
 
-    def __init__(self, target: Address, link: AnyLink | str | None, **options: int) -> None:
+    def __init__(self, target: Address, link: Link | str | None, **options: int) -> None:
         super().__init__(target, link, **options)
         self._loop = asyncio.SelectorEventLoop()
         self._loop.call_soon(self.open)
@@ -56,7 +56,7 @@ class ThreadedLink(ShapedLink):
     def closed(self) -> bool:
         return not self._thread.is_alive()
 
-    def set(self, link: AnyLink | str) -> None:
+    def set(self, link: Link | str) -> None:
         self._in_loop(lambda: ShapedLink.set(self, link))
 
     def close(self) -> None:

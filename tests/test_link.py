@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mobillm_kit.errors import BadInput, UnknownName
 from mobillm_kit.link.forms import LINKS, parse_link, read_trace
-from mobillm_kit.link.rates import SEGMENT_BYTES, Delays, Link, Trace, retransmit_s, segments
+from mobillm_kit.link.rates import SEGMENT_BYTES, Delays, Link, retransmit_s, segments
 
 links = st.builds(
     Link,
@@ -27,13 +27,14 @@ links = st.builds(
 
 
 @st.composite
-def traces(draw: st.DrawFn) -> Trace:
+def traces(draw: st.DrawFn) -> Link:
     steps = draw(st.lists(st.floats(0.05, 5), min_size=1, max_size=6))
     rates = draw(st.lists(st.one_of(st.just(0.0), st.floats(0.1, 100)), min_size=len(steps), max_size=len(steps)))
     times = [0.0, *itertools.accumulate(steps[:-1])]
     repeats = draw(st.booleans())
     rates[-1] = rates[-1] or 1.0
-    return Trace(tuple(times), tuple(rates), repeat_s=times[-1] + steps[-1] if repeats else None)
+    repeat_s = times[-1] + steps[-1] if repeats else None
+    return Link.trace(list(zip(times, rates, strict=True)), repeat_s=repeat_s)
 
 
 # one link
@@ -115,7 +116,7 @@ def test_a_clean_link_delays_nothing():
 
 
 def test_a_trace_by_hand():
-    trace = Trace((0, 2, 5), (8, 0, 16))
+    trace = Link.trace([(0, 8), (2, 0), (5, 16)])
     assert trace.seconds(1_000_000) == pytest.approx(1.0)
     assert trace.seconds(2_000_000) == pytest.approx(2.0)  # the last byte is just before the outage
     assert trace.seconds(3_000_000) == pytest.approx(5.5)
@@ -124,7 +125,7 @@ def test_a_trace_by_hand():
 
 
 def test_a_trace_that_repeats_by_hand():
-    trace = Trace((0, 1), (8, 0), repeat_s=4)
+    trace = Link.trace([(0, 8), (1, 0)], repeat_s=4)
     assert trace.seconds(2_500_000) == pytest.approx(8.5)
     assert trace.seconds(1_000_000, start_s=6) == pytest.approx(3.0)
     assert trace.mbit_at(8.5) == 8
@@ -138,7 +139,9 @@ def test_a_trace_carries_exactly_the_area_under_its_rate(trace, start_s, n_bytes
     edges = {start_s, finish_s}
     round_s = trace.repeat_s or finish_s + 1
     for turn in range(int(finish_s // round_s) + 1):
-        edges |= {at for second in trace.seconds_at if start_s < (at := turn * round_s + second) < finish_s}
+        edges |= {
+            at for second, _ in [(0.0, 0.0), *trace.steps] if start_s < (at := turn * round_s + second) < finish_s
+        }
     carried = sum((end - begin) * trace.mbit_at((begin + end) / 2) for begin, end in itertools.pairwise(sorted(edges)))
     assert carried * 1e6 / 8 == pytest.approx(n_bytes, rel=1e-6, abs=1)
 
@@ -152,7 +155,7 @@ def test_two_messages_one_after_the_other_take_as_long_as_one(trace, start_s, fi
 
 def test_a_trace_of_one_rate_is_a_link():
     delays = {"latency_ms": 7, "jitter_ms": 4, "loss": 0.01}
-    assert Trace((0,), (20,), **delays).seconds(12_345) == pytest.approx(Link(20, **delays).seconds(12_345))
+    assert Link.trace([(0, 20)], **delays).seconds(12_345) == pytest.approx(Link(20, **delays).seconds(12_345))
 
 
 def test_a_synthetic_trace_depends_on_its_seed_alone_and_keeps_its_median(root):
@@ -178,7 +181,8 @@ def test_the_packaged_trace_reads_and_repeats(root):
     assert trace.seconds(10_000_000) > 0.015
     rows = [row for row in csv.reader(file.read_text(encoding="utf-8").splitlines()) if not row[0].startswith("#")]
     assert len(rows) == 121
-    assert trace.mbit_per_s == tuple(float(rate) for _, rate in rows[1:])
+    rates = tuple((float(second), float(rate)) for second, rate in rows[1:])
+    assert ((0.0, trace.mbit_per_s), *trace.steps) == rates
 
 
 # what a user writes
@@ -209,7 +213,7 @@ def test_links_and_traces_pass_too(tmp_path):
     assert parse_link(Link(20)) == Link(20)
     file = tmp_path / "a.csv"
     file.write_text("# remark\nseconds,mbit_per_s\n0,8\n\n2.5,16\n", encoding="utf-8")
-    trace = Trace((0, 2.5), (8, 16), latency_ms=10, repeat_s=60)
+    trace = Link.trace([(0, 8), (2.5, 16)], latency_ms=10, repeat_s=60)
     assert parse_link(f"trace={file},10ms,repeat=60s") == trace
     assert parse_link("steps=0:8/2.5:16,10ms,repeat=60s") == trace
 
@@ -246,7 +250,7 @@ def test_numbers_that_are_none_are_named(number):
     with pytest.raises(BadInput, match=r"mbit_per_s is .*, not a finite number"):
         Link(number)
     with pytest.raises(BadInput, match=r"seconds is .*, not a finite number"):
-        Trace((0, number), (1, 2))
+        Link.trace([(0, 1), (number, 2)])
 
 
 def test_what_is_neither_text_nor_link_is_refused():
@@ -283,9 +287,9 @@ def test_a_bad_file_is_named_with_its_line(tmp_path, text, complaint):
 
 def test_a_trace_repeats_after_its_end_only_and_carries_something():
     with pytest.raises(BadInput, match="cannot start again after 3 s"):
-        Trace((0, 5), (1, 2), repeat_s=3)
+        Link.trace([(0, 1), (5, 2)], repeat_s=3)
     with pytest.raises(BadInput, match="carries nothing"):
-        Trace((0, 5), (0, 0), repeat_s=9)
+        Link.trace([(0, 0), (5, 0)], repeat_s=9)
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path):

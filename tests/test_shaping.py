@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mobillm_kit.errors import BadInput, KitError
-from mobillm_kit.link.rates import Delays, Link, Trace, retransmit_s
+from mobillm_kit.link.rates import Delays, Link, retransmit_s
 from mobillm_kit.link.shaping import LinkProcess
 from tests.proxy import ThreadedLink
 from tests.tcp_peers import connect, echo, ended_by, open_descriptors, receive, sink, source, visit, wait_until
@@ -157,7 +157,7 @@ def carried(server, begin_s: float, end_s: float) -> int:
 
 
 def test_a_trace_is_followed():
-    trace = Trace((0, 0.6, 1.0), (8, 0, 40), latency_ms=1)
+    trace = Link.trace([(0, 8), (0.6, 0), (1.0, 40)], latency_ms=1)
     with sink() as server, ThreadedLink(server.address, trace) as shaped, connect(shaped.address) as client:
         began_s = time.perf_counter()
         client.sendall(bytes(3_000_000))
@@ -180,7 +180,7 @@ def test_the_rate_can_be_set_while_bytes_are_under_way():
 
 
 def test_setting_a_link_ends_an_outage_at_once():
-    outage = Trace((0, 600), (0, 1))
+    outage = Link.trace([(0, 0), (600, 1)])
     with echo() as server, ThreadedLink(server.address, outage) as shaped, connect(shaped.address) as client:
         client.sendall(b"hello")
         time.sleep(0.2)
@@ -381,7 +381,7 @@ def test_a_link_process_is_used_like_a_link():
     with echo() as server:
         with LinkProcess(server.address, "20mbit,10ms", up_only=True) as shaped:
             assert 0.010 <= min(round_trips_s(shaped.address, 5)) < 0.020
-            shaped.set(Trace((0, 100), (50, 1), latency_ms=30))
+            shaped.set(Link.trace([(0, 50), (100, 1)], latency_ms=30))
             assert shaped.link.latency_ms == 30
             assert min(round_trips_s(shaped.address, 3)) >= 0.030
             with pytest.raises(BadInput, match="names no link"):

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from mobillm_kit.errors import BadInput, UnknownName
-from mobillm_kit.link.rates import AnyLink, Link, Trace
+from mobillm_kit.link.rates import Link
 
 LINKS: dict[str, Link] = {
     "lan-1000": Link(1000.0, latency_ms=0.2),
@@ -36,7 +36,7 @@ _IN_MBIT = {"k": 1e-3, "m": 1.0, "g": 1e3}
 _FORM = "Write '20mbit,10ms,jitter=2ms,loss=0.5%', 'trace=FILE.csv,10ms', or a name of these: " + ", ".join(LINKS)
 
 
-def parse_link(value: str | Link | Trace) -> AnyLink:
+def parse_link(value: str | Link) -> Link:
     """A link from what a user writes.
 
         "wifi-60" or "wifi-60,loss=1%"           a name in `LINKS`
@@ -48,7 +48,7 @@ def parse_link(value: str | Link | Trace) -> AnyLink:
         UnknownName: a name that is no preset.
         BadInput: words, numbers or a file that make no link.
     """
-    if isinstance(value, Link | Trace):
+    if isinstance(value, Link):
         return value
     if not isinstance(value, str):
         raise BadInput(f"{value!r} is no link.", "Give a name, or a text such as '20mbit,10ms'.")
@@ -65,10 +65,10 @@ def parse_link(value: str | Link | Trace) -> AnyLink:
     return with_delays(**found)
 
 
-def read_trace(file: str | Path, **delays: float) -> Trace:
+def read_trace(file: str | Path, **delays: float) -> Link:
     """A trace from a CSV file with the header ``seconds,mbit_per_s``; lines that begin with ``#`` are remarks.
 
-    ``delays`` are fields of `Trace`.
+    ``delays`` are further fields of `Link`.
 
     Raises:
         BadInput: no such file, another header, or a line that is not two numbers; the line is named.
@@ -84,7 +84,7 @@ def read_trace(file: str | Path, **delays: float) -> Trace:
             ) from None
         steps.append((second, rate))
     try:
-        return Trace(tuple(second for second, _ in steps), tuple(rate for _, rate in steps), **delays)
+        return Link.trace(steps, **delays)
     except BadInput as error:
         raise BadInput(f"{path}: {error.problem}", error.remedy) from None
 
@@ -106,7 +106,7 @@ def _csv_lines(path: Path) -> list[tuple[int, list[str]]]:
     return lines[1:]
 
 
-def _rate(word: str, text: str) -> tuple[bool, Callable[..., AnyLink]]:
+def _rate(word: str, text: str) -> tuple[bool, Callable[..., Link]]:
     """Whether the rate is constant, and the link but for its delays."""
     if word in LINKS:
         return True, partial(replace, LINKS[word])
@@ -117,8 +117,7 @@ def _rate(word: str, text: str) -> tuple[bool, Callable[..., AnyLink]]:
         return False, partial(read_trace, rest)
     if kind == "steps":
         steps = [step.partition(":") for step in rest.split("/")]
-        seconds_at = tuple(_number(second, text) for second, _, _ in steps)
-        return False, partial(Trace, seconds_at, tuple(_number(rate, text) for _, _, rate in steps))
+        return False, partial(Link.trace, [(_number(second, text), _number(rate, text)) for second, _, rate in steps])
     raise UnknownName(f"{text!r} names no link.", _FORM)
 
 

@@ -31,7 +31,7 @@ from collections import deque
 
 from mobillm_kit.errors import BadInput
 from mobillm_kit.link.forms import parse_link
-from mobillm_kit.link.rates import SEGMENT_BYTES, AnyLink, Delays
+from mobillm_kit.link.rates import SEGMENT_BYTES, Delays, Link
 
 READ_BYTES = 65536
 BUFFER_BYTES = 1 << 18
@@ -102,13 +102,13 @@ class Pipe:
 class Line:
     """One direction of the link: when the next burst may leave."""
 
-    def __init__(self, link: AnyLink) -> None:
+    def __init__(self, link: Link) -> None:
         self.turn = asyncio.Lock()
         """First come, first served: one connection does not shut another out."""
         self._changed = asyncio.Event()
         self.set(link)
 
-    def set(self, link: AnyLink) -> None:
+    def set(self, link: Link) -> None:
         """Another link, from now on, and nothing is booked on it yet."""
         self.link = link
         self._began_s = self._free_s = now()
@@ -142,7 +142,7 @@ class ShapedLink:
 
     Args:
         target: host and port of the server.
-        link: a `Link`, a `Trace` (it starts now), what `parse_link` reads, or None: nothing is held back.
+        link: a `Link` (a trace starts now), what `parse_link` reads, or None: nothing is held back.
         seed: of jitter and losses; connection and direction have sequences of their own.
         up_only: hold back what goes to the target only; answers pass at once.
         port: to listen on; 0 takes a free one.
@@ -154,7 +154,7 @@ class ShapedLink:
     _loop: asyncio.AbstractEventLoop
 
     def __init__(
-        self, target: Address, link: AnyLink | str | None, *, seed: int = 0, up_only: bool = False, port: int = 0
+        self, target: Address, link: Link | str | None, *, seed: int = 0, up_only: bool = False, port: int = 0
     ) -> None:
         self.accepted = 0
         """Connections so far."""
@@ -173,7 +173,7 @@ class ShapedLink:
         """The address as ZeroMQ writes it."""
 
     @property
-    def link(self) -> AnyLink:
+    def link(self) -> Link:
         """What holds now."""
         return self._lines["up"].link
 
@@ -189,7 +189,7 @@ class ShapedLink:
         self._loop.remove_reader(self._listener)
         self._listener.close()
 
-    def set(self, link: AnyLink | str) -> None:
+    def set(self, link: Link | str) -> None:
         """Change the link while it runs; a trace starts anew.  What had not left yet leaves now.
 
         Raises:

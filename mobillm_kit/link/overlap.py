@@ -18,7 +18,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from mobillm_kit.errors import BadInput
-from mobillm_kit.link.rates import AnyLink
+from mobillm_kit.link.rates import Link
 from mobillm_kit.record import Span
 
 CREDIT = 4
@@ -54,7 +54,7 @@ class StepTimes:
 
 
 def schedule(
-    costs: Sequence[StepCost], link: AnyLink, *, credit: int = CREDIT, stops: Collection[int] = ()
+    costs: Sequence[StepCost], link: Link, *, credit: int = CREDIT, stops: Collection[int] = ()
 ) -> list[StepTimes]:
     """The formulas above, one entry per step.
 
@@ -69,7 +69,6 @@ def schedule(
     """
     if credit < 1:
         raise BadInput(f"credit is {credit}; it must be at least 1.")
-    delay_s = link.latency_ms / 1e3 + link.jitter_ms / 2e3
     times: list[StepTimes] = []
     offered_s = sent_s = line_s = trained_s = 0.0
     for step, cost in enumerate(costs):
@@ -77,10 +76,10 @@ def schedule(
         offered_s = max(made_s, sent_s)
         sent_s = max(offered_s, times[step - credit].acked_s) if step >= credit else offered_s
         on_line_s = max(sent_s, line_s)
-        line_s = on_line_s + link.seconds(cost.n_bytes, on_line_s) - delay_s
-        training_s = max(line_s + delay_s, trained_s)
+        line_s = on_line_s + link.seconds(cost.n_bytes, on_line_s) - link.delay_s
+        training_s = max(line_s + link.delay_s, trained_s)
         trained_s = training_s + cost.server_s
-        times.append(StepTimes(begun_s, made_s, on_line_s, line_s, training_s, trained_s, trained_s + delay_s))
+        times.append(StepTimes(begun_s, made_s, on_line_s, line_s, training_s, trained_s, trained_s + link.delay_s))
         if step in stops:
             offered_s = sent_s = max(sent_s, times[step].acked_s)
     return times
@@ -96,7 +95,7 @@ def spans(times: Sequence[StepTimes]) -> list[Span]:
     return found
 
 
-def slowest(cost: StepCost, link: AnyLink) -> tuple[str, float]:
+def slowest(cost: StepCost, link: Link) -> tuple[str, float]:
     """Who decides the pace, ``device``, ``link`` or ``server``, and the seconds of a step in the steady state."""
-    line_s = link.seconds(cost.n_bytes) - link.latency_ms / 1e3 - link.jitter_ms / 2e3
+    line_s = link.seconds(cost.n_bytes) - link.delay_s
     return max((("device", cost.device_s), ("link", line_s), ("server", cost.server_s)), key=lambda stage: stage[1])

@@ -26,7 +26,7 @@ from typing import Self
 from mobillm_kit.errors import BadInput, KitError
 from mobillm_kit.link.forms import parse_link
 from mobillm_kit.link.forwarder import Address, ShapedLink, resolved
-from mobillm_kit.link.rates import AnyLink
+from mobillm_kit.link.rates import Link
 
 ANSWER_LIMIT_S = 10.0
 CLOSE_LIMIT_S = 2.0
@@ -45,7 +45,7 @@ class LinkProcess:
     """
 
     def __init__(
-        self, target: Address, link: AnyLink | str, *, seed: int = 0, up_only: bool = False, port: int = 0
+        self, target: Address, link: Link | str, *, seed: int = 0, up_only: bool = False, port: int = 0
     ) -> None:
         host, number = resolved(target)
         self.link = parse_link(link)
@@ -71,7 +71,7 @@ class LinkProcess:
         self.endpoint = str(said["endpoint"])
         """The address as ZeroMQ writes it."""
 
-    def set(self, link: AnyLink | str) -> None:
+    def set(self, link: Link | str) -> None:
         """Change the link while it runs; see `ShapedLink.set`."""
         found = parse_link(link)
         self._ask(str(found))
