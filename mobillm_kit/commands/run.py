@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,6 +51,8 @@ class Running(Settings, Command, frozen=True, kw_only=True):
         """The run of one method and seed; ``uplink`` are options that --option goes over."""
         given = {name: getattr(self, name) for name in Settings.__struct_fields__}
         options = method_options([*uplink, *self.option], method_row(method).name)
+        if "server" in options:
+            options["server"] = server_address(str(options["server"]))
         return RunSpec(method=method, seed=seed, options=options, **given)
 
     def train(self, spec: RunSpec, out: Path) -> int:
@@ -90,7 +93,7 @@ class Compare(Running, frozen=True, kw_only=True):
     jobs: Count = 1
     """Processes at a time; seconds compare best with one."""
     server: str = "spawn"
-    """MobiLLM's server: 'spawn' (a process), 'in-process', an address or a join string."""
+    """MobiLLM's server: 'spawn' (a process), 'in-process', or what `mobillm device --join` takes."""
     codec: str = "int8"
     """How MobiLLM's activations become bytes: fp32, int8, int4, nf4 …"""
     runs: Path = Path("runs")
@@ -175,7 +178,8 @@ class Device(Running, frozen=True, kw_only=True):
     """Train a side network on a server, from this machine's texts; raw text is not sent, activations are."""
 
     join: str
-    """The join string that the server shows, or its plain address."""
+    """The join string that the server shows, or its plain address; a file that holds it, or - for standard input, keeps
+    its one-time code out of the list of processes."""
     out: Path
     """Folder for record, checkpoint and the trained side network."""
     side: str = "ladder"
@@ -272,6 +276,17 @@ def method_options(assignments: Sequence[str], method: str) -> dict[str, Any]:
         except msgspec.DecodeError:
             options[bare] = value
     return options
+
+
+@cache
+def server_address(given: str) -> str:
+    """A server as it was named: an address or join string, a file that holds it, or ``-`` for standard input."""
+    from mobillm_kit.texts.sources import decoded
+
+    if given == "-":
+        return decoded(sys.stdin.buffer.readline(), "standard input").strip()
+    file = Path(given)
+    return given if "://" in given or not file.is_file() else decoded(file.read_bytes(), given).strip()
 
 
 def say(line: object) -> None:

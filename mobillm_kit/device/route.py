@@ -78,7 +78,8 @@ def _address(server: str, stack: ExitStack, folder: Path | None) -> tuple[str, s
         return join.address, join.server_key, join.code
     if server.startswith("tcp://"):
         return JoinString(server).address, "", ""
-    raise BadInput(f"'{server}' is no server.", "Give 'spawn', tcp://127.0.0.1:PORT, or a join string mobillm://…")
+    problem = "No file keeps where the server was." if server == "elsewhere" else f"'{server}' is no server."
+    raise BadInput(problem, "Give 'spawn', tcp://127.0.0.1:PORT, or a join string mobillm://…")
 
 
 def wire(

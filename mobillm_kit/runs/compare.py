@@ -17,7 +17,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -27,7 +27,7 @@ from mobillm_kit.common import MMAP_THRESHOLD, fresh_environment
 from mobillm_kit.errors import KitError
 from mobillm_kit.files import write_bytes
 from mobillm_kit.methods import method_row
-from mobillm_kit.record import RunRecord, load_record
+from mobillm_kit.record import RunRecord, Scalar, load_record
 from mobillm_kit.runs.folders import RECORD, is_done, lay_out, only_one
 from mobillm_kit.runs.progress import Progress
 from mobillm_kit.runs.spec import RunSpec
@@ -48,6 +48,8 @@ class Job:
     arguments: tuple[str, ...]
     """The worker's; the first one is ``train`` or ``memory``."""
     label: str
+    reach: dict[str, Scalar | list[int]] = field(default_factory=dict)
+    """How a server is reached: not in the run's files, where a one-time code would stay."""
 
 
 Listener = Callable[[Job, Progress], None]
@@ -129,7 +131,7 @@ def _training_jobs(todo: Sequence[tuple[Path, RunSpec]]) -> list[Job]:
     for place, spec in todo:
         row = method_row(spec.method)
         if row.trained:
-            jobs.append(Job(("train", str(place)), f"{row.label}, seed {spec.seed}"))
+            jobs.append(Job(("train", str(place)), f"{row.label}, seed {spec.seed}", spec.reach()))
         else:
             controls.append(str(place))
     return [Job(("train", *controls), "Controls"), *jobs] if controls else jobs
@@ -162,7 +164,7 @@ class Workers:
     def _work(self, job: Job) -> None:
         """One process, from its start to its end; what it refused to do, or how it died, is raised."""
         self._tell(job, Progress())
-        environment = dict(self._environment)
+        environment = {**self._environment, "MOBILLM_REACH": msgspec.json.encode(job.reach).decode()}
         if job.arguments[0] == "train":  # the setting that makes memory measurable costs 10-20 % of the speed
             environment.pop(MMAP_THRESHOLD)
         refusal = Progress()

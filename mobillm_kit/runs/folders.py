@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from filelock import FileLock, Timeout
@@ -47,15 +48,20 @@ def lay_out(place: Path, spec: RunSpec) -> None:
     """Write the specification, or see that it is the one that stands there."""
     file = place / SPEC
     if not file.exists():
-        write_bytes(file, msgspec.json.format(msgspec.json.encode(spec)))
+        write_bytes(file, msgspec.json.format(msgspec.json.encode(spec.kept())))
         return
-    there = load_spec(place)
-    if there != spec:
-        differing = [name for name in RunSpec.__struct_fields__ if getattr(there, name) != getattr(spec, name)]
+    there, here = _settings(load_spec(place)), _settings(spec)
+    differing = [name for name in sorted({**there, **here}) if there.get(name) != here.get(name)]
+    if differing:
         raise BadInput(
             f"{place}: holds a run with other settings ({', '.join(differing)}).",
             "Choose another folder, or delete that one.",
         )
+
+
+def _settings(spec: RunSpec) -> dict[str, Any]:
+    fields = msgspec.structs.asdict(spec.kept())
+    return fields | {f"option {name}": value for name, value in fields.pop("options").items()}
 
 
 def load_spec(place: Path) -> RunSpec:

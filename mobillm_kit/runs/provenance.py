@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from mobillm_kit.record import Provenance, Scalar
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
 GIT_LIMIT_S = 5.0
 
+_SERVER = re.compile(r"(mobillm|tcp)://")
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -83,7 +85,7 @@ def clean_command(argv: Sequence[str]) -> str:
 
     The program's folder is dropped. A path inside the working directory, or inside a folder beside it, is written
     relative to it (``../shared/models``); of any other only the name is left. ``-m`` programs appear as
-    ``python -m package``.
+    ``python -m package``.  A server's address or join string is left out.
     """
     if not argv:
         return ""
@@ -102,8 +104,9 @@ def _program(path: str) -> list[str]:
 def _clean_argument(argument: str) -> str:
     option, equals, value = argument.partition("=")
     if equals and option.startswith("-"):
-        return f"{option}={_clean_path(value)}"
-    return _clean_path(argument)
+        return f"{option}={_clean_argument(value)}"
+    server = _SERVER.search(argument)
+    return f"{argument[: server.start()]}SERVER" if server else _clean_path(argument)
 
 
 def _clean_path(value: str) -> str:

@@ -28,8 +28,8 @@ from mobillm_kit.runs.prepare import (
     PRESET_FIELDS,
     Prepared,
     build_method,
+    chosen_preset,
     fit_settings,
-    method_options,
     prepare,
     training_batches,
 )
@@ -217,14 +217,14 @@ def _about(prepared: Prepared, command: str) -> dict[str, Any]:
 
 def flat_settings(prepared: Prepared) -> dict[str, Scalar]:
     """Everything that decided this run, as one flat table: enough to make the same :class:`RunSpec` again."""
-    spec = prepared.spec
+    spec = prepared.spec.kept()
     flat: dict[str, Any] = msgspec.to_builtins(spec)
     flat |= {name: "|".join(flat[name] or ()) or None for name in ("label_names", "label_words")}
     options = flat.pop("options")
     if method_row(spec.method).trained:
         settings = fit_settings(prepared)
         flat |= {name: getattr(settings, name) for name in PRESET_FIELDS}
-        options = method_options(prepared)
+        options = {**chosen_preset(prepared).options, **options}
     lists = {f"option.{name}": value for name, value in options.items()}
     flat |= {name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in lists.items()}
     return {name: value for name, value in flat.items() if value is not None}

@@ -20,6 +20,9 @@ from mobillm_kit.record import Scalar
 Count = Annotated[int, Meta(ge=1)]
 """From one up."""
 
+HOW_REACHED = ("server", "keys", "patience_s")
+"""Options that say how a server is reached: no part of what is trained, and a join string may hold a one-time code."""
+
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What runs of several methods and seeds have in common.
@@ -100,3 +103,15 @@ class RunSpec(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise BadInput(f"The seed is {self.seed}.", "Give a whole number from 0 to 9223372036854775807 (2^63 - 1).")
+
+    def reach(self) -> dict[str, Scalar | list[int]]:
+        """How a server is reached, which :meth:`kept` leaves out."""
+        return {name: self.options[name] for name in HOW_REACHED if name in self.options}
+
+    def kept(self) -> RunSpec:
+        """What files keep and runs are compared by: of a server elsewhere, only that there is one."""
+        options = {name: value for name, value in self.options.items() if name not in HOW_REACHED}
+        if "server" in self.options:
+            server = self.options["server"]
+            options["server"] = server if server in ("in-process", "spawn") else "elsewhere"
+        return msgspec.structs.replace(self, options=options)

@@ -64,6 +64,8 @@ def main(arguments: list[str]) -> int:
 def train(folder: Path) -> None:
     """One run: from ``spec.json`` to ``record.json``."""
     spec = load_spec(folder)
+    reach = msgspec.json.decode(os.environ.get("MOBILLM_REACH", "{}"))
+    spec = msgspec.structs.replace(spec, options={**spec.options, **reach})
     found = sorted(folder.glob("memory-*.json"))
     run(
         spec,
