@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import mobillm
 from mobillm_kit.side.adapter import attach, new_adapter
-from mobillm_kit.training.adamw import adamw
+from mobillm_kit.training.adamw import Trained
 from tests.builders import random_batch, tiny_task_model
 
 CASES = [
@@ -33,7 +33,7 @@ def test_split_training_equals_one_autograd_graph_bit_for_bit(name, side):
     adapter = new_adapter(model.backbone, kind=side, n_labels=2, rank=4, seed=3)
     whole = attach(adapter, model.backbone, model.head)
     trained = [p for p in whole.parameters() if p.requires_grad]
-    optimizer = adamw(trained)
+    optimizer = Trained(dict(enumerate(trained))).optimizer
     for group in optimizer.param_groups:
         group["lr"] = 1e-2
     for batch in batches(kind):

@@ -28,7 +28,7 @@ from mobillm_kit.quant import BITS, CODECS, FP4, NF4, codec
 from mobillm_kit.server.places import MOST_PER_KEY
 from mobillm_kit.server.service import ServiceSettings
 from mobillm_kit.side.description import HeadSpec, SideSpec
-from mobillm_kit.training.adamw import adamw
+from mobillm_kit.training.adamw import Trained
 from tests.builders import tiny_task_model
 from tests.conftest import ROOT
 
@@ -137,7 +137,7 @@ def test_the_seconds_and_constants_are_those_of_the_code():
     seconds = SECTIONS[4].split("**Seconds.**")[1]
     for value in (TIMINGS.ping_s, TIMINGS.silence_s, TIMINGS.silent_s, ServiceSettings(Path()).idle_s, LOCK_LIMIT_S):
         assert f"{value:g} s" in seconds
-    group = adamw([nn.Parameter(torch.ones(1))]).param_groups[0]
+    group = Trained({"w": nn.Parameter(torch.ones(1))}).optimizer.param_groups[0]
     assert (group["betas"], group["eps"]) == ((0.9, 0.999), 1e-8)
     assert "0.999 v" in SECTIONS[4]
     assert "1e-8" in SECTIONS[4]

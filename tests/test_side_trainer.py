@@ -126,8 +126,8 @@ def test_a_step_of_backprop_counts_its_samples_and_judges_without_gradient():
     assert (result.forwards, result.bytes_sent) == (len(batch.labels), 0)
     assert torch.equal(unused, torch.ones(3))
     assert not method.logits(batch).requires_grad
-    assert method._optimizer.param_groups[0]["weight_decay"] == 0.0
-    assert backprop(weight_decay=0.1)[0]._optimizer.param_groups[0]["weight_decay"] == 0.1
+    assert method._trained.optimizer.param_groups[0]["weight_decay"] == 0.0
+    assert backprop(weight_decay=0.1)[0]._trained.optimizer.param_groups[0]["weight_decay"] == 0.1
 
 
 def test_the_ledger_of_backprop_counts_what_the_loss_does_not_reach_too():

@@ -12,17 +12,15 @@ Taught in: notebooks/00_start_here.ipynb, notebooks/08_device_and_server.ipynb
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from mobillm_kit.quant.parcels import Upload
 from mobillm_kit.record import CountedMemory
 from mobillm_kit.side.networks import SideTuned
-from mobillm_kit.training.adamw import ADAM_MOMENTS, adamw, apply_gradients, load_training_state, training_state
-from mobillm_kit.training.ledger import SavedActivations, storage_bytes
+from mobillm_kit.training.adamw import Trained
 
 FLOOR = 1e-6
 """Lowest probability of a label where prediction differences are added to probabilities."""
@@ -38,17 +36,17 @@ class SideTrainer:
 
     def __init__(self, model: SideTuned, *, weight_decay: float = 0.0) -> None:
         self.model = model
-        self.parameters: dict[str, nn.Parameter] = {
-            name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
-        }
-        self._optimizer = adamw(self.parameters.values(), weight_decay)
+        asking = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._trained = Trained(asking, weight_decay)
+        self.parameters = self._trained.parameters
+        self.state, self.load_state = self._trained.state, self._trained.load_state
         self._start_head = copy.deepcopy(model.head).requires_grad_(False)
         self._waiting: Tensor | None = None
 
     def train(self, upload: Upload, lr: float) -> float:
         """One step on the labels; returns the loss before it, in nats."""
         loss = self._loss(upload)
-        apply_gradients(self._optimizer, loss, lr)
+        self._trained.descend(loss, lr)
         return loss.item()
 
     def train_residual(self, upload: Upload, residual: Tensor, lr: float) -> float:
@@ -61,7 +59,7 @@ class SideTrainer:
             lr: learning rate.
         """
         loss = F.mse_loss(self._logits(upload) - self.start_logits(upload), residual)
-        apply_gradients(self._optimizer, loss, lr)
+        self._trained.descend(loss, lr)
         return loss.item()
 
     def propose(self, upload: Upload) -> Tensor:
@@ -72,7 +70,7 @@ class SideTrainer:
     def accept(self, gradient: Tensor, lr: float) -> None:
         """Second half: ``gradient`` is dL/dlogits, (B, C), of the logits last proposed."""
         assert self._waiting is not None
-        apply_gradients(self._optimizer, (self._waiting * gradient).sum(), lr)
+        self._trained.descend((self._waiting * gradient).sum(), lr)
         self._waiting = None
 
     @torch.no_grad()
@@ -93,27 +91,10 @@ class SideTrainer:
         last = upload.activations[-1].to(self.model.adapter.side.gates.dtype)
         return self._start_head(self._start_head.pool(last, upload.mask, upload.positions.long()))
 
-    def state(self) -> dict[str, Tensor]:
-        """What a checkpoint of the training holds."""
-        return training_state(self.parameters, self._optimizer)
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what :meth:`state` gave."""
-        load_training_state(self.parameters, self._optimizer, state)
-
     def count_memory(self, upload: Upload) -> CountedMemory:
         """The server's ledger for one training step on this upload; trains nothing."""
-        weights = [*self.model.parameters(), *self.model.buffers()]
-        with SavedActivations([*weights, *upload.activations]) as saved:
-            torch.autograd.grad(self._loss(upload), list(self.parameters.values()), allow_unused=True)
-        trained = storage_bytes(self.parameters.values())
-        return CountedMemory(
-            party="server",
-            weights_bytes=storage_bytes(weights),
-            gradients_bytes=trained,
-            optimizer_bytes=len(ADAM_MOMENTS) * trained,
-            saved_activations_bytes=saved.peak_bytes,
-            messages_bytes=upload.n_bytes,
+        return self._trained.count_memory(
+            "server", self.model, lambda: self._loss(upload), upload.activations, upload.n_bytes
         )
 
     def _logits(self, upload: Upload) -> Tensor:

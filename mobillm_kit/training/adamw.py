@@ -1,4 +1,4 @@
-"""AdamW as every method with gradients uses it: moments made at once, one step, its state as a flat table.
+"""AdamW as every method with gradients uses it: moments made at once, one step, its state and its ledger.
 
     g = dL/dw,    m <- 0.9 m + 0.1 g,    v <- 0.999 v + 0.001 g^2,    w <- w - lr (m^ / (sqrt(v^) + eps) + decay w)
 
@@ -8,58 +8,89 @@ Taught in: notebooks/02_full_finetuning.ipynb
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from mobillm_kit.errors import BadInput
+from mobillm_kit.record import CountedMemory
+from mobillm_kit.training.ledger import SavedActivations, storage_bytes
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def adamw(parameters: Iterable[nn.Parameter], weight_decay: float = 0.0) -> torch.optim.AdamW:
-    """AdamW (0.9, 0.999) with its moments made at once, so that memory and checkpoints are complete from step 0."""
-    trained = list(parameters)
-    if any(parameter.dtype == torch.float16 for parameter in trained):
-        raise BadInput(
-            "AdamW cannot train float16 weights: its eps and small squared gradients are 0 there, and the step is nan.",
-            "Load the backbone in bfloat16 or float32 (--dtype).",
+class Trained:
+    """Parameters by name under AdamW (0.9, 0.999), whose memory and checkpoints are complete from step 0."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], weight_decay: float = 0.0) -> None:
+        self.parameters = dict(parameters)
+        weights = [parameter.requires_grad_(True) for parameter in self.parameters.values()]
+        if any(weight.dtype == torch.float16 for weight in weights):
+            raise BadInput(
+                "AdamW cannot train float16 weights: its eps and small squared gradients are 0 there, and the step is "
+                "nan.",
+                "Load the backbone in bfloat16 or float32 (--dtype).",
+            )
+        self.optimizer = torch.optim.AdamW(weights, lr=0.0, weight_decay=weight_decay, foreach=False)
+        for weight in weights:
+            self.optimizer.state[weight] = {
+                "step": torch.tensor(0.0),
+                **{moment: torch.zeros_like(weight) for moment in ADAM_MOMENTS},
+            }
+
+    def descend(self, loss: Tensor, lr: float) -> None:
+        """Backward, one step at ``lr``, and the gradients are gone."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def detached(self) -> dict[str, Tensor]:
+        """The parameters themselves, without gradient."""
+        return {name: parameter.detach() for name, parameter in self.parameters.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters, both moments and step counts, what the next step depends on, as one flat table of copies."""
+        return {key: tensor.detach().clone() for key, tensor in self._table().items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what :meth:`state` gave, in place."""
+        with torch.no_grad():
+            for key, tensor in self._table().items():
+                tensor.copy_(state[key])
+
+    def _table(self) -> dict[str, Tensor]:
+        table: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            table[f"weight/{name}"] = parameter
+            table |= {f"{key}/{name}": value for key, value in self.optimizer.state[parameter].items()}
+        return table
+
+    def count_memory(
+        self,
+        party: Literal["device", "server"],
+        model: nn.Module,
+        loss: Callable[[], Tensor],
+        received: Iterable[Tensor] = (),
+        messages_bytes: int = 0,
+    ) -> CountedMemory:
+        """Weights, gradients, moments and what autograd saves for one backward pass of ``loss``; trains nothing.
+
+        Args:
+            received: what ``loss`` reads of a message, which ``messages_bytes`` counts already.
+        """
+        weights = [*model.parameters(), *model.buffers()]
+        with SavedActivations([*weights, *received]) as saved:
+            torch.autograd.grad(loss(), list(self.parameters.values()), allow_unused=True)
+        trained_bytes = storage_bytes(self.parameters.values())
+        return CountedMemory(
+            party=party,
+            weights_bytes=storage_bytes(weights),
+            gradients_bytes=trained_bytes,
+            optimizer_bytes=len(ADAM_MOMENTS) * trained_bytes,
+            saved_activations_bytes=saved.peak_bytes,
+            messages_bytes=messages_bytes,
         )
-    optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=weight_decay, foreach=False)
-    for parameter in trained:
-        optimizer.state[parameter] = {
-            "step": torch.tensor(0.0),
-            **{moment: torch.zeros_like(parameter) for moment in ADAM_MOMENTS},
-        }
-    return optimizer
-
-
-def apply_gradients(optimizer: torch.optim.Optimizer, loss: Tensor, lr: float) -> None:
-    """Backward, one optimizer step at ``lr``, and the gradients are gone."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
-def training_state(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Parameters and optimizer state as one flat table of tensors, ready for safetensors."""
-    state: dict[str, Tensor] = {}
-    for name, parameter in parameters.items():
-        state[f"weight/{name}"] = parameter.detach().clone()
-        for key, value in optimizer.state[parameter].items():
-            state[f"{key}/{name}"] = value.detach().clone()
-    return state
-
-
-def load_training_state(
-    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]
-) -> None:
-    """Take back what :func:`training_state` gave."""
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(state[f"weight/{name}"])
-            for key, value in optimizer.state[parameter].items():
-                value.copy_(state[f"{key}/{name}"])
