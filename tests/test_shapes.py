@@ -41,7 +41,7 @@ def predicted(family: str, method: str, **changes):
 def real_peak(kept, step) -> int:
     """Most bytes alive in a step on real tensors, those that are kept between steps included."""
     with LiveTensors() as live:
-        live.add_storages(kept, "weights")
+        live.add(kept, "weights")
         step()
     return live.peak.total
 
@@ -114,7 +114,7 @@ def test_a_copy_without_values_is_a_tensor_of_its_own():
 def test_alive_by_hand():
     with LiveTensors() as live:
         weight = torch.ones(100)
-        live.mark([weight], "gradients")
+        live.mark(weight, "gradients")
         x = torch.ones(10)
         y = x + weight[:10]
         del x

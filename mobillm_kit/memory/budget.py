@@ -25,25 +25,21 @@ from mobillm_kit.memory.prediction import RUNTIME_BYTES, MemoryNeed, predict, sh
 from mobillm_kit.methods import LABELS
 from mobillm_kit.training.ledger import storage_bytes
 
-_UNITS = {
-    "b": 1,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "tb": 10**12,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-    "tib": 2**40,
-}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?b)", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b", re.IGNORECASE)
 
 NF4_BYTES = 0.5 + 4 / 64
 """Of one weight: half a byte of code, and a float32 scale for 64 of them."""
 
 FORWARD_ONLY = "mobillm-full-width"
-ALTERNATIVES = ("mobillm-full-width", "mezo", "lst", "lora-checkpointing", "lora", "full")
-"""What is looked at beside the method asked for, in the order in which it is shown."""
+ALTERNATIVES = {
+    "mobillm-full-width": "a server and a link",
+    "mezo": "10 to 100 times the steps",
+    "lst": "accuracy: a narrow network beside the backbone",
+    "lora-checkpointing": "a second forward pass a step",
+    "lora": "–",
+    "full": "–",
+}
+"""What is looked at beside the method asked for, in the order in which it is shown, and its price."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +72,8 @@ class Step:
 
     def needs(self, **changes: Any) -> tuple[MemoryNeed, ...]:
         """Predicted need per party, with some of the settings changed."""
-        given = {
-            "method": self.method,
-            "batch_size": self.batch_size,
-            "length": self.length,
-            "dtype": self.dtype,
-            "options": self.options if changes.get("method", self.method) == self.method else None,
-            **changes,
-        }
-        return predict(self.config, given.pop("method"), **given)
+        own = {} if changes.get("method", self.method) == self.method else {"options": None}
+        return predict(**{**vars(self), **own, **changes})
 
 
 def parse_bytes(text: str) -> int:
@@ -98,7 +87,8 @@ def parse_bytes(text: str) -> int:
         raise BadInput(
             f"'{text}' is not an amount of memory.", "Write a number and a unit, such as 4GiB, 512MiB or 4GB."
         )
-    size = int(float(found[1]) * _UNITS[found[2].lower()])
+    number, prefix, binary = found.groups()
+    size = int(float(number) * (1024 if binary else 1000) ** " kmgt".index((prefix or " ").lower()))
     if size < RUNTIME_BYTES:
         raise BadInput(
             f"'{text}' is less than Python and torch take before any model ({RUNTIME_BYTES // 2**20} MiB).",
@@ -145,24 +135,14 @@ def alternatives(step: Step, ram_bytes: int) -> Iterator[Way]:
         size, needs = largest
         times = -(-step.batch_size // size)
         yield _way(f"{LABELS[step.method]}, batch {size}", needs, f"{times} × the steps for the same texts")
-    for method in ALTERNATIVES:
+    for method, price in ALTERNATIVES.items():
         if method != step.method:
-            yield _way(LABELS[method], step.needs(method=method), _PRICES[method])
+            yield _way(LABELS[method], step.needs(method=method), price)
     if step.dtype == "float32":
         yield _way(
             f"{LABELS[FORWARD_ONLY]}, bfloat16", step.needs(method=FORWARD_ONLY, dtype="bfloat16"), "rounded weights"
         )
     yield from streamed(step)
-
-
-_PRICES = {
-    "mobillm-full-width": "a server and a link",
-    "mezo": "10 to 100 times the steps",
-    "lst": "accuracy: a narrow network beside the backbone",
-    "lora-checkpointing": "a second forward pass a step",
-    "lora": "–",
-    "full": "–",
-}
 
 
 def largest_batch(step: Step, ram_bytes: int) -> tuple[int, tuple[MemoryNeed, ...]] | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, UntypedStorage
@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from mobillm_kit.training.ledger import SavedActivations
 
 Category = Literal["weights", "optimizer", "gradients", "saved", "messages", "transient"]
-CATEGORIES: tuple[Category, ...] = ("weights", "optimizer", "gradients", "saved", "messages", "transient")
+CATEGORIES: tuple[Category, ...] = get_args(Category)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,6 @@ class LiveTensors(TorchDispatchMode):
         """Bytes by category at the moment at which most was alive, so far."""
         self._entries: weakref.WeakKeyDictionary[UntypedStorage, _Entry] = weakref.WeakKeyDictionary()
         self._bytes: dict[Category, int] = dict.fromkeys(CATEGORIES, 0)
-        self._total = 0
 
     @property
     def now(self) -> Alive:
@@ -77,24 +76,14 @@ class LiveTensors(TorchDispatchMode):
         """The storages that are alive at this moment."""
         return list(self._entries)
 
-    def add(self, tensors: Iterable[Tensor], category: Category) -> None:
-        """Follow tensors that were made before."""
-        self.add_storages((tensor.untyped_storage() for tensor in tensors), category)
+    def add(self, made: Iterable[Tensor | UntypedStorage], category: Category) -> None:
+        """Follow what was made before; a storage that is followed already keeps its category."""
+        for each in made:
+            self._follow(_storage(each), category)
 
-    def add_storages(self, storages: Iterable[UntypedStorage], category: Category) -> None:
-        """Follow storages that were made before; one that is followed already keeps its category."""
-        for storage in storages:
-            self._follow(storage, category)
-
-    def mark(self, tensors: Iterable[Tensor | None], category: Category) -> None:
-        """Say what a tensor is that was a transient until now, or is one again."""
-        for tensor in tensors:
-            if tensor is not None:
-                self.mark_storage(tensor.untyped_storage(), category)
-
-    def mark_storage(self, storage: UntypedStorage, category: Category) -> None:
-        """As :meth:`mark`; weights, messages and the optimizer's state stay what they are."""
-        entry = self._entries.get(storage)
+    def mark(self, made: Tensor | UntypedStorage, category: Category) -> None:
+        """Say what was a transient until now, or is one again; weights, messages and optimizer state stay so."""
+        entry = self._entries.get(_storage(made))
         if entry is None or entry.category in ("weights", "messages", "optimizer"):
             return
         self._bytes[entry.category] -= entry.bytes
@@ -117,14 +106,16 @@ class LiveTensors(TorchDispatchMode):
             return
         entry = self._entries[storage] = _Entry(storage.nbytes(), category)
         self._bytes[category] += entry.bytes
-        self._total += entry.bytes
-        if self._total > self.peak.total:
+        if sum(self._bytes.values()) > self.peak.total:
             self.peak = self.now
         weakref.finalize(storage, self._drop, entry).atexit = False
 
     def _drop(self, entry: _Entry) -> None:
         self._bytes[entry.category] -= entry.bytes
-        self._total -= entry.bytes
+
+
+def _storage(made: Tensor | UntypedStorage) -> UntypedStorage:
+    return made.untyped_storage() if isinstance(made, Tensor) else made
 
 
 class NotesSaved(SavedActivations):
@@ -139,10 +130,10 @@ class NotesSaved(SavedActivations):
         storages = list(storages)
         super().hold(storages)
         for storage in storages:
-            self._follower.mark_storage(storage, "saved")
+            self._follower.mark(storage, "saved")
 
     def release(self, storage: UntypedStorage) -> None:
         """Autograd has let go of one tensor of this storage."""
         super().release(storage)
         if storage not in self._live:
-            self._follower.mark_storage(storage, "transient")
+            self._follower.mark(storage, "transient")

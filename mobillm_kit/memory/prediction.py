@@ -19,7 +19,6 @@ Taught in: notebooks/01_where_memory_goes.ipynb
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -37,10 +36,9 @@ from mobillm_kit.backbone.pretrained import DTYPES, from_config
 from mobillm_kit.backbone.split import Backbone
 from mobillm_kit.errors import BadInput
 from mobillm_kit.memory.live_tensors import Alive, LiveTensors, NotesSaved
-from mobillm_kit.methods import load_method
+from mobillm_kit.methods import check_options, load_method
 from mobillm_kit.methods.mobillm import MobiLLM
 from mobillm_kit.methods.task_model import TaskModel, task_model
-from mobillm_kit.quant.parcels import Upload
 from mobillm_kit.record import CountedMemory
 from mobillm_kit.side.heads import Pooling
 from mobillm_kit.texts.encode import Batch
@@ -111,12 +109,13 @@ def predict(
     """
     _check(config, batch_size, length, dtype)
     with _quiet():
+        check_options(method, options or {})
         build = load_method(method)
     with shapes_only():
         model = shape_model(config, dtype=dtype, labels=labels, pooling=pooling)
         batch = shape_batch(batch_size, length)
         with LiveTensors() as built:
-            trained = _built(build, model, method, options or {})
+            trained = build(model, seed=0, **(options or {}))
         counted = trained.count_memory(batch)
         if isinstance(trained, MobiLLM):
             return _device_and_server(trained, model, batch, counted, built)
@@ -126,42 +125,25 @@ def predict(
         return (MemoryNeed("device", counted[0], at_peak),)
 
 
-def _built(build: Callable[..., Method], model: TaskModel, name: str, options: Mapping[str, Any]) -> Method:
-    try:
-        return build(model, seed=0, **options)
-    except TypeError as error:
-        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if unknown is None:
-            raise
-        raise BadInput(f"'{name}' has no option '{unknown[1]}'.") from error
-
-
 def _device_and_server(
     method: MobiLLM, model: TaskModel, batch: Batch, counted: tuple[CountedMemory, ...], built: LiveTensors
 ) -> tuple[MemoryNeed, ...]:
     """Two processes: the device runs forward and uploads, the server has the upload and no backbone."""
-    sent: list[Upload] = []
-    backbone = [*model.backbone.parameters(), *model.backbone.buffers()]
     with LiveTensors() as device:
-        device.add(backbone, "weights")
+        device.add([*model.backbone.parameters(), *model.backbone.buffers()], "weights")
         device.add(_tensors(batch), "transient")
-        sent.append(method.device.upload(batch))
+        sent = method.device.upload(batch)
     server = method.server
-    messages = [*sent[0].activations, sent[0].mask, sent[0].positions, sent[0].labels]
+    messages = [*sent.activations, sent.mask, sent.positions, sent.labels]
     weights = [*server.model.parameters(), *server.model.buffers()]
     elsewhere = {tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())}
     kept = [storage for storage in built.alive() if storage not in elsewhere]
     trained = list(server.parameters.values())
-    at_peak = _peak(lambda: server.train(sent[0], _LR), weights=weights, kept=kept, trained=trained, messages=messages)
-    return MemoryNeed("device", counted[0], _as_messages(device.peak, counted[0])), MemoryNeed(
-        "server", counted[1], at_peak
-    )
-
-
-def _as_messages(alive: Alive, counted: CountedMemory) -> Alive:
-    """At the end of the forward the taps are all there: that much of what is alive is the message."""
-    sent = min(counted.messages_bytes, alive.transient)
-    return replace(alive, messages=sent, transient=alive.transient - sent)
+    at_peak = _peak(lambda: server.train(sent, _LR), weights=weights, kept=kept, trained=trained, messages=messages)
+    alive = device.peak
+    taps = min(counted[0].messages_bytes, alive.transient)  # all there at the end of the forward: that much is message
+    alive = replace(alive, messages=taps, transient=alive.transient - taps)
+    return MemoryNeed("device", counted[0], alive), MemoryNeed("server", counted[1], at_peak)
 
 
 def _peak(
@@ -187,12 +169,12 @@ def _peak(
         live = stack.enter_context(LiveTensors())
         live.add(weights, "weights")
         live.add(messages, "messages")
-        live.add_storages(kept, "optimizer")
+        live.add(kept, "optimizer")
         live.add(batch, "transient")
         stack.enter_context(NotesSaved(live))
         for parameter in trained:
             if parameter.requires_grad and parameter.is_leaf:
-                hook = parameter.register_post_accumulate_grad_hook(lambda p: live.mark([p.grad], "gradients"))
+                hook = parameter.register_post_accumulate_grad_hook(lambda p: live.mark(p.grad, "gradients"))
                 stack.callback(hook.remove)
         step()
     return live.peak

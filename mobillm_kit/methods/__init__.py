@@ -7,7 +7,7 @@ Taught in: notebooks/09_comparison.ipynb
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from mobillm_kit.errors import UnknownName
+from mobillm_kit.errors import BadInput, UnknownName
 
 
 @dataclass(frozen=True)
@@ -92,3 +92,13 @@ def options_of(name: str) -> dict[str, Any]:
             if parameter.kind is Parameter.KEYWORD_ONLY and option not in ("seed", "folder", "about"):
                 found[option] = row.options.get(option, parameter.default)
     return found | getattr(build, "SHAPE", {})
+
+
+def check_options(method: str, options: Iterable[str]) -> None:
+    """Refuse an option that the method has not, with the nearest that it has."""
+    known = options_of(method)
+    for name in options:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"Did you mean '{close[0]}'? " if close else ""
+            raise BadInput(f"The method '{method}' has no option '{name}'.", f"{hint}See `mobillm methods {method}`.")

@@ -6,9 +6,8 @@ Taught in: notebooks/00_start_here.ipynb
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from mobillm_kit.backbone.pretrained import load_backbone, load_tokenizer, rando
 from mobillm_kit.backbone.split import Backbone
 from mobillm_kit.backbone.streaming import stream_backbone
 from mobillm_kit.errors import BadInput
-from mobillm_kit.methods import METHODS, load_method, method_row, options_of
+from mobillm_kit.methods import METHODS, check_options, load_method, method_row
 from mobillm_kit.methods.task_model import TaskModel, task_model
 from mobillm_kit.runs.presets import Preset, preset
 from mobillm_kit.runs.spec import RunSpec
@@ -190,16 +189,6 @@ def build_method(prepared: Prepared, folder: Path | None = None) -> Method:
     extra = {"about": _about(prepared), "folder": folder} if method_row(spec.method).module == "mobillm" else {}
     method: Method = load_method(spec.method)(prepared.model, seed=spec.seed, **extra, **options)
     return method
-
-
-def check_options(method: str, options: Mapping[str, Any]) -> None:
-    """Refuse an option that the method has not, with the nearest that it has."""
-    known = options_of(method)
-    for name in options:
-        if name not in known:
-            close = get_close_matches(name, known, n=1)
-            hint = f"Did you mean '{close[0]}'? " if close else ""
-            raise BadInput(f"The method '{method}' has no option '{name}'.", f"{hint}See `mobillm methods {method}`.")
 
 
 def _about(prepared: Prepared) -> dict[str, Any]:
