@@ -192,8 +192,7 @@ def server(case: Case, folder: Path, sent: Path) -> dict[str, Any]:
     from mobillm_kit.server.side_trainer import SideTrainer
     from mobillm_kit.side.adapter import SideAdapter
     from mobillm_kit.side.description import SideSpec
-    from mobillm_kit.side.heads import LabelWordHead
-    from mobillm_kit.side.networks import SideTuned
+    from mobillm_kit.side.heads import LabelWordHead, SideTuned
 
     config = AutoConfig.from_pretrained(folder)
     batch, layers = random_batch(case.batch, case.length), range(1, config.num_hidden_layers + 1)
@@ -337,9 +336,8 @@ def in_fresh_process(case: Case, folder: Path, sent: Path | None = None, *, thre
 @contextmanager
 def random_model(name: str, scratch: Path | None, dtype: str = "bfloat16") -> Iterator[Path]:
     """A folder with random weights of a built-in architecture, removed afterwards."""
-    from mobillm_kit.backbone.architectures import architecture
     from mobillm_kit.backbone.meta_model import random_folder
-    from mobillm_kit.backbone.pretrained import DTYPES
+    from mobillm_kit.backbone.pretrained import DTYPES, architecture
 
     with tempfile.TemporaryDirectory(dir=scratch, prefix="mobillm-") as place:
         yield random_folder(architecture(name), Path(place) / name, dtype=DTYPES[dtype])

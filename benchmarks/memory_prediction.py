@@ -116,7 +116,7 @@ def child(case: Case, party: str) -> Measured:
     import torch
     from transformers import AutoConfig
 
-    from mobillm_kit.backbone.architectures import architecture
+    from mobillm_kit.backbone.pretrained import architecture
     from mobillm_kit.memory.prediction import shape_model
     from mobillm_kit.methods import load_method
 
@@ -206,7 +206,7 @@ def results(case: Case, command: str) -> list[Result]:
     """One result per party, measured where the machine has the room."""
     from dataclasses import asdict
 
-    from mobillm_kit.backbone.architectures import architecture
+    from mobillm_kit.backbone.pretrained import architecture
     from mobillm_kit.memory.prediction import predict
     from mobillm_kit.runs.provenance import provenance
 

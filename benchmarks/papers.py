@@ -63,7 +63,7 @@ class Papers(msgspec.Struct, frozen=True, kw_only=True):
 @cache
 def device_gb(model: str, method: str, batch: int, length: int, dtype: str = "float32", **options: object) -> float:
     """Predicted process of the device, GB."""
-    from mobillm_kit.backbone.architectures import architecture
+    from mobillm_kit.backbone.pretrained import architecture
     from mobillm_kit.memory.prediction import predict
 
     needs = predict(
@@ -75,7 +75,7 @@ def device_gb(model: str, method: str, batch: int, length: int, dtype: str = "fl
 @cache
 def streamed_gb(model: str, batch: int, length: int) -> dict[str, float]:
     """Predicted processes whose blocks are read one after the other, GB, by the way's name."""
-    from mobillm_kit.backbone.architectures import architecture
+    from mobillm_kit.backbone.pretrained import architecture
     from mobillm_kit.memory.budget import Step, streamed
 
     ways = streamed(Step(architecture(model), "lora", batch, length, "bfloat16"))

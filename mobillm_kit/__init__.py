@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mobillm_kit.backbone.architectures import architecture
     from mobillm_kit.backbone.lowbit import quantize_backbone, quantize_in_memory
     from mobillm_kit.backbone.meta_model import random_folder
-    from mobillm_kit.backbone.pretrained import load_backbone
+    from mobillm_kit.backbone.pretrained import architecture, load_backbone
     from mobillm_kit.backbone.streaming import Tokens, stream_backbone
     from mobillm_kit.channel.frames import Limits, from_frames, to_frames
     from mobillm_kit.channel.messages import BatchMessage
@@ -71,9 +70,8 @@ if TYPE_CHECKING:
     )
     from mobillm_kit.show.plots_runs import convergence, gantt, pareto
     from mobillm_kit.show.tables import markdown, rows
-    from mobillm_kit.side.adapter import SideAdapter
+    from mobillm_kit.side.adapter import SideAdapter, gate_shares, layers_by_gate
     from mobillm_kit.side.full_width import FullWidthSide
-    from mobillm_kit.side.layers import gate_shares, layers_by_gate
     from mobillm_kit.texts.batches import batch_indices
     from mobillm_kit.texts.metrics import accuracy
     from mobillm_kit.training.ledger import saved_for_backward

@@ -7,8 +7,7 @@ import json
 import pytest
 import torch
 
-from mobillm_kit.backbone.architectures import BUILT_IN, architecture
-from mobillm_kit.backbone.pretrained import from_config
+from mobillm_kit.backbone.pretrained import BUILT_IN, architecture, from_config
 from mobillm_kit.errors import BadInput, UnknownName
 from tests.builders import save_tiny_model
 

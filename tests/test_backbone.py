@@ -10,9 +10,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from mobillm_kit.backbone.architectures import architecture
 from mobillm_kit.backbone.families import family_of
-from mobillm_kit.backbone.pretrained import backbone_kind, from_config, load_backbone, load_tokenizer, random_backbone
+from mobillm_kit.backbone.pretrained import (
+    architecture,
+    backbone_kind,
+    from_config,
+    load_backbone,
+    load_tokenizer,
+    random_backbone,
+)
 from mobillm_kit.backbone.split import Backbone
 from mobillm_kit.backbone.streaming import stream_backbone
 from mobillm_kit.errors import BadInput, UnknownName

@@ -7,9 +7,9 @@ import torch
 
 from mobillm_kit.device.forward import Device, farthest_tokens
 from mobillm_kit.errors import BadInput
+from mobillm_kit.side.adapter import gate_shares, layers_by_gate
 from mobillm_kit.side.full_width import FullWidthSide
 from mobillm_kit.side.ladders import LadderSide
-from mobillm_kit.side.layers import gate_shares, layers_by_gate
 from tests.builders import random_batch, tiny_task_model
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import AutoConfig
 
-from mobillm_kit.backbone.architectures import architecture
+from mobillm_kit.backbone.pretrained import architecture
 from mobillm_kit.cli import main
 from mobillm_kit.commands import run as cli_run
 from mobillm_kit.errors import BadInput

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mobillm_kit.backbone.architectures import architecture
+from mobillm_kit.backbone.pretrained import architecture
 from mobillm_kit.common import GIB
 from mobillm_kit.errors import BadInput
 from mobillm_kit.memory.prediction import predict

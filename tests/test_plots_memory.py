@@ -91,6 +91,6 @@ def test_the_rank_multiplies_what_is_trained_and_moves_the_bars():
 
 
 def predict_pocket(batch: int, length: int, **options: int):
-    from mobillm_kit.backbone.architectures import architecture
+    from mobillm_kit.backbone.pretrained import architecture
 
     return predict(architecture("pocket"), "lora", batch_size=batch, length=length, options=options)

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from torch import nn
 from transformers import AutoConfig
 
-from mobillm_kit.backbone.architectures import architecture
+from mobillm_kit.backbone.pretrained import architecture
 from mobillm_kit.channel.checks import training_bytes
 from mobillm_kit.errors import BadInput, UnknownName
 from mobillm_kit.memory.live_tensors import Alive, LiveTensors

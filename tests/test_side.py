@@ -11,12 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from mobillm_kit.errors import BackboneMismatch, BadInput
 from mobillm_kit.methods import mobillm
-from mobillm_kit.side.adapter import SideAdapter, attach, new_adapter
-from mobillm_kit.side.description import USUAL, SideSpec
+from mobillm_kit.side.adapter import SideAdapter, attach, build_side, new_adapter
+from mobillm_kit.side.description import USUAL, SideSpec, chosen_layers
 from mobillm_kit.side.full_width import FullWidthSide
 from mobillm_kit.side.ladders import LadderSide, PrunedLadderSide
-from mobillm_kit.side.layers import chosen_layers
-from mobillm_kit.side.networks import build_side
 from mobillm_kit.side.pruning import block_sizes, kept_features, start_from
 from tests.builders import random_batch, tiny_task_model
 from tests.families import TINY

@@ -8,8 +8,10 @@ Taught in: notebooks/10_real_models.ipynb
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,15 @@ from transformers.utils import logging as hf_logging
 
 from mobillm_kit.backbone.families import Kind, family_of
 from mobillm_kit.backbone.split import Backbone
-from mobillm_kit.errors import BadInput
+from mobillm_kit.errors import BadInput, UnknownName
 from mobillm_kit.files import data_folder
+
+_ARCHITECTURES = Path(__file__).with_name("architectures")
+"""A ``config.json`` each, for planning before a download; the figures are the authors' (OPT: arXiv 2205.01068, table 1;
+RoBERTa: 1907.11692; TinyLlama: 2401.02385; Qwen2: 2407.10671; Llama 2: 2307.09288)."""
+
+BUILT_IN: tuple[str, ...] = tuple(sorted(path.stem for path in _ARCHITECTURES.glob("*.json")))
+"""Names of the built-in architectures."""
 
 LARGEST_POINTER_BYTES = 1024
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -200,3 +209,57 @@ def _quiet_transformers() -> Iterator[None]:
         hf_logging.set_verbosity(verbosity)
         if bars:
             hf_logging.enable_progress_bar()
+
+
+def architecture(name: str | Path) -> PreTrainedConfig:
+    """The configuration of a model; no weight is read.
+
+    Args:
+        name: a built-in architecture (``opt-1.3b``, any case, an organisation before a slash is ignored), ``pocket``, a
+            model folder, a JSON file like a ``config.json``, or ``organisation/name`` on the Hugging Face hub.
+
+    Raises:
+        UnknownName: no such architecture or model type.
+        BadInput: a folder without ``config.json``, a file that is no configuration, or a hub that does not give one.
+    """
+    path = Path(name).expanduser()
+    bare = str(name).lower().rpartition("/")[2]
+    if str(name) == "pocket" or path.is_dir():
+        return _from_file(Path(resolve(name)) / "config.json")
+    if path.is_file():
+        return _from_file(path)
+    if bare in BUILT_IN:
+        return _from_file(_ARCHITECTURES / f"{bare}.json")
+    if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
+        return _from_hub(str(name))
+    close = get_close_matches(bare, BUILT_IN, n=1)
+    hint = f"Did you mean '{close[0]}'?" if close else f"Built in: {', '.join(BUILT_IN)}."
+    raise UnknownName(
+        f"There is no model '{name}': no folder, no configuration file, nothing built in.",
+        f"{hint} Or name a folder or a file with a config.json.",
+    )
+
+
+def _from_hub(name: str) -> PreTrainedConfig:
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadInput(
+            f"{name}: neither a folder, nor built in, nor given by the Hugging Face hub ({reason}).",
+            f"Built in: {', '.join(BUILT_IN)}. Or name a folder or a file with a config.json.",
+        ) from error
+    family_of(config.model_type)
+    return config
+
+
+def _from_file(path: Path) -> PreTrainedConfig:
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        family_of(settings["model_type"])
+        return AutoConfig.for_model(**settings)
+    except UnknownName:
+        raise
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        problem = f"{path}: not a configuration, or one that names no model_type ({error})."
+        raise BadInput(problem, "Name a model's config.json.") from error

@@ -99,7 +99,7 @@ class Memory(Command, frozen=True, kw_only=True):
 
     def __call__(self) -> int:
         """Print each party's need and, where a memory is named, what would fit into it."""
-        from mobillm_kit.backbone.architectures import architecture
+        from mobillm_kit.backbone.pretrained import architecture
         from mobillm_kit.memory.budget import Step, alternatives, parse_bytes, reason
 
         ram_bytes = None if self.device_ram is None else parse_bytes(self.device_ram)

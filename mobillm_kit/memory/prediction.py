@@ -97,7 +97,7 @@ def predict(
     """Memory of one training step, from shapes alone: the device's need, and the server's where there is one.
 
     Args:
-        config: the architecture, as :func:`mobillm_kit.backbone.architectures.architecture` gives it.
+        config: the architecture, as :func:`mobillm_kit.backbone.pretrained.architecture` gives it.
         method: a name from ``mobillm methods``.
         batch_size: B.
         length: T, tokens of the longest text.

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from mobillm_kit.methods.backprop import Backprop
 from mobillm_kit.methods.task_model import TaskModel
+from mobillm_kit.side.description import chosen_layers
 from mobillm_kit.side.ladders import LadderSide
-from mobillm_kit.side.layers import chosen_layers
 from mobillm_kit.texts.encode import Batch
 
 

@@ -43,7 +43,7 @@ from mobillm_kit.quant.parcels import Parcel, Upload, from_bytes, merge, split, 
 from mobillm_kit.server.cache import ActivationCache
 from mobillm_kit.server.side_trainer import SideTrainer
 from mobillm_kit.side.adapter import SideAdapter
-from mobillm_kit.side.networks import SideTuned
+from mobillm_kit.side.heads import SideTuned
 from mobillm_kit.side.portable_head import build_head, read_tensors
 
 Reply = tuple[Message, list[bytes | memoryview]]

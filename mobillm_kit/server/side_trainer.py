@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from mobillm_kit.quant.parcels import Upload
 from mobillm_kit.record import CountedMemory
-from mobillm_kit.side.networks import SideTuned
+from mobillm_kit.side.heads import SideTuned
 from mobillm_kit.training.adamw import Trained
 
 FLOOR = 1e-6

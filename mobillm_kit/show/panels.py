@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mobillm_kit.backbone.architectures import BUILT_IN, architecture
+from mobillm_kit.backbone.pretrained import BUILT_IN, architecture
 from mobillm_kit.common import GIB
 from mobillm_kit.errors import BadInput, KitError, MissingExtra
 from mobillm_kit.link.overlap import StepCost, schedule, slowest, spans

@@ -21,11 +21,10 @@ from torch import nn
 
 from mobillm_kit.errors import BackboneMismatch, BadInput
 from mobillm_kit.files import write_with
-from mobillm_kit.side.description import USUAL, SideSpec
-from mobillm_kit.side.heads import LabelWordHead, PooledHead
-from mobillm_kit.side.ladders import PrunedLadderSide
-from mobillm_kit.side.layers import chosen_layers
-from mobillm_kit.side.networks import SideTuned, build_side
+from mobillm_kit.side.description import USUAL, SideSpec, chosen_layers
+from mobillm_kit.side.full_width import FullWidthSide
+from mobillm_kit.side.heads import LabelWordHead, PooledHead, SideTuned
+from mobillm_kit.side.ladders import LadderSide, PrunedLadderSide
 from mobillm_kit.side.pruning import block_sizes, start_from
 
 if TYPE_CHECKING:  # a server has no backbone and need not import what loads one
@@ -115,6 +114,17 @@ def _described(config: Mapping[str, Any]) -> SideSpec:
 HUB_ARGUMENTS = ("revision", "cache_dir", "force_download", "local_files_only", "token", "strict")
 
 
+def build_side(spec: SideSpec) -> FullWidthSide | LadderSide | PrunedLadderSide:
+    """The side network of a description, with its first weights; numbers that do not fit together are refused."""
+    spec.check()
+    if spec.kind == "full-width":
+        return FullWidthSide(spec.width, spec.layers, rank=spec.rank, seed=spec.seed)
+    sizes = {"reduction": spec.reduction, "heads": spec.heads, "seed": spec.seed}
+    if spec.start == "random":
+        return LadderSide(spec.width, spec.layers, causal=spec.causal, **sizes)
+    return PrunedLadderSide(spec.width, spec.layers, feed_forward=spec.feed_forward, norm_eps=spec.norm_eps, **sizes)
+
+
 def new_adapter(
     backbone: Backbone,
     *,
@@ -175,3 +185,35 @@ def attach(adapter: SideAdapter, backbone: Backbone, head: LabelWordHead | Poole
             "Tap the last layer too: its state is what the side network adds to.",
         )
     return SideTuned(adapter, head.server_copy() if isinstance(head, LabelWordHead) else None)
+
+
+def gate_shares(side: FullWidthSide | LadderSide) -> tuple[float, ...]:
+    """Each tapped layer's share in the side state at the end, adapters and blocks left out; they sum to 1.
+
+        share_i = (1 - mu_i) prod_{j>i} mu_j            share_1 = prod_{j>1} mu_j
+
+    since the first tap enters whole.  mu is the gate: sigmoid(alpha), of the ladder sigmoid(alpha / 0.1).
+    """
+    gates = (side.gates if side.token_wise else side.gates / 0.1).detach().sigmoid().double().tolist()
+    shares, kept = [], 1.0
+    for place in range(len(gates) - 1, -1, -1):
+        enters = 1 - gates[place] if place else 1.0
+        shares.append(enters * kept)
+        kept *= gates[place]
+    return tuple(reversed(shares))
+
+
+def layers_by_gate(side: FullWidthSide | LadderSide, count: int) -> tuple[int, ...]:
+    """The ``count`` tapped layers of a trained side network that weigh most in it, ascending (filtering by layer).
+
+    The last one is always among them: its state is what the side network adds to.
+
+    Args:
+        side: trained; of a fresh one every gate is the same, and the choice says nothing.
+        count: how many layers are to be sent, at most all that are tapped.
+    """
+    if not 1 <= count <= len(side.layers):
+        raise BadInput(f"Cannot choose {count} of {len(side.layers)} layers.")
+    *others, last = zip(gate_shares(side), side.layers, strict=True)
+    heaviest = sorted(others, reverse=True)[: count - 1]
+    return tuple(sorted([layer for _, layer in heaviest] + [last[1]]))

@@ -102,6 +102,28 @@ def check_layers(layers: Sequence[int]) -> tuple[int, ...]:
     return chosen
 
 
+def chosen_layers(n_layers: int, layers: int | Sequence[int] | None, *, last: bool = False) -> list[int]:
+    """The layers themselves where they are given; a count of evenly spaced ones of 1 .. L that end in L; all for None.
+
+    Args:
+        last: of a count, the last ones of 0 .. L instead; all where there are no more.
+
+    Raises:
+        BadInput: a count below 1, or of evenly spaced ones above L.
+    """
+    if layers is not None and not isinstance(layers, int):
+        return [int(layer) for layer in layers]
+    if last:
+        count = n_layers + 1 if layers is None else layers
+        if count < 1:
+            raise BadInput(f"Cannot choose the last {count} of the layers 0 to {n_layers}.")
+        return list(range(max(0, n_layers + 1 - count), n_layers + 1))
+    count = n_layers if layers is None else layers
+    if not 1 <= count <= n_layers:
+        raise BadInput(f"Cannot choose {count} of {n_layers} layers.")
+    return [round((index + 1) * n_layers / count) for index in range(count)]
+
+
 def check_rank(width: int, rank: int) -> None:
     """A bottleneck of the full-width side is no wider than the backbone."""
     if not 1 <= rank <= width:

@@ -1,9 +1,10 @@
-"""A backbone with a head for one task: from a batch of tokens to class logits.
+"""From a last state to class logits: the two heads, and what a server runs, a side network with its head.
 
-    decoders:  logits_c = W_head[word_c] · P(norm(h_L[prediction token]))       label words, MeZO section 2
-    encoders:  logits   = W_c pool(h_L) + b_c                                   a trained classifier
+    decoders:  logits_c = W_head[word_c] · P(norm(h[prediction token]))         label words, MeZO section 2
+    encoders:  logits   = W_c pool(h) + b_c                                     a trained classifier
+    server:    h = A_L + side(A_1 … A_L)                                        without a side network h is h_L
 
-Knows: backbones and batches.  Knows nothing of: how anything is trained.
+Knows: states, side networks.  Knows nothing of: backbones, how anything is trained, files, sockets.
 Taught in: notebooks/00_start_here.ipynb
 """
 
@@ -11,10 +12,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from mobillm_kit.side.adapter import SideAdapter
 
 Pooling = Literal["mean", "first"]
 
@@ -126,3 +130,33 @@ class PooledHead(nn.Module):
     def n_labels(self) -> int:
         """C."""
         return self.classifier.out_features
+
+
+class SideTuned(nn.Module):
+    """What the server runs: the side network and the head, from activations to logits.
+
+    Args:
+        adapter: the side network; for encoders it holds the classifier too.
+        head: the frozen label-word head for decoders, None for encoders.
+    """
+
+    def __init__(self, adapter: SideAdapter, head: LabelWordHead | None) -> None:
+        super().__init__()
+        self.adapter = adapter
+        own = head or adapter.head
+        assert own is not None  # an encoder's adapter holds one
+        self.head: LabelWordHead | PooledHead = own
+
+    def forward(self, taps: Sequence[Tensor], mask: Tensor, positions: Tensor) -> Tensor:
+        """Taps (B, T, d) per layer, the last of them h_L; mask (B, T); positions (B,); to logits (B, C).
+
+        The side network works in its own precision, whatever the taps arrive in.
+        """
+        wide = [tap.to(self.adapter.side.gates.dtype) for tap in taps]
+        hidden = wide[-1] + self.adapter.side(wide, mask)
+        return self.head(self.head.pool(hidden, mask, positions))
+
+    @property
+    def one_token_is_enough(self) -> bool:
+        """Exact with the prediction token alone: the side works token by token and the head reads one token."""
+        return self.adapter.side.token_wise and self.head.single_token
