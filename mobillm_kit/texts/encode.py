@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -62,11 +62,6 @@ class Batch:
     def rows(self) -> int:
         """B."""
         return self.input_ids.shape[0]
-
-    @property
-    def tokens(self) -> int:
-        """Real tokens in the batch, padding not counted."""
-        return int(self.attention_mask.sum())
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on ``device``."""
@@ -134,12 +129,14 @@ class TextEncoder:
         self._check(examples)
         if not examples:
             return []
-        rows, cut = self._decoder_rows(examples) if self.kind == "decoder" else self._encoder_rows(examples)
+        rows = self._segments(examples) if self.kind == "encoder" else self._prompts(examples)
+        long = [number for number, row in enumerate(rows) if len(row.ids) > self.max_length]
+        for number in long:
+            rows[number] = self._shortened(examples[number])
         self._check_ids(max(max(row.ids) for row in rows))
-        if cut:
-            note = (
-                f"{cut} of {len(examples)} texts did not fit into {self.max_length} tokens and were cut at their end."
-            )
+        if long:
+            cut = f"{len(long)} of {len(rows)} texts did not fit"
+            note = f"{cut} into {self.max_length} tokens and were cut at their end."
             if not self.notes:
                 _log.warning("%s", note)
             self.notes.append(note)
@@ -174,10 +171,9 @@ class TextEncoder:
         if self.kind != "decoder":
             raise BadInput("An encoder predicts with a classifier, not with label words.", "Use its pooled head.")
         prompt = self.task.fill(_STAND_IN, _STAND_IN)
-        bare = self._prompt_ids(prompt)
+        bare, *with_words = self._prompts_ids([prompt, *(prompt + word for word in self.task.label_words)])
         found: dict[int, str] = {}
-        for word in self.task.label_words:
-            ids = self._prompt_ids(prompt + word)
+        for word, ids in zip(self.task.label_words, with_words, strict=True):
             if ids[: len(bare)] != bare or len(ids) == len(bare):
                 raise BadInput(
                     f"The label word {word!r} has no token of its own after the prompt {self.task.prompt!r}.",
@@ -220,10 +216,7 @@ class TextEncoder:
         """Tokens of a row with an empty text."""
         if self.kind == "encoder":
             return self.tokenizer.num_special_tokens_to_add(pair=self.task.pair_column is not None)
-        return len(self._prompt_ids(self.task.fill("", "")))
-
-    def _prompt_ids(self, prompt: str) -> list[int]:
-        return self._prompts_ids([prompt])[0]
+        return len(self._prompts_ids([self.task.fill("", "")])[0])
 
     def _prompts_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """Ids with the tokenizer's opening tokens, without its closing ones: the label word is to follow."""
@@ -237,52 +230,35 @@ class TextEncoder:
             rows.append(ids[:end])
         return rows
 
-    def _decoder_rows(self, examples: Sequence[Example]) -> tuple[list[Encoded], int]:
-        rows, cut = [], 0
-        prompts = [self.task.fill(example.text, example.pair) for example in examples]
-        for example, ids in zip(examples, self._prompts_ids(prompts), strict=True):
-            if len(ids) > self.max_length:
-                ids = self._shortened(example)
-                cut += 1
-            rows.append(Encoded(tuple(ids), None, example.label))
-        return rows, cut
+    def _prompts(self, examples: Sequence[Example]) -> list[Encoded]:
+        ids = self._prompts_ids([self.task.fill(example.text, example.pair) for example in examples])
+        return [Encoded(tuple(own), None, example.label) for own, example in zip(ids, examples, strict=True)]
 
-    def _shortened(self, example: Example) -> list[int]:
-        """Ids of the prompt around the first n characters of each text, with the largest n that fits."""
-        text, pair = example.text, example.pair or ""
-        fits, too_many = 0, max(len(text), len(pair))
-        best: list[int] = []
+    def _shortened(self, example: Example) -> Encoded:
+        """The longer segment cut, or the prompt around the first n characters of each text, the largest n that fits."""
+        if self.kind == "encoder":
+            return self._segments([example], truncation="longest_first", max_length=self.max_length)[0]
+        text, pair = example.text, example.pair
+        fits, too_many = 0, max(len(text), len(pair or ""))
+        best: Encoded | None = None
         while too_many - fits > 1:
             middle = (fits + too_many) // 2
-            ids = self._prompt_ids(self.task.fill(text[:middle].rstrip(), pair[:middle].rstrip()))
-            if len(ids) <= self.max_length:
-                fits, best = middle, ids
+            start = replace(example, text=text[:middle].rstrip(), pair=pair and pair[:middle].rstrip())
+            row = self._prompts([start])[0]
+            if len(row.ids) <= self.max_length:
+                fits, best = middle, row
             else:
                 too_many = middle
-        if not best:
+        if best is None:
             raise BadInput(
                 f"A context of {self.max_length} tokens leaves no room for one character of the text '{text[:40]}'.",
                 "Give a longer context, or a shorter prompt.",
             )
         return best
 
-    def _encoder_rows(self, examples: Sequence[Example]) -> tuple[list[Encoded], int]:
-        whole = self._segments(examples, cut=False)
-        long = [index for index, row in enumerate(whole) if len(row.ids) > self.max_length]
-        if long:
-            for index, row in zip(long, self._segments([examples[i] for i in long], cut=True), strict=True):
-                whole[index] = row
-        return whole, len(long)
-
-    def _segments(self, examples: Sequence[Example], cut: bool) -> list[Encoded]:
+    def _segments(self, examples: Sequence[Example], **cut: Any) -> list[Encoded]:
         pairs = None if self.task.pair_column is None else [example.pair for example in examples]
-        encoded = self.tokenizer(
-            [example.text for example in examples],
-            pairs,
-            truncation="longest_first" if cut else False,
-            max_length=self.max_length if cut else None,
-            verbose=False,
-        )
+        encoded = self.tokenizer([example.text for example in examples], pairs, verbose=False, **cut)
         types = encoded.get("token_type_ids") or [None] * len(examples)
         return [
             Encoded(tuple(ids), None if kinds is None else tuple(kinds), example.label)
