@@ -144,11 +144,14 @@ def test_the_batched_estimate_equals_the_sequential_one(name):
             torch.testing.assert_close(other.trained()[key], tensor, rtol=1e-9, atol=1e-11)
 
 
-def test_forward_passes_share_what_they_say():
-    assert [len(prge.copy_groups(4, inner=i, outer=o)) for i, o in MODES] == [1, 4, 2, 8]
-    for inner, outer in MODES:
-        flat = [copy for group in prge.copy_groups(4, inner=inner, outer=outer) for copy in group]
-        assert sorted(flat) == [(sign, j) for sign in (0, 1) for j in range(4)]
+@pytest.mark.parametrize(("mode", "rows"), list(zip(MODES, ([48], [12] * 4, [24] * 2, [6] * 8), strict=True)))
+def test_forward_passes_share_what_they_say(mode, rows, monkeypatch):
+    """Both signs and all perturbations in one, or each in a pass of its own: rows of each forward of 6 texts, q = 4."""
+    method, seen = prge.build(tiny_task_model(), seed=0, q=4, inner=mode[0], outer=mode[1]), []
+    forward = method._model.logits
+    monkeypatch.setattr(method._model, "logits", lambda batch: seen.append(batch.rows) or forward(batch))
+    method.step(random_batch(rows=6), 0.1)
+    assert seen == rows
 
 
 def test_a_copy_of_the_layer_is_plain_lora_with_that_b():

@@ -18,33 +18,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mobillm_kit.methods.backprop import Backprop
 from mobillm_kit.methods.task_model import TaskModel
 from mobillm_kit.side.description import chosen_layers
 from mobillm_kit.side.ladders import LadderSide
 from mobillm_kit.texts.encode import Batch
-
-
-class LadderTuned(torch.nn.Module):
-    """A backbone with its ladder beside it, in one memory."""
-
-    def __init__(self, model: TaskModel, side: LadderSide) -> None:
-        super().__init__()
-        self.model = model
-        self.side = side
-
-    def forward(self, batch: Batch) -> Tensor:
-        """(B, C); the graph reaches the ladder and the head, not the backbone."""
-        with torch.no_grad():
-            taps = self.model.backbone.taps(
-                batch.input_ids, batch.attention_mask, batch.token_type_ids, layers=self.side.layers
-            )
-        wide = [tap.to(self.side.gates.dtype) for tap in taps]
-        head = self.model.head
-        hidden = wide[-1] + self.side(wide, batch.attention_mask)
-        return head(head.pool(hidden, batch.attention_mask, batch.positions))
 
 
 def build(
@@ -69,6 +49,16 @@ def build(
     causal = backbone.kind == "decoder"
     chosen = chosen_layers(backbone.n_layers, layers)
     side = LadderSide(backbone.width, chosen, reduction=reduction, heads=heads, causal=causal, seed=seed)
-    tuned = LadderTuned(model, side.to(backbone.device))
+    side.to(backbone.device)
+
+    def logits(batch: Batch) -> Tensor:
+        """(B, C); the graph reaches the ladder and the head, not the backbone."""
+        with torch.no_grad():
+            taps = backbone.taps(batch.input_ids, batch.attention_mask, batch.token_type_ids, layers=chosen)
+        wide = [tap.to(side.gates.dtype) for tap in taps]
+        hidden = wide[-1] + side(wide, batch.attention_mask)
+        return model.head(model.head.pool(hidden, batch.attention_mask, batch.positions))
+
     trained = {f"side.{name}": parameter for name, parameter in side.named_parameters()}
-    return Backprop("lst", tuned, {**trained, **model.head_parameters()}, tuned, weight_decay=weight_decay)
+    trained |= model.head_parameters()
+    return Backprop("lst", nn.ModuleList([model, side]), trained, logits, weight_decay=weight_decay)

@@ -30,33 +30,50 @@ from mobillm_kit.side.heads import PooledHead
 from mobillm_kit.texts.encode import Batch
 from mobillm_kit.training.method import StepResult
 
-Copy = tuple[int, int]
-"""(sign, perturbation): which of the 2q weights; sign 0 is up, 1 is down."""
-
 
 class PRGE:
-    """P-RGE on the dual-forwarding layers of a model; arguments as for :func:`build`."""
+    """Dual-forwarding layers in a backbone, and P-RGE on their B.
+
+    Args:
+        model: its projections are wrapped; of an encoder's classifier the whole weight is perturbed (A = 1).
+        seed: of A and of every z.
+        q: perturbations a step.
+        eps: the perturbation; the paper's 1e-2 for LoRA-FA.
+        clip: the largest |g_j|.  Not in the paper: the few large g of a run (one in a hundred is ten times the
+            median) throw it off what it has found, at any rate that finds it in time.
+        inner: run both signs in the same forward.
+        outer: run all perturbations in the same forward.
+        lora: rank, alpha and targets, as :func:`mobillm_kit.methods.lora_layers.add_lora` takes them.
+
+    Raises:
+        BadInput: q, eps, rank, alpha or clip out of range, or a target that no layer has.
+    """
 
     name = "p-rge"
 
     def __init__(
         self,
         model: TaskModel,
-        layers: Mapping[str, DualForwardLinear],
         *,
-        q: int,
-        eps: float,
         seed: int,
+        q: int = 4,
+        eps: float = 1e-2,
         clip: float | None = None,
         inner: bool = True,
         outer: bool = True,
+        **lora: Any,
     ) -> None:
+        if not isinstance(q, int) or isinstance(q, bool) or q < 1:
+            raise BadInput(f"q is {q}; it must be a whole number from 1 up.")
+        check_eps(eps)
+        if clip is not None and not clip > 0:
+            raise BadInput(f"clip is {clip}; it must be a number above 0.")
         self._model = model
-        self._layers = dict(layers)
+        self._layers = add_dual_forward(model, q=q, seed=seed, **lora)
         self._eps = eps
         self._seed = seed
         self._clip = clip
-        self._groups = copy_groups(q, inner=inner, outer=outer)
+        self._passes = [(signs, these) for signs in _cut(2, whole=inner) for these in _cut(q, whole=outer)]
         reference = next(iter(self._layers.values())).up
         self._g = torch.zeros(q, dtype=reference.dtype, device=reference.device)
         self._lr = 0.0
@@ -77,15 +94,14 @@ class PRGE:
     def losses(self, batch: Batch) -> Tensor:
         """(2, q): the loss at every perturbed weight."""
         losses = torch.empty(2, len(self._g), dtype=self._g.dtype, device=self._g.device)
-        for group in self._groups:
-            (sign, first), (last_sign, last) = group[0], group[-1]
+        for signs, these in self._passes:
             for layer in self._layers.values():
-                # a group is a block of the stack, so its copies are a view and no second set of Bs exists
-                layer.copies = layer.stack[sign : last_sign + 1, first : last + 1].flatten(0, 1)
-            logits = self._model.logits(batch.repeated(len(group)))
-            each = F.cross_entropy(logits, batch.labels.repeat(len(group)), reduction="none")
-            for (sign, j), loss in zip(group, each.view(len(group), -1).mean(dim=1), strict=True):
-                losses[sign, j] = loss
+                # a pass reads a block of the stack, so its copies are a view and no second set of Bs exists
+                layer.copies = layer.stack[signs, these].flatten(0, 1)
+            found = losses[signs, these]
+            logits = self._model.logits(batch.repeated(found.numel()))
+            each = F.cross_entropy(logits, batch.labels.repeat(found.numel()), reduction="none")
+            found.copy_(each.view(*found.shape, -1).mean(dim=-1))
         return losses
 
     @torch.no_grad()
@@ -101,17 +117,10 @@ class PRGE:
 
     def state(self) -> dict[str, Tensor]:
         """Both stacks of B, and the last step's g and rate, which the next step applies."""
-        stacks = {
-            f"{side}/{name}": getattr(layer, side).clone()
-            for name, layer in self._layers.items()
-            for side in ("up", "down")
-        }
-        return {
-            **stacks,
-            "g": self._g.clone(),
-            "lr": torch.tensor(self._lr, dtype=torch.float64),
-            "steps": torch.tensor(self._steps),
-        }
+        state = {"g": self._g.clone(), "lr": torch.tensor(self._lr, dtype=torch.float64)}
+        for name, layer in self._layers.items():
+            state |= {f"up/{name}": layer.up.clone(), f"down/{name}": layer.down.clone()}
+        return {**state, "steps": torch.tensor(self._steps)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take back what :meth:`state` gave, in place."""
@@ -137,40 +146,7 @@ class PRGE:
             layer.advance(self._g, self._lr, self._eps, z)
 
 
-def build(
-    model: TaskModel,
-    *,
-    seed: int,
-    q: int = 4,
-    eps: float = 1e-2,
-    clip: float | None = None,
-    inner: bool = True,
-    outer: bool = True,
-    **lora: Any,
-) -> PRGE:
-    """Put dual-forwarding layers into the backbone and train their B.
-
-    Args:
-        model: its projections are wrapped; of an encoder's classifier the whole weight is perturbed (A = 1).
-        seed: of A and of every z.
-        q: perturbations a step.
-        eps: the perturbation; the paper's 1e-2 for LoRA-FA.
-        clip: the largest |g_j|.  Not in the paper: the few large g of a run (one in a hundred is ten times the
-            median) throw it off what it has found, at any rate that finds it in time.
-        inner: run both signs in the same forward.
-        outer: run all perturbations in the same forward.
-        lora: rank, alpha and targets, as :func:`mobillm_kit.methods.lora_layers.add_lora` takes them.
-
-    Raises:
-        BadInput: q, eps, rank, alpha or clip out of range, or a target that no layer has.
-    """
-    if not isinstance(q, int) or isinstance(q, bool) or q < 1:
-        raise BadInput(f"q is {q}; it must be a whole number from 1 up.")
-    check_eps(eps)
-    if clip is not None and not clip > 0:
-        raise BadInput(f"clip is {clip}; it must be a number above 0.")
-    layers = add_dual_forward(model, q=q, seed=seed, **lora)
-    return PRGE(model, layers, q=q, eps=eps, seed=seed, clip=clip, inner=inner, outer=outer)
+build = PRGE
 
 
 def add_dual_forward(
@@ -201,11 +177,9 @@ def add_dual_forward(
     return layers
 
 
-def copy_groups(q: int, *, inner: bool, outer: bool) -> list[list[Copy]]:
-    """Which of the 2q weights share a forward pass."""
-    signs = [[0, 1]] if inner else [[0], [1]]
-    perturbations = [list(range(q))] if outer else [[j] for j in range(q)]
-    return [[(sign, j) for sign in some for j in these] for some in signs for these in perturbations]
+def _cut(n: int, *, whole: bool) -> list[slice]:
+    """0 … n - 1 in one pass, or each in a pass of its own."""
+    return [slice(0, n)] if whole else [slice(i, i + 1) for i in range(n)]
 
 
 def _draw_a(layer: nn.Linear | Conv1D, rank: int, generator: torch.Generator) -> Tensor:

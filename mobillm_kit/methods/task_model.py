@@ -7,16 +7,14 @@ Taught in: notebooks/00_start_here.ipynb
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from torch import Tensor, nn
 
+from mobillm_kit.backbone.split import Backbone
 from mobillm_kit.errors import BadInput
-
-if TYPE_CHECKING:  # a server has no backbone and need not import what loads one
-    from mobillm_kit.backbone.split import Backbone
-    from mobillm_kit.texts.encode import Batch
 from mobillm_kit.side.heads import LabelWordHead, PooledHead, Pooling
+from mobillm_kit.texts.encode import Batch
 
 
 class TaskModel(nn.Module):

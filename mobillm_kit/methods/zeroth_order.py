@@ -66,33 +66,28 @@ class ZerothOrder:
         self._model = model
         self._parameters = dict(parameters)
         self._logits = logits
-        self._seed = seed
-        self._eps = eps
         self._step_sizes = array("f")
+        self.log = ReplayLog(seed, eps, self._step_sizes)
+        """What this run can be made again from; it grows with every step."""
 
     @torch.no_grad()
     def step(self, batch: Batch, lr: float) -> StepResult:
         """Two losses, at w + eps z and w - eps z, and one move along z; 2 B samples go forward."""
-        seed = step_seed(self._seed, len(self._step_sizes))
+        seed = step_seed(self.log.seed, len(self._step_sizes))
         weights = list(self._parameters.values())
-        perturb(weights, seed, self._eps)
+        perturb(weights, seed, self.log.eps)
         up = self._loss(batch)
-        perturb(weights, seed, -2 * self._eps)
+        perturb(weights, seed, -2 * self.log.eps)
         down = self._loss(batch)
         # as float32 from here on: what is used is what is logged
-        self._step_sizes.append(lr * (up - down) / (2 * self._eps))
-        perturb(weights, seed, self._eps - self._step_sizes[-1])
+        self._step_sizes.append(lr * (up - down) / (2 * self.log.eps))
+        perturb(weights, seed, self.log.eps - self._step_sizes[-1])
         return StepResult(loss=(up + down) / 2, forwards=2 * batch.rows)
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
         """(B, C) class logits, without gradient."""
         return self._logits(batch)
-
-    @property
-    def log(self) -> ReplayLog:
-        """What this run can be made again from."""
-        return ReplayLog(self._seed, self._eps, tuple(self._step_sizes))
 
     def trained(self) -> dict[str, Tensor]:
         """The parameters that are perturbed, by name, detached."""
@@ -108,7 +103,7 @@ class ZerothOrder:
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(state[f"weight/{name}"])
-        self._step_sizes = array("f", state["step_sizes"].tolist())
+        self._step_sizes[:] = array("f", state["step_sizes"].tolist())
 
     def count_memory(self, batch: Batch) -> tuple[CountedMemory, ...]:
         """No gradient is kept, but one z is alive while it is added: it stands in the gradients' place."""
