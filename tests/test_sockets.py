@@ -861,7 +861,7 @@ def test_nothing_is_left_over(guarded):
 def test_every_default_of_zmq_that_hurts_is_set(guarded):
     with device_of(guarded, high_water=5, **_curve()) as device:
         for end in (guarded, device):
-            raw = end._core.socket
+            raw = end._socket
             assert 0 < raw.getsockopt(zmq.SNDHWM) <= 32
             assert 0 < raw.getsockopt(zmq.RCVHWM) <= 32
             assert raw.getsockopt(zmq.MAXMSGSIZE) == LIMITS.frame_bytes + 33  # what CURVE adds
@@ -870,6 +870,6 @@ def test_every_default_of_zmq_that_hurts_is_set(guarded):
             assert raw.getsockopt(zmq.HEARTBEAT_IVL) <= 0  # the device pings; see docs/log.md
             assert raw.getsockopt(zmq.TCP_KEEPALIVE) == 1
             assert raw.getsockopt(zmq.ROUTING_ID) == b""  # a name is never an identity
-        assert device._core.socket.getsockopt(zmq.IMMEDIATE) == 1
-        assert device._core.socket.getsockopt(zmq.SNDHWM) == 5
-        assert guarded._core.socket.getsockopt(zmq.MECHANISM) == zmq.CURVE
+        assert device._socket.getsockopt(zmq.IMMEDIATE) == 1
+        assert device._socket.getsockopt(zmq.SNDHWM) == 5
+        assert guarded._socket.getsockopt(zmq.MECHANISM) == zmq.CURVE

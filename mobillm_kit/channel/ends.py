@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import errno
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import zmq
 
 from mobillm_kit.channel.connections import Connections
 from mobillm_kit.channel.join import check_key, split_address
 from mobillm_kit.channel.keys import KeyPair
-from mobillm_kit.channel.sockets import Core, checked, take_message
+from mobillm_kit.channel.sockets import End, checked, take_message
 from mobillm_kit.channel.threshold import (
     DOMAIN,
     Door,
@@ -44,7 +43,8 @@ if TYPE_CHECKING:
 _DEVICE_INBOX = 32  # answers are small; a device that does not read for a while loses none
 _CUTS = 3  # one connection cut during the handshake may be the network's fault, three in a row are not
 
-_WATCHED = (
+_ARRIVALS = zmq.EVENT_ACCEPTED | zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED
+_PROGRESS = (
     zmq.EVENT_CONNECTED
     | zmq.EVENT_CONNECT_DELAYED
     | zmq.EVENT_CONNECT_RETRIED
@@ -68,31 +68,7 @@ class Peer:
     """Of the connection, as the system counts them."""
 
 
-class _End:
-    """What both ends share: they wake, and they close."""
-
-    _core: Core
-
-    def wake(self) -> None:
-        """Let :meth:`receive` return now, or at once when it is next called; from any thread."""
-        self._core.wake()
-
-    def close(self, flush_s: float = 0.0) -> None:
-        """Close for good, within two seconds; from any thread, as often as one likes.
-
-        Args:
-            flush_s: time that messages already handed over get to leave, at most half a second.
-        """
-        self._core.close(flush_s)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class ServerSocket(_End):
+class ServerSocket(End):
     """The server's end: many devices, one socket.
 
     Args:
@@ -121,19 +97,17 @@ class ServerSocket(_End):
         host, _ = split_address(bind)
         check_protected(bind, host, keys, admit)
         make_routes_unpredictable()
-        self._core = Core(zmq.ROUTER, limits, high_water, high_water)
-        weakref.finalize(self, self._core.close, 0.0)  # forgotten sockets: a rerun cell, the end of the program
+        super().__init__(zmq.ROUTER, limits, high_water, high_water, events=_ARRIVALS, events_wake=False)
         self._encrypted = keys is not None
         self._connections = Connections(limits.total_bytes)
         try:
-            self._core.watch(zmq.EVENT_ACCEPTED | zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED, wake=False)
-            self._core.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-            self._core.socket.setsockopt(zmq.IPV6, ":" in host)
+            self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+            self._socket.setsockopt(zmq.IPV6, ":" in host)
             if keys is not None and admit is not None:
-                self._core.also_close.append(Door(self._core.context, admit).close)
+                self._also_close.append(Door(self._context, admit).close)
                 self._protect(keys)
-            bind_to(self._core.socket, bind)
-            self.address: str = self._core.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+            bind_to(self._socket, bind)
+            self.address: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         except BaseException:
             self.close()
             raise
@@ -144,16 +118,16 @@ class ServerSocket(_End):
         Returns:
             who sent it and its frames; None when none came in time or :meth:`wake` was called.
         """
-        with self._core.in_use():
-            arrived = self._core.wait_for_message(timeout_s)
+        with self._in_use():
+            arrived = self._wait(zmq.POLLIN, timeout_s)
             self._hear_events()
             if not arrived:
                 return None
             try:
-                route = self._core.socket.recv(zmq.DONTWAIT)
+                route = self._socket.recv(zmq.DONTWAIT)
             except zmq.Again:  # its sender left between the two calls
                 return None
-            key, descriptor, frames = take_message(self._core.socket, self._core.limits)
+            key, descriptor, frames = take_message(self._socket, self._limits)
             self._connections.heard(descriptor)
             if self._encrypted and not key:
                 return None  # cannot happen while CURVE is on; were it off, nobody's message counts
@@ -168,10 +142,10 @@ class ServerSocket(_End):
         Raises:
             BadInput: a frame is larger, or the message longer, than the limits.
         """
-        parts = checked(frames, self._core.limits)
-        with self._core.in_use():
+        parts = checked(frames, self._limits)
+        with self._in_use():
             try:
-                self._core.socket.send_multipart([peer.route, *parts], zmq.DONTWAIT, copy=False)
+                self._socket.send_multipart([peer.route, *parts], zmq.DONTWAIT, copy=False)
             except zmq.ZMQError as error:
                 if error.errno in (errno.EAGAIN, errno.EHOSTUNREACH):
                     return False
@@ -184,26 +158,26 @@ class ServerSocket(_End):
 
     def cut_off(self) -> None:
         """End the connections that take more time or room than they may; see `mobillm_kit.channel.connections`."""
-        with self._core.in_use():
+        with self._in_use():
             self._hear_events()
             self._connections.cut(time.monotonic())
 
     def _hear_events(self) -> None:
-        for event, descriptor in self._core.events():
+        for event, descriptor in self._events():
             if event == zmq.EVENT_ACCEPTED:
                 self._connections.accepted(descriptor, time.monotonic())
             else:
                 self._connections.closed(descriptor)
 
     def _protect(self, keys: KeyPair) -> None:
-        socket = self._core.socket
+        socket = self._socket
         socket.setsockopt(zmq.CURVE_SERVER, 1)
         socket.setsockopt_string(zmq.CURVE_SECRETKEY, keys.secret)
         socket.setsockopt_string(zmq.ZAP_DOMAIN, DOMAIN)
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # nobody enters when nobody answers at the door
 
 
-class DeviceSocket(_End):
+class DeviceSocket(End):
     """The device's end: one server.
 
     ZeroMQ connects, and after a loss connects again, by itself.  What was under way is lost then, and the server sees
@@ -241,10 +215,9 @@ class DeviceSocket(_End):
         self._reason = "nothing-listens"
         self._cuts = 0
         self._last_event, self._last_event_at = 0, 0.0
-        self._core = Core(zmq.DEALER, limits, high_water, _DEVICE_INBOX)
-        weakref.finalize(self, self._core.close, 0.0)
+        super().__init__(zmq.DEALER, limits, high_water, _DEVICE_INBOX, events=_PROGRESS, events_wake=True)
         try:
-            socket = self._core.socket
+            socket = self._socket
             socket.setsockopt(zmq.IPV6, ":" in host)
             socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a server that is not there
             socket.setsockopt(zmq.RECONNECT_IVL, 100)
@@ -254,7 +227,6 @@ class DeviceSocket(_End):
                 socket.setsockopt_string(zmq.CURVE_SERVERKEY, check_key(server_key, "server key"))
                 socket.setsockopt_string(zmq.CURVE_PUBLICKEY, keys.public)
                 socket.setsockopt_string(zmq.CURVE_SECRETKEY, keys.secret)
-            self._core.watch(_WATCHED, wake=True)
             connect_to(socket, address)
         except BaseException:
             self.close()
@@ -270,11 +242,11 @@ class DeviceSocket(_End):
         """
         deadline = time.monotonic() + timeout_s
         while True:
-            with self._core.in_use():
+            with self._in_use():
                 self._hear_events()
                 if self.connected:
                     return
-                self._core.wait_for_event(deadline - time.monotonic())
+                self._wait(0, deadline - time.monotonic())
             if self._cuts >= _CUTS:
                 self._reason, self._cuts = self._look_closer(), 0
             failure = HandshakeFailed(*sentence(self._reason, self.address, self._encrypted), reason=self._reason)
@@ -292,18 +264,18 @@ class DeviceSocket(_End):
         Raises:
             BadInput: a frame is larger, or the message longer, than the limits.
         """
-        parts = checked(frames, self._core.limits)
+        parts = checked(frames, self._limits)
         deadline = time.monotonic() + timeout_s
-        with self._core.in_use():
+        with self._in_use():
             while True:
                 self._hear_events()
                 with suppress(zmq.Again):
-                    self._core.socket.send_multipart(parts, zmq.DONTWAIT, copy=False)
+                    self._socket.send_multipart(parts, zmq.DONTWAIT, copy=False)
                     return True
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
                     return False
-                self._core.wait_for_room(left_s)
+                self._wait(zmq.POLLOUT, left_s)
 
     def receive(self, timeout_s: float) -> list[memoryview] | None:
         """The next message.
@@ -311,12 +283,12 @@ class DeviceSocket(_End):
         Returns:
             its frames; None when none came in time, :meth:`wake` was called, or there is no connection, or a new one.
         """
-        with self._core.in_use():
+        with self._in_use():
             # while libzmq may have given up, nothing else would end the wait
-            arrived = self._core.wait_for_message(timeout_s if self.connected else min(timeout_s, TIMINGS.given_up_s))
+            arrived = self._wait(zmq.POLLIN, timeout_s if self.connected else min(timeout_s, TIMINGS.given_up_s))
             self._hear_events()
             with suppress(zmq.Again):  # its sender left between the two calls
-                return take_message(self._core.socket, self._core.limits)[-1] if arrived else None
+                return take_message(self._socket, self._limits)[-1] if arrived else None
             return None
 
     def close(self, flush_s: float = 0.0) -> None:
@@ -325,7 +297,7 @@ class DeviceSocket(_End):
         self.connected = False
 
     def _hear_events(self) -> None:
-        for event, value in self._core.events():
+        for event, value in self._events():
             self._last_event, self._last_event_at = event, time.monotonic()
             if event == zmq.EVENT_CONNECTED:
                 self._reason = "no-answer"
@@ -351,8 +323,8 @@ class DeviceSocket(_End):
         if given_up and time.monotonic() - self._last_event_at > TIMINGS.given_up_s:
             self._last_event = 0
             with suppress(zmq.ZMQError):  # it has forgotten the address already
-                self._core.socket.disconnect(self.address)
-            connect_to(self._core.socket, self.address)
+                self._socket.disconnect(self.address)
+            connect_to(self._socket, self.address)
 
     def _look_closer(self) -> str:
         """Why the other side breaks off the handshake; ZeroMQ itself does not say."""

@@ -19,7 +19,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import zmq
 import zmq.utils.garbage  # registers its end of program here, so that ours, registered later, comes before it
@@ -36,100 +36,57 @@ _CURVE_BYTES = 33  # encryption adds them to each frame, and MAXMSGSIZE counts t
 _ROOM_FOR_MARKER = 3  # preamble, header, and one frame more than is allowed
 
 
-_OPEN: weakref.WeakSet[Core] = weakref.WeakSet()
+_OPEN: weakref.WeakSet[End] = weakref.WeakSet()
 
 
 @atexit.register
 def _close_forgotten() -> None:
     """A frame that is still on its way when pyzmq's collector of frames has ended crashes the process."""
-    for core in list(_OPEN):
-        core.close(0.0)
+    for end in list(_OPEN):
+        end.close()
 
 
-class Core:
-    """What both ends share: a private context, the socket, a bell for other threads, and an end in time."""
+class End:
+    """What both ends share: a private context, the socket, a bell for other threads, and an end in time.
 
-    def __init__(self, kind: int, limits: Limits, outbox: int, inbox: int) -> None:
-        self.limits = limits
-        self.context: zmq.Context[Any] = zmq.Context(io_threads=1)
-        self.socket: zmq.Socket[Any] = self.context.socket(kind)
-        _set_common_options(self.socket, limits, outbox, inbox)
-        self.also_close: list[Callable[[], None]] = []
-        self._monitor: zmq.Socket[Any] | None = None
+    Args:
+        kind: of zmq socket.
+        limits: bounds of one message.
+        outbox, inbox: messages kept per peer and direction.
+        events: what is noted of the connections.
+        events_wake: whether an event ends a wait for a message.
+    """
+
+    _closed = True  # until there is something to close
+
+    def __init__(self, kind: int, limits: Limits, outbox: int, inbox: int, *, events: int, events_wake: bool) -> None:
+        self._limits = limits
+        self._context: zmq.Context[Any] = zmq.Context(io_threads=1)
+        self._socket: zmq.Socket[Any] = self._context.socket(kind)
+        _set_common_options(self._socket, limits, outbox, inbox)
+        self._also_close: list[Callable[[], None]] = []
+        self._socket.monitor("inproc://events", events)
+        self._monitor: zmq.Socket[Any] = self._context.socket(zmq.PAIR)
+        self._monitor.setsockopt(zmq.RCVHWM, 0)  # ZeroMQ's I/O thread would wait for a reader that fell behind
+        self._monitor.setsockopt(zmq.LINGER, 0)
+        self._monitor.connect("inproc://events")
+        self._events_wake = events_wake
         self._bell = Bell()
         self._using = threading.Lock()
         self._ending = threading.Lock()
         self._closing = self._closed = False
         _OPEN.add(self)
 
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Keep :meth:`close` out while a thread is inside.
-
-        Raises:
-            SocketClosed: it is closed, or being closed.
-        """
-        with self._using:
-            self.refuse_closed()
-            yield
-
-    def refuse_closed(self) -> None:
-        """Raises: SocketClosed: it is closed, or being closed."""
-        if self._closing:
-            raise SocketClosed("This connection was closed by this program.", "Open a new one.")
-
-    def wait_for_message(self, timeout_s: float) -> bool:
-        """Returns: a message is there; False on time-out, bell, or an event of the connection."""
-        poller = zmq.Poller()
-        poller.register(self.socket, zmq.POLLIN)
-        poller.register(self._bell.ear, zmq.POLLIN)
-        if self._monitor is not None and self._events_wake:
-            poller.register(self._monitor, zmq.POLLIN)
-        ready = dict(poller.poll(_milliseconds(timeout_s)))
-        self._bell.hush()
-        self.refuse_closed()
-        return self.socket in ready
-
-    def wait_for_room(self, timeout_s: float) -> None:
-        """Wait until something may be sent, an event came, or the time (at most a slice of it) is up."""
-        poller = zmq.Poller()
-        poller.register(self.socket, zmq.POLLOUT)
-        if self._monitor is not None:
-            poller.register(self._monitor, zmq.POLLIN)
-        poller.poll(_milliseconds(min(timeout_s, TIMINGS.slice_s)))
-        self.refuse_closed()
-
-    def wait_for_event(self, timeout_s: float) -> None:
-        """Wait until something happened to the connection or the time (at most a slice of it) is up."""
-        if self._monitor is not None:
-            self._monitor.poll(_milliseconds(min(timeout_s, TIMINGS.slice_s)))
-        self.refuse_closed()
-
-    def watch(self, events: int, *, wake: bool) -> None:
-        """Begin to note what happens to the connections; ``wake``: it ends a wait for a message."""
-        self._events_wake = wake
-        address = "inproc://events"
-        self.socket.monitor(address, events)
-        self._monitor = self.context.socket(zmq.PAIR)
-        self._monitor.setsockopt(zmq.RCVHWM, 0)  # ZeroMQ's I/O thread would wait for a reader that fell behind
-        self._monitor.setsockopt(zmq.LINGER, 0)
-        self._monitor.connect(address)
-
-    def events(self) -> Iterator[tuple[int, int]]:
-        """What happened since the last call: event and its value."""
-        while self._monitor is not None:
-            try:
-                body, _ = self._monitor.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
-                return
-            yield struct.unpack("=HI", body)
-
     def wake(self) -> None:
-        """End a wait for a message; from any thread."""
+        """Let :meth:`receive` return now, or at once when it is next called; from any thread."""
         self._bell.ring()
 
-    def close(self, flush_s: float) -> None:
-        """Close for good; messages already handed over get ``flush_s`` to leave."""
+    def close(self, flush_s: float = 0.0) -> None:
+        """Close for good, within two seconds; from any thread, as often as one likes.
+
+        Args:
+            flush_s: time that messages already handed over get to leave, at most half a second.
+        """
         self._closing = True
         self._bell.ring()
         with self._ending:
@@ -147,16 +104,67 @@ class Core:
             finally:
                 self._using.release()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:  # a forgotten one: a rerun cell
+        if not self._closed:
+            self.close()
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """Keep :meth:`close` out while a thread is inside.
+
+        Raises:
+            SocketClosed: it is closed, or being closed.
+        """
+        with self._using:
+            self._refuse_closed()
+            yield
+
+    def _refuse_closed(self) -> None:
+        if self._closing:
+            raise SocketClosed("This connection was closed by this program.", "Open a new one.")
+
+    def _wait(self, wanted: int, timeout_s: float) -> bool:
+        """Returns: the socket is ready; False on time-out, bell, or an event of the connection.
+
+        Args:
+            wanted: ``zmq.POLLIN``; ``zmq.POLLOUT`` or 0 (an event alone), which no bell ends, last a slice at most.
+            timeout_s: longest wait.
+        """
+        poller = zmq.Poller()
+        poller.register(self._socket, wanted)
+        if self._events_wake:
+            poller.register(self._monitor, zmq.POLLIN)
+        if wanted == zmq.POLLIN:
+            poller.register(self._bell.ear, zmq.POLLIN)
+        else:
+            timeout_s = min(timeout_s, TIMINGS.slice_s)
+        ready = dict(poller.poll(max(0, math.ceil(timeout_s * 1000))))
+        if wanted == zmq.POLLIN:
+            self._bell.hush()
+        self._refuse_closed()
+        return self._socket in ready
+
+    def _events(self) -> Iterator[tuple[int, int]]:
+        """What happened to the connections since the last call: event and its value."""
+        with suppress(zmq.Again):
+            while True:
+                yield struct.unpack("=HI", self._monitor.recv_multipart(zmq.DONTWAIT)[0])
+
     def _close_all(self, flush_s: float) -> None:
-        if self._monitor is not None:
-            self.socket.disable_monitor()
-            self._monitor.close()
-        self.socket.close(linger=int(flush_s * 1000))
-        for close in self.also_close:
+        self._socket.disable_monitor()
+        self._monitor.close()
+        self._socket.close(linger=int(flush_s * 1000))
+        for close in self._also_close:
             close()
         self._bell.close()
         # term() has no time limit of its own; with everything closed it returns once the flush is over
-        ender = threading.Thread(target=self.context.term, name="zmq context end", daemon=True)
+        ender = threading.Thread(target=self._context.term, name="zmq context end", daemon=True)
         ender.start()
         ender.join(flush_s + TIMINGS.socket_leave_s)
         if ender.is_alive():
@@ -260,7 +268,3 @@ def checked(frames: Sequence[bytes | bytearray | memoryview], limits: Limits) ->
 def _as_bytes(frame: bytes | bytearray | memoryview) -> memoryview:
     view = memoryview(frame)
     return view.cast("B") if view.nbytes else memoryview(b"")  # a view with a zero in its shape cannot be cast
-
-
-def _milliseconds(seconds: float) -> int:
-    return max(0, math.ceil(seconds * 1000))
