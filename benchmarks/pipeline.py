@@ -478,7 +478,7 @@ def across(spec: RunSpec, plan: Plan, address: str, walk: bool = True) -> Traine
 def connect(method: MobiLLM, prepared: Prepared) -> None:
     """Until the server has welcomed this session: once per run, no part of a step."""
     method.uplink.begin(training_batches(prepared))
-    method.uplink.remote.wanted()
+    method.uplink.remote.send(0)
 
 
 def options_of(cache: bool, one_token: bool) -> dict[str, object]:

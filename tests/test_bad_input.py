@@ -135,7 +135,7 @@ class RawDevice:
         return self.hear(Welcome)
 
     def batch(self, sequence: int = 0, **changes) -> tuple[BatchMessage, list[bytes]]:
-        message, payloads = self.uplink.made(sequence)
+        message, payloads = self.uplink.messages.of_step(sequence, held=lambda sample: False)
         return msgspec.structs.replace(message, **changes), [bytes(payload) for payload in payloads]
 
     def say(self, message: Message, payloads=()) -> None:

@@ -1,8 +1,7 @@
 """The server as its device sees it: a thread that talks, and a few questions that the training thread may ask.
 
-    wanted     the sequence number to make next; it goes back when the server asks for something again
-    offer      one made batch; waits while another one waits to be sent
-    drained    everything up to a step is trained
+    send       every batch up to a step is made and handed over; again where the server asks for something again
+    drain      everything up to a step is trained
     fetch      the trained side network            checkpoint   everything so far is durable on the server
 
 What is said when is decided in ``device/conversation.py``; here are clock, lock, thread and connection.
@@ -17,9 +16,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from mobillm_kit.channel.frames import Limits, from_frames, to_frames
+from mobillm_kit.channel.frames import Limits, Payload, from_frames, to_frames
 from mobillm_kit.channel.messages import (
     Ack,
     BatchMessage,
@@ -33,33 +32,19 @@ from mobillm_kit.channel.messages import (
     WireError,
 )
 from mobillm_kit.channel.timings import TIMINGS
+from mobillm_kit.common import MIB
 from mobillm_kit.device.conversation import ConnectionLost, Conversation, Frames, stuck
 from mobillm_kit.errors import HandshakeFailed, KitError, ServerGone, ServerRefused, SocketClosed
 from mobillm_kit.link.timeline import Timeline
 
+if TYPE_CHECKING:  # it is handed one
+    from mobillm_kit.channel.ends import DeviceSocket
+
 _now = time.perf_counter  # the timeline's clock
 
 
-class Connection(Protocol):
-    """What is needed of a socket; see ``sockets.DeviceSocket``."""
-
-    connected: bool
-    connections: int
-
-    def wait_connected(self, timeout_s: float = ...) -> None:
-        """Wait for the handshake."""
-
-    def send(self, frames: Frames, timeout_s: float) -> bool:
-        """Hand a message over; False where there was no room in time."""
-
-    def receive(self, timeout_s: float) -> list[memoryview] | None:
-        """The next message, if one comes in time."""
-
-    def wake(self) -> None:
-        """End a wait, from any thread."""
-
-    def close(self, flush_s: float = ...) -> None:
-        """Close for good, from any thread."""
+LIMITS = Limits(frame_bytes=1024 * MIB, total_bytes=1024 * MIB)
+"""Of one message, in either direction."""
 
 
 class ServerClient:
@@ -68,8 +53,8 @@ class ServerClient:
     Args:
         connect: opens a connection; called again after every loss.
         hello: the session's first message, its position aside, and its payloads.
-        limits: of one message.
         timeline: gets a span for everything sent and everything that the server reports.
+        make: a step's batch and its payloads, the first time or again; told what the server :meth:`holds`.
         gradient: called with (sequence, rows, columns, logits' bytes) where the loss is the device's; gives the
             gradient's bytes and the loss.
         position: losses that the device knows already.
@@ -78,11 +63,11 @@ class ServerClient:
 
     def __init__(
         self,
-        connect: Callable[[], Connection],
+        connect: Callable[[], DeviceSocket],
         hello: Hello,
         hello_payloads: Sequence[bytes],
-        limits: Limits,
         timeline: Timeline,
+        make: Callable[[int, Callable[[int], bool]], tuple[BatchMessage, Sequence[Payload]]],
         *,
         gradient: Callable[[int, int, int, memoryview], tuple[bytes, float]] | None = None,
         position: int = 0,
@@ -91,8 +76,8 @@ class ServerClient:
         self.bytes_sent = 0
         self._connect = connect
         self._hello_payloads = list(hello_payloads)
-        self._limits = limits
         self._timeline = timeline
+        self._make = make
         self._gradient = gradient
         self._link = Conversation(
             hello, position=position, now=_now(), patience_s=patience_s
@@ -100,73 +85,62 @@ class ServerClient:
         self._error: KitError | None = None
         self._closing = False
         self._cond = threading.Condition()
-        self._socket: Connection | None = None
+        self._socket: DeviceSocket | None = None
         self._thread = threading.Thread(target=self._live, daemon=True, name="uplink")
         self._thread.start()
 
     # ------------------------------------------------------------------ for the training thread
-
-    def wanted(self) -> int:
-        """The sequence number to make next.
-
-        Raises:
-            KitError: the server is gone or has refused.
-        """
-        with self._cond:
-            self._must(lambda: self._link.welcome)
-            return self._link.wanted
 
     def holds(self, sample: int) -> bool:
         """Whether the server has, or is about to have, a sample's activations."""
         with self._cond:
             return self._link.holds(sample)
 
-    def offer(self, message: BatchMessage, payloads: Sequence[bytes | memoryview]) -> bool:
-        """Hand over one batch; waits while another one waits to be sent.
+    def send(self, upto: int) -> None:
+        """Make and hand over every batch below ``upto`` that the server wants; one at most waits to be sent.
 
-        Returns:
-            False where it is no longer the one that is wanted.
+        Raises:
+            KitError: the server is gone or has refused.
         """
-        frames = to_frames(message, payloads)
-        with self._cond:
-            self._must(lambda: self._link.outbox is None or self._link.wanted != message.sequence)
-            taken = self._link.offer(message, frames)
-        self._nudge()
-        return taken
+        while True:
+            with self._cond:
+                self._must(lambda: self._link.welcome)
+                sequence = self._link.wanted
+            if sequence >= upto:
+                return
+            message, payloads = self._make(sequence, self.holds)
+            frames = to_frames(message, payloads)
+            with self._cond:
+                self._must(lambda: self._link.outbox is None)  # it is too where another one is wanted by now
+                self._link.offer(message, frames)
+            self._nudge()
 
-    def drained(self, upto: int) -> bool:
-        """Wait until all steps below ``upto`` are trained; False where something has to be made again first."""
-        with self._cond:
-            self._must(lambda: self._link.trained(upto) or self._link.wanted < upto)
-            return self._link.trained(upto)
+    def drain(self, upto: int) -> None:
+        """Wait until all steps below ``upto`` are trained; what is lost meanwhile is made again."""
+        while not self._until(lambda: self._link.trained(upto), upto):
+            self.send(upto)
 
     def take_losses(self) -> list[float]:
         """The losses that have become known since the last call, in the order of the steps."""
         with self._cond:
             return self._link.take_losses()
 
-    def fetch(self, sequence: int, n_bytes: int = 0) -> bytes | None:
-        """The side network after ``sequence`` steps; None where something has to be made again first.
+    def fetch(self, sequence: int, n_bytes: int) -> bytes:
+        """The side network after ``sequence`` steps.
 
         Args:
             sequence: steps.
             n_bytes: about how many bytes it has: a long transfer is no silence.
         """
+        self._ask(Fetch(sequence=sequence), lambda: self._link.result is not None, n_bytes)
         with self._cond:
-            self._link.ask(Fetch(sequence=sequence), n_bytes)
-            self._nudge()
-            self._must(lambda: self._link.result is not None or self._link.wanted < sequence)
             result, self._link.result = self._link.result, None
-            return result[1] if result is not None and result[0] == sequence else None
+        assert result is not None
+        return result
 
-    def checkpoint(self, sequence: int) -> bool:
-        """Everything before ``sequence`` on the server's disk; False where something has to be made again first."""
-        with self._cond:
-            if self._link.durable < sequence:
-                self._link.ask(Checkpoint(sequence=sequence))
-                self._nudge()
-            self._must(lambda: self._link.durable >= sequence or self._link.wanted < sequence)
-            return self._link.durable >= sequence
+    def checkpoint(self, sequence: int) -> None:
+        """Wait until everything before ``sequence`` is on the server's disk."""
+        self._ask(Checkpoint(sequence=sequence), lambda: self._link.durable >= sequence)
 
     def close(self) -> None:
         """End the session; within two seconds, whatever the server does."""
@@ -179,6 +153,22 @@ class ServerClient:
         if socket is not None:
             socket.close()  # whatever it waits for ends here
         self._thread.join(TIMINGS.leave_s)
+
+    def _ask(self, request: Fetch | Checkpoint, answered: Callable[[], bool], answer_bytes: int = 0) -> None:
+        """Ask until there is an answer."""
+        self.drain(request.sequence)
+        while not answered():
+            with self._cond:
+                self._link.ask(request, answer_bytes)
+            self._nudge()
+            if not self._until(answered, request.sequence):
+                self.drain(request.sequence)
+
+    def _until(self, done: Callable[[], bool], upto: int) -> bool:
+        """Wait until ``done``; False where a step below ``upto`` has to be made again first."""
+        with self._cond:
+            self._must(lambda: done() or self._link.wanted < upto)
+            return done()
 
     def _must(self, done: Callable[[], bool]) -> None:
         """Wait until ``done``; the lock is held.
@@ -213,10 +203,11 @@ class ServerClient:
                     with self._cond:
                         self._link.patience.lost(_now())
                         self._cond.wait_for(lambda: self._closing, TIMINGS.retry_s)
-        except KitError as error:
-            self._fail(error)
         except Exception as error:  # whatever it is, the training thread must hear of it and not wait
-            self._fail(ServerGone(f"Talking to the server failed ({type(error).__name__}: {error})."))
+            gone = ServerGone(f"Talking to the server failed ({type(error).__name__}: {error}).")
+            with self._cond:
+                self._error = error if isinstance(error, KitError) else gone
+                self._cond.notify_all()
 
     def _one_connection(self) -> None:
         try:
@@ -230,7 +221,7 @@ class ServerClient:
         except HandshakeFailed as error:
             raise (ConnectionLost() if error.may_pass else error) from error
 
-    def _talk(self, socket: Connection) -> None:
+    def _talk(self, socket: DeviceSocket) -> None:
         with self._cond:
             hello = self._link.connected(_now())
         self._say(socket, hello)
@@ -247,7 +238,7 @@ class ServerClient:
                 self._take(socket, frames)
         self._say(socket, Bye())
 
-    def _send_what_waits(self, socket: Connection) -> None:
+    def _send_what_waits(self, socket: DeviceSocket) -> None:
         with self._cond:
             frames = self._link.next_upload(_now())
             request = self._link.next_request() if frames is None else None
@@ -257,18 +248,18 @@ class ServerClient:
         elif request is not None:
             self._say(socket, request)
 
-    def _say(self, socket: Connection, message: Message) -> None:
+    def _say(self, socket: DeviceSocket, message: Message) -> None:
         self._put(socket, to_frames(message, self._hello_payloads if isinstance(message, Hello) else ()))
 
-    def _put(self, socket: Connection, frames: Frames) -> None:
+    def _put(self, socket: DeviceSocket, frames: Frames) -> None:
         if not socket.send(frames, TIMINGS.send_s):
             raise ConnectionLost
         self.bytes_sent += sum(len(frame) for frame in frames)
 
-    def _take(self, socket: Connection, frames: list[memoryview]) -> None:
+    def _take(self, socket: DeviceSocket, frames: list[memoryview]) -> None:
         self._link.patience.heard(_now())
         try:
-            message, payloads = from_frames(frames, sender="server", limits=self._limits)
+            message, payloads = from_frames(frames, sender="server", limits=LIMITS)
         except WireError as error:
             raise ConnectionLost from error  # a damaged answer: the next hello brings everything again
         if isinstance(message, Logits):
@@ -281,7 +272,7 @@ class ServerClient:
                 self._timeline.arrived(message.sequence, upload.sent_at, *stages)
             self._cond.notify_all()
 
-    def _answer_logits(self, socket: Connection, message: Logits, logits: memoryview) -> None:
+    def _answer_logits(self, socket: DeviceSocket, message: Logits, logits: memoryview) -> None:
         if self._gradient is None:
             raise ServerRefused("The server sent logits that nobody asked for.", "Begin a new session.")
         with self._cond:
@@ -290,8 +281,3 @@ class ServerClient:
         gradient, loss = self._gradient(message.sequence, message.rows, message.columns, logits)
         self._link.own_losses[message.sequence] = loss
         self._put(socket, to_frames(Gradient(sequence=message.sequence), [gradient]))
-
-    def _fail(self, error: KitError) -> None:
-        with self._cond:
-            self._error = error
-            self._cond.notify_all()

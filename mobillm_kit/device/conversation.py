@@ -84,7 +84,7 @@ class Conversation:
         self.welcome = False
         self.outbox: Outgoing | None = None
         self.durable = 0
-        self.result: tuple[int, bytes] | None = None
+        self.result: bytes | None = None
         self._hello = hello
         self._sent = 0  # one more than the highest sequence number sent since the welcome
         self._credit = 0
@@ -272,7 +272,7 @@ class Conversation:
             if isinstance(self._request, Checkpoint) and self.durable >= self._request.sequence:
                 self._request = None
         elif self._request == Fetch(sequence=message.sequence):
-            self.result, self._request = (message.sequence, bytes(payloads[0])), None
+            self.result, self._request = bytes(payloads[0]), None
 
 
 def _refused(message: Error) -> None:

@@ -22,22 +22,25 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import get_args
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
-from mobillm_kit.channel.frames import Limits
 from mobillm_kit.channel.messages import BatchMessage, Hello, LabelMode, Plan
 from mobillm_kit.channel.timings import TIMINGS
-from mobillm_kit.common import MIB
 from mobillm_kit.device.client import ServerClient
 from mobillm_kit.device.forward import Device
+from mobillm_kit.device.route import route_to
 from mobillm_kit.errors import BadInput
 from mobillm_kit.link.timeline import Timeline
 from mobillm_kit.quant import Codec
+from mobillm_kit.quant import codec as codec_of
 from mobillm_kit.quant.bitwidth import BitWidthController
 from mobillm_kit.quant.parcels import Parcel, Upload, from_bytes, merge, pack, split, to_bytes, unpack
 from mobillm_kit.server.side_trainer import SideTrainer
@@ -47,11 +50,6 @@ from mobillm_kit.texts.batches import Batches, StepBatch
 from mobillm_kit.texts.encode import Batch
 from mobillm_kit.training.ledger import storage_bytes
 from mobillm_kit.training.method import StepResult
-
-if TYPE_CHECKING:  # it opens sockets; an uplink is handed the way
-    from mobillm_kit.device.route import Route
-
-MESSAGE_LIMIT_BYTES = 1024 * MIB
 
 
 class Messages:
@@ -186,36 +184,49 @@ class Wire:
     Args:
         device: forward only.
         local: side network and head as they are at the start; takes the trained weights when they come back.
-        reach: finds the server; not called before the first step.
-        coder: how activations become bytes; None lets a controller choose per step.
-        group: values per scale of the controller's codecs.
+        server, link, keys: as for :func:`~mobillm_kit.device.route.route_to`; looked for before the first step.
+        codec: how activations become bytes: a name, ``none`` (float32), or ``adaptive``, chosen per step.
+        group: values per scale.
+        weight_decay: AdamW's.
+        folder: a spawned server's checkpoints go below it.
         labels: where they go.
         cache: whether the server keeps activations, so that each sample is forwarded and sent once.
         checkpoint_every: steps between the server's checkpoints.
-        weight_decay: AdamW's.
         patience_s: silence after which the server counts as gone.
+
+    Raises:
+        BadInput: an unknown label mode or codec, or a start that needs a backbone.
     """
 
     def __init__(
         self,
         device: Device,
         local: SideTrainer,
-        reach: Callable[[], Route],
+        server: str,
+        codec: str,
+        group: int,
+        weight_decay: float,
+        folder: Path | None,
         *,
-        coder: Codec | None,
-        group: int = 64,
         labels: LabelMode = "server",
         cache: bool = False,
         checkpoint_every: int = 25,
-        weight_decay: float = 0.0,
+        link: str = "",
+        keys: str = "",
         patience_s: float = TIMINGS.patience_s,
     ) -> None:
+        if local.model.adapter.spec.start == "backbone":
+            remedy = "Choose start='random' there, or server='in-process'."
+            raise BadInput("start='backbone': a server in another process has no backbone to start from.", remedy)
+        if labels not in get_args(LabelMode):
+            raise BadInput(f"labels is '{labels}'.", "Choose 'server', 'residual' or 'device'.")
+        coder = None if codec == "adaptive" else codec_of("fp32" if codec == "none" else codec, group)
+        place = None if folder is None else folder / "server"
         self.timeline = Timeline()
+        self.messages = Messages(device, local, coder, group, labels, cache, self.timeline)
         self._device = device
         self._local = local
-        self._reach = reach
-        self._reached: Route | None = None
-        self._messages = Messages(device, local, coder, group, labels, cache, self.timeline)
+        self._reach = partial(route_to, server, link=link, keys=keys, folder=place)
         self._labels = labels
         self._cache = cache
         self._checkpoint_every = checkpoint_every
@@ -226,6 +237,7 @@ class Wire:
         self._fetched = 0
         self._counted_bytes = 0
         self._remote: ServerClient | None = None
+        self._open = ExitStack()
 
     # ------------------------------------------------------------------ the uplink's protocol
 
@@ -241,31 +253,31 @@ class Wire:
                 "Take batches from Batches.step, in their order.",
             )
         self.begin(batch.batches)
-        messages = self._messages
+        messages = self.messages
         messages.given, messages.rates[batch.step] = batch, lr
         before = messages.forwards
-        self._make_up_to(batch.step + 1)
+        self.remote.send(batch.step + 1)
         self._sequence += 1
         return StepResult(loss=None, forwards=messages.forwards - before, bytes_sent=self._new_bytes())
 
     def begin(self, batches: Batches) -> None:
         """What will be trained on: the session's plan is made of it.  :meth:`step` says it by itself."""
-        self._messages.batches = batches
+        self.messages.batches = batches
 
     def settle(self) -> tuple[list[float], int]:
         """Wait until every step so far is trained; the losses since the last call, and the bytes since the last step.
 
         What a step hands over leaves when its turn comes, so a step's own count may lack some of it.
         """
-        if self._messages.given is None:
+        if self.messages.given is None:
             return [], 0
-        self._drain()
+        self.remote.drain(self._sequence)
         return self.remote.take_losses(), self._new_bytes()
 
     @property
     def codecs(self) -> tuple[str, ...]:
         """The codec of each step, where a controller chose them."""
-        controller = self._messages.controller
+        controller = self.messages.controller
         choices = {} if controller is None else controller.choices
         return tuple(choices[step] for step in sorted(choices))
 
@@ -277,19 +289,17 @@ class Wire:
 
     def carried(self, upload: Upload) -> tuple[Upload, int]:
         """What arrives of an upload, and the bytes of its payloads."""
-        parcel = pack(upload, self._messages.codec(0), self._device.layers)
+        parcel = pack(upload, self.messages.codec(0), self._device.layers)
         return unpack(parcel, sequence=upload.sequence, labels=upload.labels.tolist()), parcel.n_bytes
 
     def waiting_bytes(self, upload: Upload) -> int:
         """The encoded upload, which waits to be sent."""
-        return pack(upload, self._messages.codec(0), self._device.layers).n_bytes
+        return pack(upload, self.messages.codec(0), self._device.layers).n_bytes
 
     def state(self) -> dict[str, Tensor]:
         """Where the session stands, durable on the server; and the weights that have come back."""
-        if self._messages.given is not None:
-            self._drain()
-            while not self.remote.checkpoint(self._sequence):
-                self._drain()
+        if self.messages.given is not None:
+            self.remote.checkpoint(self._sequence)
             self._fetch()
         return {
             "session": from_bytes(bytes.fromhex(self._session)),
@@ -305,12 +315,8 @@ class Wire:
 
     def close(self) -> None:
         """End the session, and the server where it was started for this run."""
-        if self._remote is not None:
-            self._remote.close()
-            self._remote = None
-        if self._reached is not None:
-            self._reached.close()
-            self._reached = None
+        self._open.close()
+        self._remote = None
 
     def _new_bytes(self) -> int:
         """Bytes sent since the last call, everything included."""
@@ -323,44 +329,26 @@ class Wire:
         """The session with the server; begun where it is first asked for."""
         if self._remote is None:
             plan, head = self.plan()
-            self._reached = reached = self._reach()
+            route = self._reach()
+            self._open.callback(route.close)
             self._remote = ServerClient(
-                reached.connect,
-                Hello(session=self._session, name="device", code=reached.code, position=0, plan=plan, frames=[]),
+                route.connect,
+                Hello(session=self._session, name="device", code=route.code, position=0, plan=plan, frames=[]),
                 [save(head)] if head else [],
-                Limits(frame_bytes=MESSAGE_LIMIT_BYTES, total_bytes=MESSAGE_LIMIT_BYTES),
                 self.timeline,
-                gradient=self._messages.gradient if self._labels == "device" else None,
+                self.messages.of_step,
+                gradient=self.messages.gradient if self._labels == "device" else None,
                 position=self._sequence,
                 patience_s=self._patience_s,
             )
+            self._open.callback(self._remote.close)
         return self._remote
-
-    def made(self, sequence: int) -> tuple[BatchMessage, list[memoryview]]:
-        """The batch of a step as a message and its payloads, the first time or again."""
-        return self._messages.of_step(sequence, self.remote.holds)
-
-    def _make_up_to(self, upto: int) -> None:
-        """Hand over every batch below ``upto`` that the server wants, again where it asks again."""
-        remote = self.remote
-        while (sequence := remote.wanted()) < upto:
-            remote.offer(*self.made(sequence))
-
-    # ------------------------------------------------------------------ asking the server
-
-    def _drain(self) -> None:
-        remote = self.remote
-        while not remote.drained(self._sequence):
-            self._make_up_to(self._sequence)
 
     def _fetch(self) -> None:
         """Take the side network as it is after the last step, once per step."""
         if self._fetched == self._sequence or self._remote is None:
             return
-        self._drain()
-        n_bytes = storage_bytes(self._local.parameters.values())
-        while (data := self.remote.fetch(self._sequence, n_bytes)) is None:
-            self._drain()
+        data = self._remote.fetch(self._sequence, storage_bytes(self._local.parameters.values()))
         self._put_weights(checked_result(data, self._local.parameters))
         self._fetched = self._sequence
 
@@ -373,7 +361,7 @@ class Wire:
         """What the server is asked to train, and its head's tensors."""
         head = self._local.model.head
         spec, tensors = describe_head(head) if isinstance(head, LabelWordHead) else (None, {})
-        batches = self._messages.batches
+        batches = self.messages.batches
         plan = Plan(
             fingerprint=self._local.model.adapter.fingerprint,
             side=self._local.model.adapter.spec,

@@ -161,9 +161,9 @@ def build(
     trainer = SideTrainer(tuned, weight_decay=weight_decay)
     if server == "in-process":
         return MobiLLM(device, trainer, _in_process(device, trainer, codec, group, options), model.backbone.resident())
-    from mobillm_kit.device.route import wire  # sockets and keys: only where there is a server
+    from mobillm_kit.device.uplink import Wire  # sockets and keys: only where there is a server
 
-    uplink = wire(device, trainer, server, codec, group, weight_decay, folder, **options)
+    uplink = Wire(device, trainer, server, codec, group, weight_decay, folder, **options)
     return MobiLLM(device, trainer, uplink, model.backbone.resident())
 
 

@@ -11,6 +11,7 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 from mobillm_kit.channel.messages import BatchMessage, Hello, Plan
 from mobillm_kit.device.client import ServerClient
@@ -19,7 +20,6 @@ from mobillm_kit.errors import KitError
 from mobillm_kit.link.timeline import Timeline
 from mobillm_kit.memory.measure import current_rss_bytes, give_back_free_memory, peak_rss_bytes, reset_peak
 from mobillm_kit.side.description import SideSpec
-from tests.faults.scenes import LIMITS
 
 ROWS, TOKENS, WIDTH, LAYERS = 4, 1024, 128, (0, 1)
 CREDIT = 4
@@ -76,12 +76,14 @@ def batch(sequence: int) -> tuple[BatchMessage, list[bytes]]:
     return message, [bytes(BATCH_BYTES // len(LAYERS)) for _ in LAYERS]
 
 
+def made(sequence: int, held: Callable[[int], bool]) -> tuple[BatchMessage, list[bytes]]:
+    return batch(sequence)
+
+
 def main(address: str) -> None:
     hello = Hello(session="f" * 32, name="flood", code="", position=0, plan=plan(), frames=[])
-    remote = ServerClient(route_to(address).connect, hello, [], LIMITS, Timeline(), patience_s=60.0)
-    while (sequence := remote.wanted()) < WARM_STEPS:
-        remote.offer(*batch(sequence))
-    assert remote.drained(WARM_STEPS)
+    remote = ServerClient(route_to(address).connect, hello, [], Timeline(), made, patience_s=60.0)
+    remote.drain(WARM_STEPS)
     give_back_free_memory()
     steady = current_rss_bytes()
     reset_peak()
@@ -98,8 +100,7 @@ def main(address: str) -> None:
 
 def offer_all(remote: ServerClient) -> None:
     try:
-        while True:
-            remote.offer(*batch(remote.wanted()))
+        remote.send(plan().steps)
     except KitError:
         return  # closed by the other thread
 

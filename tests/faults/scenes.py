@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
+from mobillm_kit.channel.ends import DeviceSocket
 from mobillm_kit.channel.frames import Limits, from_frames
 from mobillm_kit.channel.messages import Ack, BatchMessage, Fetch, Hello, Message, Welcome
-from mobillm_kit.device.client import Connection
 from mobillm_kit.errors import KitError
 from mobillm_kit.methods.mobillm import MobiLLM
 from tests.uplink import trained
@@ -65,7 +65,7 @@ class Script:
     ack_moments: list[tuple[float, int]] = field(default_factory=list)
     struck_at: float | None = None
 
-    def connected(self, connect: Callable[[], Connection]) -> Connection:
+    def connected(self, connect: Callable[[], DeviceSocket]) -> DeviceSocket:
         if self.on_connect is not None:
             strike, self.on_connect = self.on_connect, None
             self.struck_at = time.monotonic()
@@ -113,7 +113,7 @@ def phase_of(message: Message) -> str:
 class Between:
     """A connection with a script in between."""
 
-    def __init__(self, inner: Connection, script: Script) -> None:
+    def __init__(self, inner: DeviceSocket, script: Script) -> None:
         self._inner = inner
         self._script = script
         self._arrived: list[Frames] = []

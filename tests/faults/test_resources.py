@@ -27,7 +27,6 @@ from tests.faults.device import ROOT
 from tests.faults.scenes import (
     CONFIGS,
     HANGS_S,
-    LIMITS,
     TYPED_ERROR_S,
     Script,
     attempt,
@@ -155,7 +154,7 @@ def huge_session(address: str) -> ServerClient:
     side = msgspec.structs.replace(plan.side, width=16384, rank=8000, layers=[0, 1])
     plan = msgspec.structs.replace(plan, side=side, max_rows=1, max_tokens=1)
     hello = Hello(session=os.urandom(16).hex(), name="huge", code="", position=0, plan=plan, frames=[])
-    return ServerClient(route_to(address).connect, hello, [], LIMITS, Timeline())
+    return ServerClient(route_to(address).connect, hello, [], Timeline(), flood.made)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +176,7 @@ def test_a_trainer_out_of_memory_ends_its_own_session_only(place, mortal, oracle
 
         def wait() -> bytes:
             try:
-                return bytes(remote.wanted())
+                return remote.send(0) or b""
             finally:
                 remote.close()
 
