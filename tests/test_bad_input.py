@@ -256,7 +256,9 @@ def test_another_plan_in_the_same_session(raw):
 def test_a_question_about_a_step_that_is_not_reached(raw):
     raw.begin()
     raw.say(Fetch(sequence=5))
-    raw.refused("bad-sequence")
+    assert not raw.refused("bad-sequence").fatal
+    raw.say(*raw.batch(0))
+    assert raw.hear(Ack).sequence == 0
 
 
 def test_a_head_that_is_described_and_does_not_come(raw):

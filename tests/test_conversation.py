@@ -205,6 +205,7 @@ def test_logits_are_answered_once_and_the_loss_is_the_devices():
         (Bye(), ConnectionLost),
         (error("diverged"), TrainingDiverged),
         (error("bad-plan"), ServerRefused),
+        (error("bad-sequence", fatal=False), ServerRefused),  # the answer to a question
         (welcome(resume=10**6), ServerRefused),
     ],
 )

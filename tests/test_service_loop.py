@@ -42,8 +42,8 @@ class PlayedTrainer:
         loss = self.losses[-1]
         return [(Ack(sequence=message.sequence, loss=loss, cached=False, queue_s=0, decode_s=0, train_s=0), [])]
 
-    def result(self, sequence):
-        return [(Result(sequence=sequence), [b"side"])]
+    def result(self):
+        return [(Result(sequence=self.sequence), [b"side"])]
 
     def checkpoint(self):
         raise MemoryError("no room\nand more")
@@ -164,12 +164,17 @@ def test_whatever_goes_wrong_is_said_in_one_sentence_and_ends_the_session(thread
     assert thread.failed
 
 
-def test_a_checkpoint_of_another_step_is_refused(threads):
+@pytest.mark.parametrize("kind", [Checkpoint, Fetch])
+def test_a_question_about_another_step_is_refused_and_the_session_goes_on(threads, kind):
     thread = threads(PlayedTrainer())
     thread.receive(hello(), [])
     said(thread, 1)
-    thread.receive(Checkpoint(sequence=5), [])
-    assert said(thread, 1)[0].code == "bad-sequence"
+    thread.receive(kind(sequence=5), [])
+    (error,) = said(thread, 1)
+    assert (error.code, error.sequence, error.fatal) == ("bad-sequence", 5, False)
+    assert "Step 5 was asked about, training stands at 0." in error.sentence
+    thread.receive(Fetch(sequence=0), [])
+    assert isinstance(said(thread, 1)[0], Result)
 
 
 # --- the loop

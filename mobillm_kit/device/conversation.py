@@ -280,7 +280,7 @@ def _refused(message: Error) -> None:
         raise ConnectionLost  # the server was started again under a connection that stood
     if message.fatal and message.code == "diverged":
         raise TrainingDiverged(message.sentence, message.remedy)
-    if message.fatal:
+    if message.fatal or message.code == "bad-sequence":  # the answer to a question, which nothing else will answer
         raise ServerRefused(f"The server refused ({message.code}): {message.sentence}", message.remedy, message.code)
 
 

@@ -347,10 +347,8 @@ class TrainingThread:
             return trainer.batch(message, job.payloads, time.perf_counter() - job.arrived)
         if isinstance(message, Gradient):
             return trainer.gradient(message, job.payloads)
-        if isinstance(message, Checkpoint):
-            return _checkpoint(trainer, message)
-        assert isinstance(message, Fetch)
-        return trainer.result(message.sequence)
+        assert isinstance(message, Checkpoint | Fetch)
+        return _told(trainer, message)
 
     def _welcome(self, trainer: SessionTrainer, hello: Hello, again: bool) -> list[Reply]:
         """Where training stands, and the losses of the steps whose acknowledgements the device may have missed.
@@ -380,14 +378,16 @@ class TrainingThread:
         return [(welcome, []), *missed]
 
 
-def _checkpoint(trainer: SessionTrainer, message: Checkpoint) -> list[Reply]:
-    if message.sequence != trainer.sequence:
-        raise WireError(
+def _told(trainer: SessionTrainer, question: Checkpoint | Fetch) -> list[Reply]:
+    """The answer to a question; one about another step than training stands at changes nothing."""
+    if question.sequence != trainer.sequence:
+        error = WireError(
             "bad-sequence",
-            f"A checkpoint of step {message.sequence} was asked for, training stands at {trainer.sequence}.",
+            f"Step {question.sequence} was asked about, training stands at {trainer.sequence}.",
             "Ask after all batches are acknowledged.",
         )
-    return trainer.checkpoint()
+        return [(error.said(fatal=False, sequence=question.sequence), [])]
+    return trainer.checkpoint() if isinstance(question, Checkpoint) else trainer.result()
 
 
 def _longest(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -148,20 +148,10 @@ class SessionTrainer:
             ) from error
         return [(Durable(sequence=self.sequence), [])]
 
-    def result(self, sequence: int) -> list[Reply]:
-        """The trained side network after ``sequence`` steps, as safetensors.
-
-        Raises:
-            WireError: ``bad-sequence``; training stands elsewhere.
-        """
-        if sequence != self.sequence:
-            raise WireError(
-                "bad-sequence",
-                f"The side network after {sequence} steps was asked for, training stands at {self.sequence}.",
-                "Ask after all batches are acknowledged.",
-            )
+    def result(self) -> list[Reply]:
+        """The trained side network as it is now, as safetensors."""
         trained = {name: parameter.detach().contiguous() for name, parameter in self._server.parameters.items()}
-        return [(Result(sequence=sequence), [save(trained)])]
+        return [(Result(sequence=self.sequence), [save(trained)])]
 
     def _upload(self, message: BatchMessage, payloads: Sequence[memoryview]) -> tuple[Upload | None, bool]:
         """The batch's activations, fresh ones from the message and the others from the cache."""
