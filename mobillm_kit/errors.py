@@ -8,7 +8,8 @@ Knows: words.  Knows nothing of: tensors, models, files.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 SHOWN = 4
 """Numbers of a list that a sentence quotes."""
@@ -67,6 +68,16 @@ class FolderBusy(KitError):
 
 class MissingExtra(KitError):
     """An optional dependency is not installed."""
+
+
+@contextmanager
+def lab(need: str) -> Iterator[None]:
+    """Around imports of what the extra ``lab`` brings: ``need`` begins the sentence about the one that is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        problem = f"{need.format(missing.name)}, which is not installed."
+        raise MissingExtra(problem, "Install the extra: pip install 'mobillm-kit[lab]'.") from missing
 
 
 class AddressInUse(KitError):

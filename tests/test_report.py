@@ -87,7 +87,7 @@ def test_a_folder_holds_tables_figures_and_the_page(tmp_path):
 
 
 def test_the_same_records_give_the_same_page():
-    assert page(FEW[1:]) == page(list(FEW[1:]))
+    assert page(FEW[1:], pictures(FEW[1:])) == page(list(FEW[1:]), pictures(list(FEW[1:])))
 
 
 def test_tags_match_and_names_are_unique():
@@ -171,7 +171,7 @@ def test_names_cannot_smuggle_anything_into_the_page():
         task=msgspec.structs.replace(a_record().task, notes=(evil,)),
         provenance=msgspec.structs.replace(a_record().provenance, command=evil, versions={evil: evil}),
     )
-    text = page([msgspec.structs.replace(record, method=evil)], title=evil)
+    text = page([named := msgspec.structs.replace(record, method=evil)], pictures([named]))
     assert "<script" not in text
     assert "<b>" not in text
     assert Reader(text).text.count("<script>alert(1)</script>") >= 6
@@ -212,7 +212,7 @@ def test_figures_without_data_are_left_out():
         "convergence_seconds",
     ]
     assert pictures([a_control("majority")]) == []
-    assert LABELS["majority"] in page([a_control("majority")])
+    assert LABELS["majority"] in page([a_control("majority")], [])
 
 
 def test_a_run_across_two_processes_shows_who_worked_when():
@@ -228,10 +228,6 @@ def test_an_interrupted_run_is_admitted():
     half = a_record("lora", status="interrupted", scores={})
     text = Reader(page([*FEW, half], shown=[])).text
     assert "1 interrupted run is named and not averaged" in text
-
-
-def test_a_title_can_be_given():
-    assert "<h1>Four methods</h1>" in page(FEW, "Four methods", shown=[])
 
 
 def test_a_local_backbone_is_titled_by_its_name_alone():

@@ -32,7 +32,7 @@ from typing import Literal
 import psutil
 
 from mobillm_kit.common import MMAP_THRESHOLD
-from mobillm_kit.errors import MissingExtra
+from mobillm_kit.errors import lab
 from mobillm_kit.record import MeasuredMemory
 
 _STATUS = Path("/proc/self/status")
@@ -94,11 +94,12 @@ def measured(
     Raises:
         MissingExtra: memory-profiler is not installed.
     """
-    sample = _sampler()
+    with lab("Measuring memory needs memory-profiler"):
+        from memory_profiler import memory_usage
     give_back_free_memory()
     loaded_bytes = current_rss_bytes()
     reset = reset_peak()
-    samples_mib = _sampled(sample, run, interval_s)
+    samples_mib = _sampled(memory_usage, run, interval_s)
     has_peak = reset or platform.system() == "Windows"
     peak_bytes = peak_rss_bytes() if has_peak else max(current_rss_bytes(), _mib(max(samples_mib)))
     return MeasuredMemory(
@@ -148,17 +149,6 @@ def _interrupts(how: int) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _sampler() -> Callable[..., list[float]]:
-    try:
-        from memory_profiler import memory_usage
-    except ModuleNotFoundError as error:
-        raise MissingExtra(
-            "Measuring memory needs memory-profiler, which is not installed.",
-            "Install the extra: pip install 'mobillm-kit[lab]'.",
-        ) from error
-    return memory_usage
 
 
 def _how(reset: bool, interval_s: float) -> str:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,13 +22,13 @@ from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import method_row
 from mobillm_kit.methods.task_model import task_model
 from mobillm_kit.runs.folders import CHECKPOINT, SPEC, check_files, load_spec, load_task
+from mobillm_kit.runs.loop import logits_of
 from mobillm_kit.runs.prepare import Prepared, build_method, prepare
 from mobillm_kit.runs.progress import Told
 from mobillm_kit.runs.run import control_scores, held_out_scores
 from mobillm_kit.side.adapter import SideAdapter, attach
 from mobillm_kit.texts.encode import Batch, TextEncoder
 from mobillm_kit.texts.loading import TaskData
-from mobillm_kit.texts.metrics import finite
 from mobillm_kit.texts.tasks import Example, Task
 from mobillm_kit.training.method import Method
 
@@ -51,14 +50,12 @@ class Predictor:
         self._logits = logits
         self._device = device
 
-    @torch.no_grad()
     def predict(self, texts: Sequence[str], pair: str | None = None, batch_size: int = 64) -> list[Prediction]:
         """Label each text; ``pair`` is the second text of all of them, for tasks with two."""
         rows = self._encoder.encode([Example(text, pair, 0) for text in texts])
         found: list[Prediction] = []
-        for start in range(0, len(rows), batch_size):
-            batch = self._encoder.collate(rows[start : start + batch_size]).to(self._device)
-            best, index = finite(self._logits(batch)).float().softmax(dim=-1).max(dim=-1)
+        for _, logits in logits_of(self._logits, rows, self._encoder, batch_size, self._device):
+            best, index = logits.float().softmax(dim=-1).max(dim=-1)
             labels = self._encoder.task.labels
             found += [Prediction(labels[i], p) for p, i in zip(best.tolist(), index.tolist(), strict=True)]
         return found

@@ -9,10 +9,13 @@ Taught in: notebooks/09_comparison.ipynb
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 import msgspec
@@ -25,7 +28,6 @@ from torch.nn import functional as F
 from mobillm_kit.errors import BadInput, NotEnoughMemory, TrainingDiverged
 from mobillm_kit.files import write_with
 from mobillm_kit.record import CurvePoint
-from mobillm_kit.runs.interrupts import stop_after_step
 from mobillm_kit.runs.progress import Progress, Told
 from mobillm_kit.texts.batches import Batches, FitSettings
 from mobillm_kit.texts.encode import Batch, Encoded, TextEncoder
@@ -107,14 +109,48 @@ def evaluate(
 ) -> tuple[float, Tensor]:
     """Mean cross-entropy in nats and the predicted labels, (N,) int64; ``on_batch`` is told how many are done."""
     losses, predictions = [], []
-    for start in range(0, len(examples), batch_size):
-        batch = encoder.collate(examples[start : start + batch_size]).to(device)
-        logits = finite(method.logits(batch))
+    for batch, logits in logits_of(method.logits, examples, encoder, batch_size, device):
         losses.append(F.cross_entropy(logits.float(), batch.labels, reduction="none"))
         predictions.append(logits.argmax(dim=-1))
         if on_batch is not None:
-            on_batch(min(start + batch_size, len(examples)))
+            on_batch(sum(map(len, predictions)))
     return torch.cat(losses).mean().item(), torch.cat(predictions).cpu()
+
+
+@torch.no_grad()
+def logits_of(
+    logits: Callable[[Batch], Tensor], rows: Sequence[Encoded], encoder: TextEncoder, size: int, device: str
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Batches of ``size`` of the texts, in their order, and (B, C) finite logits of each."""
+    for start in range(0, len(rows), size):
+        batch = encoder.collate(rows[start : start + size]).to(device)
+        yield batch, finite(logits(batch))
+
+
+@contextmanager
+def stop_after_step() -> Iterator[Callable[[], bool]]:
+    """Gives a function that tells whether somebody has asked to stop (Ctrl-C, or a polite kill).
+
+    A step that is cut in its middle leaves perturbed weights or half an optimizer update behind. The first Ctrl-C is
+    noted and the loop stops after the step; the second one stops at once.
+    """
+    asked = False
+
+    def _note(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # Python delivers signals to the main thread only
+        return
+    before = {number: signal.signal(number, _note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _timed_step(method: Method, batches: Batches, progress: FitResult) -> float | None:

@@ -23,7 +23,7 @@ from mobillm_kit.methods.mobillm import MobiLLM
 from mobillm_kit.methods.zeroth_order import ZerothOrder
 from mobillm_kit.record import BackboneInfo, MeasuredMemory, RunRecord, Scalar, TaskInfo
 from mobillm_kit.runs.folders import CHECKPOINT, RECORD, check_files, keep_task
-from mobillm_kit.runs.loop import INTERRUPTED, FitResult, evaluate, fit
+from mobillm_kit.runs.loop import INTERRUPTED, FitResult, evaluate, fit, logits_of
 from mobillm_kit.runs.prepare import (
     PRESET_FIELDS,
     Prepared,
@@ -38,7 +38,7 @@ from mobillm_kit.runs.provenance import provenance
 from mobillm_kit.runs.spec import RunSpec
 from mobillm_kit.texts.encode import Encoded
 from mobillm_kit.texts.loading import handwritten
-from mobillm_kit.texts.metrics import finite, score
+from mobillm_kit.texts.metrics import score
 from mobillm_kit.texts.tasks import Example
 from mobillm_kit.training.method import Method, Pipelined
 
@@ -176,14 +176,10 @@ def _control(prepared: Prepared, rows: Sequence[Encoded], texts: Sequence[Exampl
     return controls.threshold(logits, controls.best_threshold(untrained_logits(prepared, prepared.dev), labels))
 
 
-@torch.no_grad()
 def untrained_logits(prepared: Prepared, rows: Sequence[Encoded], batch_size: int = 64) -> Tensor:
     """(N, C) logits of the pretrained model after the prompt."""
-    parts = [
-        finite(prepared.model.logits(prepared.encoder.collate(rows[start : start + batch_size]).to(prepared.device)))
-        for start in range(0, len(rows), batch_size)
-    ]
-    return torch.cat(parts).float().cpu()
+    found = logits_of(prepared.model.logits, rows, prepared.encoder, batch_size, prepared.device)
+    return torch.cat([logits for _, logits in found]).float().cpu()
 
 
 def _about(prepared: Prepared, command: str) -> dict[str, Any]:

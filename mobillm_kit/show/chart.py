@@ -19,10 +19,10 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeAlias
 
-from mobillm_kit.errors import MissingExtra
+from mobillm_kit.errors import lab
 from mobillm_kit.files import write_bytes
 
-try:
+with lab("Figures need {}"):
     import matplotlib as mpl
     import matplotlib.style
     import pandas as pd
@@ -37,9 +37,6 @@ try:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
     from matplotlib.transforms import Bbox
     from scipy.optimize import isotonic_regression
-except ModuleNotFoundError as missing:
-    remedy = "Install the extra: pip install 'mobillm-kit[lab]'."
-    raise MissingExtra(f"Figures need {missing.name}, which is not installed.", remedy) from missing
 
 P = ParamSpec("P")
 Look: TypeAlias = tuple[str, str, Any]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mobillm_kit.backbone.pretrained import BUILT_IN, architecture
 from mobillm_kit.common import GIB
-from mobillm_kit.errors import BadInput, KitError, MissingExtra
+from mobillm_kit.errors import BadInput, KitError, lab
 from mobillm_kit.link.overlap import StepCost, schedule, slowest, spans
 from mobillm_kit.link.rates import Link
 from mobillm_kit.memory.budget import Step, Way, alternatives, reason
@@ -31,11 +31,8 @@ from mobillm_kit.show.plots_activations import bits_per_value, one_token, relati
 from mobillm_kit.show.plots_memory import budget_bars, step_memory
 from mobillm_kit.show.plots_runs import gantt
 
-try:
+with lab("Sliders need ipywidgets"):
     import ipywidgets as widgets
-except ModuleNotFoundError as missing:
-    remedy = "Install the extra: pip install 'mobillm-kit[lab]'."
-    raise MissingExtra("Sliders need ipywidgets, which is not installed.", remedy) from missing
 
 TRAINED = tuple(method for method in LABELS if method not in CONTROLS)
 BATCHES = (1, 2, 4, 8, 16, 32)

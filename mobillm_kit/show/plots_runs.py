@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mobillm_kit.common import MIB
 from mobillm_kit.errors import BadInput
@@ -27,8 +27,9 @@ from mobillm_kit.show.tables import MB, finished, grouped, ledger, measured_mib
 
 Clock = Literal["step", "forwards", "seconds", "bytes"]
 Memory = Literal["counted", "measured"]
+MEMORIES: tuple[Memory, ...] = get_args(Memory)
 
-_CLOCKS: Mapping[str, tuple[str, str, Callable[[CurvePoint], float]]] = {
+CLOCKS: Mapping[Clock, tuple[str, str, Callable[[CurvePoint], float]]] = {
     "step": ("with the optimizer's steps", "optimizer steps", lambda point: point.step),
     "forwards": ("with samples forwarded", "samples passed through the backbone", lambda point: point.forwards),
     "seconds": ("with time", "seconds of training", lambda point: point.seconds),
@@ -60,7 +61,7 @@ def convergence(records: Iterable[RunRecord], x: Clock = "step") -> Chart:
     best, worst = (choose(lines, key=lambda line: line.end) for choose in (max, min))
     low, high = (f"{line.end:.1f} % ({line.label})" for line in (worst, best))
     ends = f"they end between {low} and {high}" if len(lines) > 1 else f"it ends at {high}"
-    grows, x_label, _ = _CLOCKS[x]
+    grows, x_label, _ = CLOCKS[x]
     figure, axes = chart.canvas(
         9.0, 5.2, f"How accuracy grows {grows}", _seeds_subtitle(records),
         f"Lines of dev accuracy against {x_label} for {len(lines)} method{'s' * (len(lines) > 1)}: {ends}.",
@@ -86,14 +87,14 @@ class _Line:
     """Mean accuracy of the last step, percent."""
 
 
-def _lines(records: Sequence[RunRecord], x: str) -> list[_Line]:
-    if x not in _CLOCKS:
-        raise BadInput(f"x={x!r} is not one of {', '.join(_CLOCKS)}.")
+def _lines(records: Sequence[RunRecord], x: Clock) -> list[_Line]:
+    if x not in CLOCKS:
+        raise BadInput(f"x={x!r} is not one of {', '.join(CLOCKS)}.")
     lines = []
     for place, label, runs in _trained(records):
         done = [run for run in runs if run.curve]
         if done and (x != "bytes" or any(run.bytes_sent for run in done)):
-            lines.append(_line(label, place, done, _CLOCKS[x][2]))
+            lines.append(_line(label, place, done, CLOCKS[x][2]))
     if not lines:
         reason = "has sent a byte" if x == "bytes" else "has a curve"
         raise BadInput(f"No finished record {reason}.", "Choose another x, or run a method that has one.")
@@ -178,8 +179,8 @@ def pareto_front(points: Iterable[Point]) -> list[Point]:
     return front
 
 
-def _points(records: Sequence[RunRecord], memory: str) -> list[Point]:
-    if memory not in ("counted", "measured"):
+def _points(records: Sequence[RunRecord], memory: Memory) -> list[Point]:
+    if memory not in MEMORIES:
         raise BadInput(f"memory={memory!r} is neither 'counted' nor 'measured'.")
     points = []
     for place, label, runs in _trained(records):

@@ -11,14 +11,14 @@ Taught in: notebooks/09_comparison.ipynb
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobillm_kit.errors import BadInput, MissingExtra
+from mobillm_kit.errors import BadInput, lab
 from mobillm_kit.files import write_bytes
 from mobillm_kit.record import RunRecord, Scalar
 from mobillm_kit.show.tables import MEMORY, RESULTS, Columns, Row, cells, csv, grouped, markdown, rows
@@ -38,11 +38,10 @@ class Picture:
     chart: Chart
 
 
-def write_report(folder: Path, records: Iterable[RunRecord], title: str = "") -> Path:
+def write_report(folder: Path, records: Iterable[RunRecord]) -> Path:
     """Write ``table.md``, ``table.csv``, ``figures/*.png``, ``figures/*.svg`` and ``index.html`` into ``folder``.
 
-    The same records give the same bytes. A chart whose data is in no record is left out. The title is by default the
-    backbone and the task; what is returned is the page.
+    The same records give the same bytes. A chart whose data is in no record is left out. What is returned is the page.
 
     Raises:
         BadInput: no records, or of several tasks or backbones.
@@ -53,7 +52,7 @@ def write_report(folder: Path, records: Iterable[RunRecord], title: str = "") ->
     records = list(records)
     table = rows(records)
     shown = pictures(records)
-    text = page(records, title, shown)
+    text = page(records, shown)
     write_bytes(folder / "table.md", markdown(table).encode())
     write_bytes(folder / "table.csv", csv(table).encode())
     for picture in shown:
@@ -65,17 +64,13 @@ def write_report(folder: Path, records: Iterable[RunRecord], title: str = "") ->
 def pictures(records: Sequence[RunRecord]) -> list[Picture]:
     """Every chart that the records have data for, in the order of the page; refuses as :func:`write_report` does."""
     from mobillm_kit.show.plots_memory import device_memory
-    from mobillm_kit.show.plots_runs import convergence, gantt, pareto
+    from mobillm_kit.show.plots_runs import CLOCKS, MEMORIES, convergence, gantt, pareto
 
     groups = grouped(records)  # refuses what cannot be compared, before charts without data are skipped
     wanted: list[tuple[str, str, Callable[[], Chart]]] = [
-        ("device_memory", _READINGS["memory"], lambda: device_memory(records)),
-        ("pareto_counted", _READINGS["pareto"], lambda: pareto(records, "counted")),
-        ("pareto_measured", _READINGS["pareto"], lambda: pareto(records, "measured")),
-        ("convergence_step", _READINGS["step"], lambda: convergence(records, "step")),
-        ("convergence_forwards", _READINGS["forwards"], lambda: convergence(records, "forwards")),
-        ("convergence_seconds", _READINGS["seconds"], lambda: convergence(records, "seconds")),
-        ("convergence_bytes", _READINGS["bytes"], lambda: convergence(records, "bytes")),
+        ("device_memory", _READINGS["memory"], partial(device_memory, records)),
+        *((f"pareto_{kind}", _READINGS["pareto"], partial(pareto, records, kind)) for kind in MEMORIES),
+        *((f"convergence_{clock}", _READINGS[clock], partial(convergence, records, clock)) for clock in CLOCKS),
     ]
     for _, label, (run, *_) in groups:
         if run.timeline:
@@ -88,21 +83,20 @@ def pictures(records: Sequence[RunRecord]) -> list[Picture]:
     return shown
 
 
-def page(records: Sequence[RunRecord], title: str = "", shown: Sequence[Picture] | None = None) -> str:
-    """The page as HTML, as for :func:`write_report`; ``shown`` are charts that are drawn already."""
-    shown = pictures(records) if shown is None else shown
+def page(records: Sequence[RunRecord], shown: Sequence[Picture]) -> str:
+    """The page as HTML, titled by backbone and task, with the charts ``shown``."""
     table = rows(records)
     first = records[0]
     return _template().render(
-        title=title or f"{Path(first.backbone.name).name} on {first.task.name}",
+        title=f"{Path(first.backbone.name).name} on {first.task.name}",
         task=first.task,
         backbone=first.backbone,
         findings=findings(table),
         results=_cells(table, RESULTS),
         memory=_cells([row for row in table if not row.control], MEMORY),
         pictures=[(picture, _inline(picture)) for picture in shown],
-        settings=_settings(records),
-        how=_distinct(memory.how for record in records for memory in record.measured),
+        settings=[(label, _values([run.settings for run in runs], ", ")) for _, label, runs in grouped(records)],
+        how=list(dict.fromkeys(memory.how for record in records for memory in record.measured)),
         provenance=_provenance(records),
         sends=any(record.bytes_sent for record in records),
         interrupted=sum(row.interrupted for row in table),
@@ -175,39 +169,25 @@ def _cells(table: Sequence[Row], columns: Columns) -> dict[str, Any]:
     return {"heads": heads, "rows": list(zip(table, body, strict=True))}
 
 
-def _settings(records: Sequence[RunRecord]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Label and settings of each method; a setting that differs between seeds shows all its values."""
-    found = []
-    for _, label, runs in grouped(records):
-        keys = _distinct(key for run in runs for key in run.settings)
-        pairs = [(key, ", ".join(_distinct(_shown(run.settings.get(key)) for run in runs))) for key in keys]
-        if pairs:
-            found.append((label, pairs))
-    return found
-
-
 def _provenance(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
-    """What, and every value of it that occurs."""
     sources = [record.provenance for record in records]
-    pairs = [
-        ("command", _distinct(source.command for source in sources)),
-        ("commit", _distinct(source.commit for source in sources)),
-        ("started", [min(source.started for source in sources)]),
-    ]
-    for group in ("versions", "hardware"):
-        for key in _distinct(key for source in sources for key in getattr(source, group)):
-            pairs.append((key, _distinct(_shown(getattr(source, group).get(key)) for source in sources)))
-    return [(name, "; ".join(values)) for name, values in pairs if any(values)]
+    started = min(source.started for source in sources)
+    about = [{"command": source.command, "commit": source.commit, "started": started} for source in sources]
+    groups = (about, [source.versions for source in sources], [source.hardware for source in sources])
+    return [pair for group in groups for pair in _values(group, "; ")]
+
+
+def _values(tables: Sequence[Mapping[str, Scalar]], between: str) -> list[tuple[str, str]]:
+    """Each name that occurs in the tables, and every value of it; a name without one is left out."""
+    names = dict.fromkeys(name for table in tables for name in table)
+    found = ((name, between.join(dict.fromkeys(_shown(table.get(name)) for table in tables))) for name in names)
+    return [(name, values) for name, values in found if values]
 
 
 def _shown(value: Scalar) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return "none" if value is None else str(value)
-
-
-def _distinct(values: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(values))
 
 
 def _accuracy(row: Row) -> float:
@@ -219,11 +199,8 @@ def _percent(row: Row) -> str:
 
 
 def _template() -> Any:
-    try:
+    with lab("The page needs jinja2"):
         import jinja2
-    except ModuleNotFoundError as error:
-        remedy = "Install the extra: pip install 'mobillm-kit[lab]'."
-        raise MissingExtra("The page needs jinja2, which is not installed.", remedy) from error
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mobillm_kit.show", "."),
         autoescape=True,
