@@ -14,7 +14,8 @@ Taught in: notebooks/06_side_network.ipynb
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,13 +59,8 @@ class LadderSide(nn.Module):
 
     def forward(self, taps: Sequence[Tensor], mask: Tensor) -> Tensor:
         """Taps and mask (B, T) to what is added to the last state, (B, T, d)."""
-        allowed = allowed_pairs(mask, causal=self.causal)
-        state: Tensor | None = None
-        gates = (self.gates / 0.1).sigmoid()
-        for tap, gate, norm, down, block in zip(taps, gates, self.norms, self.down, self.blocks, strict=True):
-            narrow = down(norm(tap))
-            state = block(narrow if state is None else gate * state + (1 - gate) * narrow, allowed)
-        return self.up(self.norm(state))
+        fed = (down(norm(tap)) for tap, norm, down in zip(taps, self.norms, self.down, strict=True))
+        return self.up(self.norm(_climbed(fed, self.gates, self.blocks, allowed_pairs(mask, causal=self.causal))))
 
 
 class LadderBlock(nn.Module):
@@ -82,14 +78,9 @@ class LadderBlock(nn.Module):
 
     def forward(self, x: Tensor, allowed: Tensor) -> Tensor:
         """(B, T, r) to (B, T, r)."""
-        x = x + self._attention(self.attention_norm(x), allowed)
+        qkv = self.qkv(self.attention_norm(x)).chunk(3, dim=-1)
+        x = x + self.out(_mixed(qkv, self.heads, allowed))
         return x + self.narrow(F.gelu(self.wide(self.mlp_norm(x))))
-
-    def _attention(self, x: Tensor, allowed: Tensor) -> Tensor:
-        b, t, w = x.shape
-        q, k, v = self.qkv(x).view(b, t, 3, self.heads, w // self.heads).permute(2, 0, 3, 1, 4)  # (B, H, T, w/H)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
-        return self.out(mixed.transpose(1, 2).reshape(b, t, w))
 
 
 class PrunedLadderSide(nn.Module):
@@ -131,13 +122,8 @@ class PrunedLadderSide(nn.Module):
 
     def forward(self, taps: Sequence[Tensor], mask: Tensor) -> Tensor:
         """Taps and mask (B, T) to what is added to the last state, (B, T, d)."""
-        allowed = allowed_pairs(mask, causal=False)
-        state: Tensor | None = None
-        gates = (self.gates / 0.1).sigmoid()
-        for tap, gate, down, block in zip(taps[:-1], gates, self.down, self.blocks, strict=True):
-            narrow = down(tap)
-            state = block(narrow if state is None else gate * state + (1 - gate) * narrow, allowed)
-        return self.up(state)
+        fed = (down(tap) for tap, down in zip(taps[:-1], self.down, strict=True))
+        return self.up(_climbed(fed, self.gates, self.blocks, allowed_pairs(mask, causal=False)))
 
 
 class PostNormBlock(nn.Module):
@@ -154,14 +140,23 @@ class PostNormBlock(nn.Module):
 
     def forward(self, x: Tensor, allowed: Tensor) -> Tensor:
         """(B, T, r) to (B, T, r)."""
-        x = self.attention_norm(x + self._attention(x, allowed))
+        qkv = self.query(x), self.key(x), self.value(x)
+        x = self.attention_norm(x + self.out(_mixed(qkv, self.heads, allowed)))
         return self.mlp_norm(x + self.narrow(F.gelu(self.wide(x))))
 
-    def _attention(self, x: Tensor, allowed: Tensor) -> Tensor:
-        b, t, w = x.shape
-        q, k, v = (layer(x).view(b, t, self.heads, -1).transpose(1, 2) for layer in (self.query, self.key, self.value))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
-        return self.out(mixed.transpose(1, 2).reshape(b, t, w))
+
+def _climbed(fed: Iterable[Tensor], gates: Tensor, blocks: nn.ModuleList, allowed: Tensor) -> Tensor:
+    """s_L of what each block is fed with."""
+    state: Any = None
+    for narrow, gate, block in zip(fed, (gates / 0.1).sigmoid(), blocks, strict=True):
+        state = block(narrow if state is None else gate * state + (1 - gate) * narrow, allowed)
+    return state
+
+
+def _mixed(qkv: Iterable[Tensor], heads: int, allowed: Tensor) -> Tensor:
+    """Attention of queries, keys and values, (B, T, r) each, to (B, T, r)."""
+    q, k, v = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in qkv)  # (B, H, T, r/H)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed).transpose(1, 2).flatten(2)
 
 
 def allowed_pairs(mask: Tensor, *, causal: bool) -> Tensor:

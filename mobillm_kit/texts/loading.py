@@ -145,7 +145,7 @@ def _custom(
     text, pair, label = columns
     texts = [text] if pair is None else [text, pair]
     rows, _ = _used(train, texts, label, f"The task '{name}' was told to read {_listed([*texts, label])}.")
-    names = tuple(labels or _labels_in(train.where, label, Counter(row.label for row in rows)))
+    names = tuple(labels or _labels_in(train.where, label, Counter(row.cells[label] for row in rows)))
     prompt = prompt or ("{text}\nLabel:" if pair is None else "{text}\n{pair}\nLabel:")
     gap = "" if prompt[-1].isspace() else " "
     return Task(
@@ -195,12 +195,8 @@ def _one_file(task: Task, table: Table, seed: int, seen: Seen) -> tuple[Splits, 
     clean, contradictions = without_contradictions(examples, keys)
     splits = in_three(clean, keys, seed)
     if not splits["test"]:
-        raise BadInput(
-            " ".join(
-                [f"{table.where} has {len(clean)} rows, too few for train, dev and test.", *notes, *contradictions]
-            ),
-            "Give at least three different texts of a label.",
-        )
+        problem = f"{table.where} has {len(clean)} rows, too few for train, dev and test."
+        raise BadInput(" ".join([problem, *notes, *contradictions]), "Give at least three different texts of a label.")
     sizes = ", ".join(f"{split} {len(part)}" for split, part in splits.items())
     cut = f"One file, split 80/10/10 within each label with seed {seed}: {sizes}."
     return splits, [*notes, *contradictions, cut]
@@ -231,17 +227,8 @@ def _with_meant_columns(task: Task, table: Table) -> Table:
     return replace(table, columns=tuple(renamed.values()), rows=rows)
 
 
-@dataclass(frozen=True)
-class _Used:
-    """What a task reads of a row."""
-
-    where: str
-    texts: list[str]
-    label: str
-
-
-def _used(table: Table, texts: Sequence[str], label: str, why: str) -> tuple[list[_Used], list[str]]:
-    """The cells that a task reads; rows without a text are left out, and counted in a sentence."""
+def _used(table: Table, texts: Sequence[str], label: str, why: str) -> tuple[list[Row], list[str]]:
+    """The rows with the cells that a task reads, as text; those without a text are left out, counted in a sentence."""
     for column in (*texts, label):
         if column not in table.columns:
             raise BadInput(
@@ -253,14 +240,12 @@ def _used(table: Table, texts: Sequence[str], label: str, why: str) -> tuple[lis
             raise BadInput(problem, "Give each column that is used its own name.")
     rows, empty = [], []
     for row in table.rows:
-        parts = [table.text(row, column) for column in texts]
-        used = _Used(f"{table.where}, line {row.line}", parts, table.text(row, label))
-        if not used.label:
-            raise BadInput(
-                f"{used.where}: the label in column '{label}' is empty.", "Give the row one, or leave it out."
-            )
-        if all(parts):
-            rows.append(used)
+        cells = {column: table.text(row, column) for column in (*texts, label)}
+        if not cells[label]:
+            problem = f"{table.where}, line {row.line}: the label in column '{label}' is empty."
+            raise BadInput(problem, "Give the row one, or leave it out.")
+        if all(cells.values()):
+            rows.append(Row(row.line, cells))
         else:
             empty.append(row.line)
     if not rows:
@@ -276,7 +261,11 @@ def _examples(task: Task, table: Table) -> tuple[tuple[Example, ...], list[str]]
     why = f"The task '{task.name}' reads {_listed([*task.text_columns, task.label_column])}."
     rows, left_out = _used(table, task.text_columns, task.label_column, why)
     ids = {name: index for index, name in enumerate(task.labels)}
-    examples = [Example(row.texts[0], (*row.texts, None)[1], _label_id(ids, row.label, row.where)) for row in rows]
+    examples = []
+    for row in rows:
+        text, pair = (*(row.cells[column] for column in task.text_columns), None)[:2]
+        label = _label_id(ids, row.cells[task.label_column], f"{table.where}, line {row.line}")
+        examples.append(Example(text, pair, label))
     return tuple(examples), left_out
 
 
@@ -320,16 +309,7 @@ def _nearly_equal(names: Sequence[str]) -> list[str]:
     return said
 
 
-_USUAL_WORDS = {
-    "no": "no",
-    "0": "no",
-    "0.0": "no",
-    "false": "no",
-    "yes": "yes",
-    "1": "yes",
-    "1.0": "yes",
-    "true": "yes",
-}
+_USUAL_WORDS = dict.fromkeys(("no", "0", "0.0", "false"), "no") | dict.fromkeys(("yes", "1", "1.0", "true"), "yes")
 
 
 def _usual_words(names: Sequence[str]) -> Sequence[str]:

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import random
 import unicodedata
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from itertools import combinations
 
 from mobillm_kit.errors import BadInput
 from mobillm_kit.texts.tasks import Example
@@ -150,14 +150,8 @@ def bare(text: str) -> str:
 
     A text of nothing but punctuation stays whole. Symbols such as + or an emoji carry meaning and stay.
     """
-    return "".join(char for char in text.casefold() if not _is_punctuation(char)) or text
-
-
-@cache
-def _is_punctuation(char: str) -> bool:
-    category = unicodedata.category(char)
-    # Sk holds the backtick, a quotation mark in GLUE's tokenised texts.
-    return category[0] in "PZC" or category == "Sk"
+    dropped = ("P", "Z", "C", "Sk")  # Sk holds the backtick, a quotation mark in GLUE's tokenised texts
+    return "".join(char for char in text.casefold() if not unicodedata.category(char).startswith(dropped)) or text
 
 
 def maximal_texts(texts: Collection[str]) -> set[str]:
@@ -171,15 +165,7 @@ def maximal_texts(texts: Collection[str]) -> set[str]:
     inside: set[str] = set()
     for text in sorted(known, key=lambda text: -text.count(" ")):
         if text not in inside:
-            inside.update(span for span in _proper_spans(text) if span in known)
-    return {text for text, words in spaced.items() if words not in inside}
-
-
-def _proper_spans(text: str) -> Iterator[str]:
-    """All runs of whole words of ``text``, except the text itself."""
-    breaks = [index for index, char in enumerate(text) if char == " "]
-    starts, ends = [0, *(index + 1 for index in breaks)], [*breaks, len(text)]
-    for first, start in enumerate(starts):
-        for end in ends[first:]:
-            if end - start < len(text):
-                yield text[start:end]
+            words = text.split(" ")
+            spans = (" ".join(words[start:end]) for start, end in combinations(range(len(words) + 1), 2))
+            inside |= known.intersection(spans) - {text}
+    return {text for text, spaced_out in spaced.items() if spaced_out not in inside}

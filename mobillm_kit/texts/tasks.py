@@ -106,19 +106,9 @@ class Task:
 
 def _known_tasks() -> dict[str, Task]:
     rows: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_name("tasks.toml").read_text(encoding="utf-8"))
-    rows[REVIEWS] |= _packaged_prompt(data_folder(REVIEWS) / "task.json")
+    packaged = json.loads((data_folder(REVIEWS) / "task.json").read_text(encoding="utf-8"))
+    rows[REVIEWS] |= {key: packaged[key] for key in ("prompt", "label_words")}
     return msgspec.convert({name: row | {"name": name} for name, row in rows.items()}, dict[str, Task])
-
-
-def _packaged_prompt(path: Path) -> dict[str, Any]:
-    try:
-        words = json.loads(path.read_text(encoding="utf-8"))
-        return {"prompt": str(words["prompt"]), "label_words": [str(word) for word in words["label_words"]]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(
-            f"{path} cannot be used ({type(error).__name__}: {error}).",
-            'It must be an object such as {"prompt": "{text} it was", "label_words": [" bad", " good"]}.',
-        ) from error
 
 
 TASKS: Mapping[str, Task] = _known_tasks()
