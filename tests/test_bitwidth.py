@@ -6,7 +6,6 @@ import math
 
 import pytest
 
-from mobillm_kit.errors import BadInput
 from mobillm_kit.quant import codec
 from mobillm_kit.quant.bitwidth import LADDER, BitWidthController, bytes_per_value
 
@@ -78,11 +77,6 @@ def test_the_link_gets_better_and_the_codec_wider_again():
 def test_bytes_of_a_value_are_code_and_its_share_of_a_scale():
     assert bytes_per_value(codec("fp16", 0)) == 2.0
     assert 1.0 < bytes_per_value(codec("int8", 64)) <= 1.0 + 4 / 64
-
-
-def test_nothing_to_choose_from_is_refused():
-    with pytest.raises(BadInput, match="No codec"):
-        BitWidthController(Stages(), names=())
 
 
 def narrowest_forward_s(made: list[tuple[int, int]], name: str, **others: float) -> float:

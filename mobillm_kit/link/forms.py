@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from mobillm_kit.errors import BadInput, UnknownName
@@ -53,16 +52,13 @@ def parse_link(value: str | Link) -> Link:
     if not isinstance(value, str):
         raise BadInput(f"{value!r} is no link.", "Give a name, or a text such as '20mbit,10ms'.")
     first, *words = (word.strip() for word in value.split(","))
-    constant, with_delays = _rate(first, value)
     found: dict[str, float] = {}
     for word in words:
         name, number = _delay_word(word, value)
         if name in found:
             raise BadInput(f"The link {value!r} gives {name} twice.", _FORM)
         found[name] = number
-    if constant and "repeat_s" in found:
-        raise BadInput("A link has no 'repeat_s'.", "Only a trace can start again.")
-    return with_delays(**found)
+    return _of_rate(first, value, found)
 
 
 def read_trace(file: str | Path, **delays: float) -> Link:
@@ -79,9 +75,8 @@ def read_trace(file: str | Path, **delays: float) -> Link:
         try:
             second, rate = map(float, cells)
         except ValueError:
-            raise BadInput(
-                f"{path}, line {number}: {','.join(cells)!r} is not two numbers.", "Write seconds,mbit_per_s: 12.5,20"
-            ) from None
+            problem = f"{path}, line {number}: {','.join(cells)!r} is not two numbers."
+            raise BadInput(problem, "Write seconds,mbit_per_s: 12.5,20") from None
         steps.append((second, rate))
     try:
         return Link.trace(steps, **delays)
@@ -106,19 +101,20 @@ def _csv_lines(path: Path) -> list[tuple[int, list[str]]]:
     return lines[1:]
 
 
-def _rate(word: str, text: str) -> tuple[bool, Callable[..., Link]]:
-    """Whether the rate is constant, and the link but for its delays."""
-    if word in LINKS:
-        return True, partial(replace, LINKS[word])
-    if rate := _RATE.fullmatch(word):
-        return True, partial(Link, _number(rate[1], text) * _IN_MBIT[rate[2].lower()])
+def _of_rate(word: str, text: str, delays: Mapping[str, float]) -> Link:
     kind, _, rest = word.partition("=")
     if kind == "trace":
-        return False, partial(read_trace, rest)
+        return read_trace(rest, **delays)
     if kind == "steps":
         steps = [step.partition(":") for step in rest.split("/")]
-        return False, partial(Link.trace, [(_number(second, text), _number(rate, text)) for second, _, rate in steps])
-    raise UnknownName(f"{text!r} names no link.", _FORM)
+        return Link.trace([(_number(second, text), _number(rate, text)) for second, _, rate in steps], **delays)
+    rate = _RATE.fullmatch(word)
+    if not rate and word not in LINKS:
+        raise UnknownName(f"{text!r} names no link.", _FORM)
+    if "repeat_s" in delays:
+        raise BadInput("A link has no 'repeat_s'.", "Only a trace can start again.")
+    start = Link(_number(rate[1], text) * _IN_MBIT[rate[2].lower()]) if rate else LINKS[word]
+    return replace(start, **delays)
 
 
 def _delay_word(word: str, text: str) -> tuple[str, float]:

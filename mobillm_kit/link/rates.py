@@ -32,7 +32,6 @@ SEGMENT_BYTES = 1448
 RETRANSMIT_FLOOR_MS = 10.0
 """A lost segment costs one round trip, and never less than this."""
 
-
 _UNSORTED = ("The times of a trace do not start at 0 and rise.", "Begin with second 0 and sort the lines.")
 
 

@@ -44,12 +44,8 @@ class MethodRow:
     """False for the controls, which show what a table's figures have to be compared with."""
 
 
-def _known_methods() -> dict[str, MethodRow]:
-    rows = tomllib.loads(Path(__file__).with_name("methods.toml").read_text(encoding="utf-8"))
-    return msgspec.convert({name: row | {"name": name} for name, row in rows.items()}, dict[str, MethodRow])
-
-
-METHODS = _known_methods()
+_ROWS = tomllib.loads(Path(__file__).with_name("methods.toml").read_text(encoding="utf-8"))
+METHODS = {name: msgspec.convert(row | {"name": name}, MethodRow) for name, row in _ROWS.items()}
 
 LABELS: dict[str, str] = {row.name: row.label for row in METHODS.values()}
 """For tables and figures, in their order."""
@@ -71,9 +67,7 @@ def load_method(name: str) -> Callable[..., Any]:
     row = method_row(name)
     if not row.trained:
         raise UnknownName(f"'{name}' is a control: nothing is trained.", "Use `mobillm compare` or `run`.")
-    build = import_module(f"{__name__}.{row.module}").build
-
-    return partial(build, **row.options)
+    return partial(import_module(f"{__name__}.{row.module}").build, **row.options)
 
 
 def options_of(name: str) -> dict[str, Any]:

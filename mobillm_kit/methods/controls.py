@@ -20,11 +20,6 @@ from mobillm_kit.errors import BadInput, MissingExtra
 from mobillm_kit.texts.tasks import Example
 
 
-def zero_shot(logits: Tensor) -> Tensor:
-    """(N, C) logits to (N,) labels."""
-    return logits.argmax(dim=-1)
-
-
 def best_threshold(logits: Tensor, labels: Tensor) -> float:
     """The t that makes ``logit_1 - logit_0 > t`` right most often; (N, 2) logits, two labels and no more, (N,) labels.
 

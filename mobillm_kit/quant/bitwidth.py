@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from mobillm_kit.errors import BadInput
 from mobillm_kit.quant import Codec, codec
 from mobillm_kit.record import Stage
 
@@ -36,8 +35,6 @@ class BitWidthController:
     def __init__(
         self, average_s: Callable[[Stage], float | None], *, group: int = 64, names: Sequence[str] = LADDER
     ) -> None:
-        if not names:
-            raise BadInput("No codec to choose from.", f"Give some of {', '.join(LADDER)}.")
         self.choices: dict[int, str] = {}
         self._average_s = average_s
         self._average_values = 0.0
@@ -57,16 +54,15 @@ class BitWidthController:
         self._average_bytes += new * (n_bytes - self._average_bytes)
 
     def _choose(self) -> str:
-        send_s = self._average_s("send")
+        send_s, narrowest = self._average_s("send"), list(self._coders)[-1]
         if not send_s or not self._average_bytes:
-            return list(self._coders)[-1]  # nothing is known yet: begin with the fewest bytes
+            return narrowest  # nothing is known yet
         rate = self._average_bytes / send_s
         device_s = (self._average_s("forward") or 0.0) + (self._average_s("encode") or 0.0)
         server_s = (self._average_s("decode") or 0.0) + (self._average_s("train") or 0.0)
-        for name, coder in self._coders.items():
-            if self._average_values * bytes_per_value(coder) / rate <= max(device_s, server_s):
-                return name
-        return list(self._coders)[-1]
+        most_s = max(device_s, server_s)
+        values = self._average_values
+        return next((n for n, c in self._coders.items() if values * bytes_per_value(c) / rate <= most_s), narrowest)
 
 
 def bytes_per_value(coder: Codec, values: int = 4096) -> float:

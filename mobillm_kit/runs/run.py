@@ -171,7 +171,7 @@ def _control(prepared: Prepared, rows: Sequence[Encoded], texts: Sequence[Exampl
         )
     logits = untrained_logits(prepared, rows)
     if name == "zero-shot":
-        return controls.zero_shot(logits)
+        return logits.argmax(dim=-1)
     labels = torch.tensor([row.label for row in prepared.dev])
     return controls.threshold(logits, controls.best_threshold(untrained_logits(prepared, prepared.dev), labels))
 
