@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mobillm_kit.errors import BadInput, UnknownName
 from mobillm_kit.link.rates import Link
@@ -101,7 +102,7 @@ def _csv_lines(path: Path) -> list[tuple[int, list[str]]]:
     return lines[1:]
 
 
-def _of_rate(word: str, text: str, delays: Mapping[str, float]) -> Link:
+def _of_rate(word: str, text: str, delays: Mapping[str, Any]) -> Link:
     kind, _, rest = word.partition("=")
     if kind == "trace":
         return read_trace(rest, **delays)

@@ -60,9 +60,10 @@ class BitWidthController:
         rate = self._average_bytes / send_s
         device_s = (self._average_s("forward") or 0.0) + (self._average_s("encode") or 0.0)
         server_s = (self._average_s("decode") or 0.0) + (self._average_s("train") or 0.0)
-        most_s = max(device_s, server_s)
-        values = self._average_values
-        return next((n for n, c in self._coders.items() if values * bytes_per_value(c) / rate <= most_s), narrowest)
+        for name, coder in self._coders.items():
+            if self._average_values * bytes_per_value(coder) / rate <= max(device_s, server_s):
+                return name
+        return narrowest
 
 
 def bytes_per_value(coder: Codec, values: int = 4096) -> float:
