@@ -21,7 +21,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Self
 
 from mobillm_kit.errors import BadInput, KitError
 from mobillm_kit.link.forms import parse_link
@@ -34,7 +33,7 @@ REFUSED = 2
 """How a process ends that was given no target, link or port to start with."""
 
 
-class LinkProcess:
+class LinkProcess(contextlib.AbstractContextManager["LinkProcess"]):
     """A `ShapedLink` in a process of its own, and of the same arguments.
 
     It ends with `close`, and by itself when this process is gone.
@@ -77,12 +76,13 @@ class LinkProcess:
         self._ask(str(found))
         self.link = found
 
-    def close(self) -> None:
-        """End the process, at the latest after two seconds by force."""
-        self._end()
-
-    def __enter__(self) -> Self:
-        return self
+    def close(self) -> str:
+        """End the process, at the latest after two seconds by force; what it wrote to its error output."""
+        try:
+            return self._process.communicate(timeout=CLOSE_LIMIT_S)[1]
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.communicate()[1]
 
     def __exit__(self, *exception: object) -> None:
         self.close()
@@ -104,18 +104,10 @@ class LinkProcess:
             finally:
                 overdue.cancel()
                 overdue.join()
-        complaint = self._end().strip()
+        complaint = self.close().strip()
         if self._process.returncode == REFUSED:
             raise BadInput(complaint)
         raise KitError(f"The link's process has ended: {complaint or 'it was killed'}.", "Start it anew.")
-
-    def _end(self) -> str:
-        """Close its input, wait, and say what it wrote to its error output."""
-        try:
-            return self._process.communicate(timeout=CLOSE_LIMIT_S)[1]
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.communicate()[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

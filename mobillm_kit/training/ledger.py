@@ -15,7 +15,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, UntypedStorage
@@ -38,38 +38,56 @@ def saved_for_backward(forward: Callable[[], T], exclude: Iterable[Tensor]) -> t
         return result, saved.live_bytes
 
 
-class SavedActivations:
+class SavedActivations(TorchDispatchMode):
     """Counts what autograd saves between forward and backward, as long as it is saved.
 
     Wrap a whole training step to get its peak. Each storage counts once, from the moment autograd saves it until
     autograd lets go of it. Under gradient checkpointing the blocks' inputs count from the forward pass on, and the
-    activations that the backward pass computes again, block by block, count while they live.
+    activations that the backward pass computes again, block by block, count while they live: torch's checkpoint puts
+    hooks of its own over ours, but during a backward pass only a recomputation runs with gradients enabled. When it is
+    over, the next operation has gradients disabled, and of the storages made meanwhile just those are alive that
+    checkpoint has kept.
 
     Args:
         exclude: tensors that are counted elsewhere, as a rule the model's parameters and buffers.
     """
 
     def __init__(self, exclude: Iterable[Tensor]) -> None:
+        super().__init__()
         self.peak_bytes = 0
         """Largest number of bytes saved at one time, so far."""
         self._excluded = weakref.WeakSet(_storages(exclude))
         self._live: weakref.WeakKeyDictionary[UntypedStorage, int] = weakref.WeakKeyDictionary()
         self._hooks = saved_tensors_hooks(partial(_Saved, self), _Saved.unpack)
-        self._recomputation = _Recomputation(self)
+        self._made: weakref.WeakSet[UntypedStorage] = weakref.WeakSet()
 
     @property
     def live_bytes(self) -> int:
         """Bytes saved at this moment."""
         return sum(storage.nbytes() for storage in self._live)
 
-    def __enter__(self) -> SavedActivations:
+    def __enter__(self) -> Self:
         self._hooks.__enter__()
-        self._recomputation.__enter__()
-        return self
+        return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        self._recomputation.__exit__(*error)
+        super().__exit__(*error)
         self._hooks.__exit__(*error)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        recomputing = False
+        if torch._C._current_graph_task_id() != -1:  # a backward pass is running
+            recomputing = torch.is_grad_enabled()
+            if not recomputing and self._made:
+                kept = [storage for storage in self._made if storage not in self._live]
+                self._made.clear()
+                self.hold(kept)  # no release: the storage leaves the ledger when checkpoint lets it die
+        result = func(*args, **(kwargs or {}))
+        if recomputing:
+            self._made.update(_storages(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)))
+        return result
 
     def hold(self, storages: Iterable[UntypedStorage]) -> None:
         """Note one more reason to keep each of ``storages``."""
@@ -102,39 +120,6 @@ class _Saved:
 
     def __del__(self) -> None:
         self._ledger.release(self.tensor.untyped_storage())
-
-
-class _Recomputation(TorchDispatchMode):
-    """Finds the activations that gradient checkpointing computes again inside the backward pass.
-
-    torch's checkpoint puts hooks of its own over ours, so ours do not hear of them. They show themselves otherwise:
-    during a backward pass only a recomputation runs with gradients enabled. When it is over, the next operation has
-    gradients disabled, and of the storages made meanwhile just those are alive that checkpoint has kept.
-    """
-
-    def __init__(self, ledger: SavedActivations) -> None:
-        super().__init__()
-        self._ledger = ledger
-        self._made: weakref.WeakSet[UntypedStorage] = weakref.WeakSet()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if torch._C._current_graph_task_id() == -1:  # no backward pass is running
-            return func(*args, **(kwargs or {}))
-        if not torch.is_grad_enabled():
-            self._settle()
-            return func(*args, **(kwargs or {}))
-        result = func(*args, **(kwargs or {}))
-        self._made.update(_storages(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)))
-        return result
-
-    def _settle(self) -> None:
-        kept = [storage for storage in self._made if storage not in self._ledger._live]
-        self._made.clear()
-        if kept:
-            # no release: the storage leaves the ledger when checkpoint lets it die
-            self._ledger.hold(kept)
 
 
 def _storages(tensors: Iterable[Tensor]) -> set[UntypedStorage]:
