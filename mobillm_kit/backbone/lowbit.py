@@ -3,9 +3,9 @@
     codes, s = encode(W)          once, group by group along a row
     W'       = table[codes] s     just before a matrix is used; it is dropped when the product is there
 
-Only the blocks' matrices are coded; norms, biases and the embedding keep their type.  A folder of codes is written
-once, block by block (:func:`quantize_backbone`), and streamed like any other; a backbone in memory is coded where it
-is (:func:`quantize_in_memory`).  Both give the same bits.  The paper names this as future work (arXiv 2502.20421).
+Only the blocks' matrices are coded; norms, biases and the embedding keep their type.  A folder of codes, which is
+streamed like any other, and a backbone that is coded in memory give the same bits.  The paper names this as future work
+(arXiv 2502.20421).
 
 Knows: codecs, backbones, folders.  Knows nothing of: tasks, methods, how blocks are read.
 Taught in: notebooks/06_side_network.ipynb
@@ -61,11 +61,15 @@ CODES = ".codes"
 CODES_KEY = "_codes"
 """... and in its module."""
 
+WRITE_AGAIN = "Write the folder again with quantize_backbone."
+
 
 class CodedMatrix:
     """A matrix (n, d) that exists as codes, at most ``group`` values per scale, and is dense when its module runs."""
 
     def __init__(self, kind: str, shape: tuple[int, ...], *, group: int = GROUP, dtype: torch.dtype) -> None:
+        if kind not in KINDS:
+            raise BadInput(f"Unknown weight type '{kind}'.", f"Choose one of: {', '.join(KINDS)}.")
         self.shape = shape
         self._coder = codec(kind, math.gcd(group, shape[-1]))
         self.dtype = dtype
@@ -124,7 +128,6 @@ def coded_fingerprint(fingerprint: str, kind: str, group: int) -> str:
 
 def quantize_in_memory(backbone: Backbone, kind: str, *, group: int = GROUP) -> Backbone:
     """Replace the blocks' matrices of a whole backbone by codes, of :data:`KINDS`; it is changed and returned."""
-    check_kind(kind)
     stands_for = coded_fingerprint(backbone.fingerprint, kind, group)
     for block in backbone.blocks:
         tensors = dict(block.named_parameters())
@@ -136,26 +139,18 @@ def quantize_in_memory(backbone: Backbone, kind: str, *, group: int = GROUP) -> 
     return backbone
 
 
-def check_kind(kind: str) -> None:
-    """Refuse what is no low-precision type."""
-    if kind not in KINDS:
-        raise BadInput(f"Unknown weight type '{kind}'.", f"Choose one of: {', '.join(KINDS)}.")
-
-
 def quantize_backbone(folder_in: str | Path, folder_out: str | Path, kind: str, *, group: int = GROUP) -> Path:
     """Write a model's low-precision twin, block by block; the whole model is never in memory.
 
     Args:
         folder_in: a model with safetensors.
         folder_out: empty or not there yet; gets the codes, the configuration and the tokenizer, and is returned.
-        kind: ``int8``, ``nf4`` or ``fp4``.
-        group: values per scale.
+        kind: of :data:`KINDS`.
 
     Raises:
         BadInput: no such kind; a folder that holds something; a model that is damaged, another's, or coded already.
         KitError: the disk has no room; nothing is written.
     """
-    check_kind(kind)
     source, target = Path(folder_in), Path(folder_out)
     if target.exists() and any(target.iterdir()):
         raise BadInput(f"{target}: is not empty.", "Name a new folder.")
@@ -183,14 +178,11 @@ def quantize_backbone(folder_in: str | Path, folder_out: str | Path, kind: str, 
 def _coded_part(
     part: Iterable[str], names: Mapping[str, str], shards: Shards, matrices: Mapping[str, CodedMatrix]
 ) -> dict[str, Tensor]:
-    tensors = {}
-    for name in part:
-        dense = shards.read(names[name])
-        if name in matrices:
-            tensors[name + CODES] = matrices[name].encode(dense, name)
-        else:
-            tensors[name] = dense
-    return tensors
+    dense = ((name, shards.read(names[name])) for name in part)
+    return dict(
+        (name + CODES, matrices[name].encode(tensor, name)) if name in matrices else (name, tensor)
+        for name, tensor in dense
+    )
 
 
 def _copy_companions(source: Path, target: Path) -> None:
@@ -207,10 +199,6 @@ def read_low_bit(folder: str | Path) -> LowBit | None:
     if not file.is_file():
         return None
     try:
-        about = msgspec.json.decode(file.read_bytes(), type=LowBit)
+        return msgspec.json.decode(file.read_bytes(), type=LowBit)
     except msgspec.DecodeError as error:
-        raise BadInput(
-            f"{file}: cannot be read ({error}).", "Write the folder again with quantize_backbone."
-        ) from error
-    check_kind(about.kind)
-    return about
+        raise BadInput(f"{file}: cannot be read ({error}).", WRITE_AGAIN) from error

@@ -1,6 +1,6 @@
 """A model's shape without its weights, which name in the files belongs to which of its parameters, and random weights.
 
-    skeleton          the model as transformers builds it; parameters have a shape and no values, buffers are real
+    meta model        the model as transformers builds it; parameters have a shape and no values, buffers are real
     checkpoint names  parameter -> tensor in the files (a prefix more or less, old names, tied weights once)
     random folder     a folder as save_pretrained writes it, made block by block: memory and time of a forward pass
                       do not depend on the values
@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,6 @@ from mobillm_kit.errors import BadInput, KitError
 
 _OLD_NAMES = (("gamma", "weight"), ("beta", "bias"))
 """LayerNorm's parameters in checkpoints from TensorFlow's time."""
-
 
 _READ_AT_A_TIME = 4 * 2**20
 """Values."""
@@ -67,20 +66,18 @@ def parameters_on_meta() -> Iterator[None]:
 def checkpoint_names(
     model: nn.Module, shards: Shards, coded: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 ) -> dict[str, str]:
-    """Which tensor of the files each entry of the model's state is.
+    """Which tensor of the files each entry of the model's state is; tied weights share one.
 
-    ``coded`` has names and shapes of matrices that the files hold as codes, under another name.  Tied weights share
-    one name.
+    ``coded`` has names and shapes of matrices that the files hold as codes, under another name.
     """
     state = model.state_dict(keep_vars=True)
-    prefix = getattr(model, "base_model_prefix", "")
     same: dict[int, list[str]] = {}
     for key, tensor in state.items():
         same.setdefault(id(tensor), []).append(key)
     names: dict[str, str] = {}
     missing = []
     for keys in same.values():
-        spellings = [name for key in keys for name in _spellings(key, prefix)]
+        spellings = [name for key in keys for name in _spellings(key, getattr(model, "base_model_prefix", ""))]
         found = next((name for name in spellings if name in shards or name in coded), None)
         if found is None:
             missing.append(keys[0])
@@ -147,11 +144,8 @@ def random_folder(
     model = meta_model(config, dtype)
     pieces = parts(model)
     need_disk(folder, sum(tensor.nbytes for piece in pieces for tensor in piece.values()))
-    random = (
-        _random_part(piece, torch.Generator().manual_seed(derived_seed(seed, "random weights", number)))
-        for number, piece in enumerate(pieces, start=1)
-    )
-    write_shards(folder, random, len(pieces))
+    seeds = (derived_seed(seed, "random weights", number) for number in range(1, len(pieces) + 1))
+    write_shards(folder, map(_random, pieces, seeds), len(pieces))
     config.dtype = dtype
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
@@ -186,12 +180,12 @@ def parts(model: nn.Module) -> list[Mapping[str, Tensor]]:
     return [rest, *inside]
 
 
-def _random_part(part: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-    return {name: _random(name, like, generator) for name, like in part.items()}
-
-
-def _random(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
-    if like.dim() > 1:
-        return torch.empty(like.shape, dtype=like.dtype).normal_(std=0.02, generator=generator)
-    value: Any = 0.0 if name.endswith("bias") else 1.0
-    return torch.full(like.shape, value, dtype=like.dtype)
+def _random(part: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {name: torch.empty_like(like, device="cpu") for name, like in part.items()}
+    for name, tensor in tensors.items():
+        if tensor.dim() > 1:
+            tensor.normal_(std=0.02, generator=generator)
+        else:
+            tensor.fill_(0.0 if name.endswith("bias") else 1.0)
+    return tensors

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mobillm_kit.backbone.buffers import BufferedBlocks, Place, RowsOnDisk
-from mobillm_kit.backbone.lowbit import CODES, CODES_KEY, CodedMatrix, LowBit, attach_codes, read_low_bit
+from mobillm_kit.backbone.lowbit import CODES, CODES_KEY, WRITE_AGAIN, CodedMatrix, LowBit, attach_codes, read_low_bit
 from mobillm_kit.backbone.meta_model import checkpoint_names, fingerprint, meta_model
 from mobillm_kit.backbone.pretrained import load_config, public_name, resolve, torch_dtype
 from mobillm_kit.backbone.shards import Shards
@@ -96,9 +96,7 @@ def need_memory(needed_bytes: int, allowed_bytes: int, what: str, remedy: str = 
 
 
 class StreamedBackbone(Backbone):
-    """A backbone whose blocks are read from their files, one ahead of the one that works.
-
-    Everything that only runs forward works with it as with a :class:`Backbone`; nothing of it can be trained.
+    """A backbone whose blocks are read from their files; it runs forward as any other, and cannot be trained.
 
     Args:
         model: without values, as :func:`mobillm_kit.backbone.meta_model.meta_model` gives it.
@@ -170,16 +168,14 @@ class StreamedBackbone(Backbone):
             layers: which are wanted, 0 .. L; their taps come layer by layer, within a layer batch by batch.
         """
         self.check_layers(layers)
-        wanted = set(layers)
         begun = [self.begin(*tokens) for tokens in window]
-        states = [state for state, _ in begun]
-        handed = [inputs for _, inputs in begun]
+        states, handed = [state for state, _ in begun], [inputs for _, inputs in begun]
         del begun
-        for layer in range(max(wanted, default=0) + 1):
+        for layer in range(max(layers, default=0) + 1):
             for number in range(len(states)):
                 if layer:
                     states[number] = self.block(layer - 1, states[number], handed[number][layer - 1])
-                if layer in wanted:
+                if layer in layers:
                     yield Tap(layer, number, states[number])
 
     def need(self, batch_size: int, length: int) -> StreamingNeed:
@@ -236,23 +232,20 @@ class StreamedBackbone(Backbone):
         for key, tensor in block.state_dict(keep_vars=True).items():
             name, shape, dtype = self._names[f"{prefix}.{key}"], tensor.shape, tensor.dtype
             if self._low_bit and name in self._low_bit.shapes:
-                matrix = CodedMatrix(self._low_bit.kind, tuple(shape), group=self._low_bit.group, dtype=self._dtype)
-                self._check_codes(name, matrix, self._low_bit.kind)
+                kind, there = self._low_bit.kind, self._shards.entries.get(name + CODES)
+                matrix = CodedMatrix(kind, tuple(shape), group=self._low_bit.group, dtype=self._dtype)
+                if there is None or there.n_bytes != matrix.n_bytes:
+                    raise BadInput(
+                        f"{self._shards.folder}: '{name}{CODES}' has {there.n_bytes if there else 0} bytes, "
+                        f"{kind} codes of {matrix.shape} have {matrix.n_bytes}.",
+                        WRITE_AGAIN,
+                    )
                 shape, dtype = torch.Size([matrix.n_bytes]), torch.uint8
                 attach_codes(block, key, matrix, torch.empty(shape, dtype=dtype, device="meta"))
                 name, key = name + CODES, key + CODES_KEY
             places.append(Place(name, key, shape, dtype, offset))
             offset = -(-places[-1].end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         return places
-
-    def _check_codes(self, name: str, matrix: CodedMatrix, kind: str) -> None:
-        entry = self._shards.entries.get(name + CODES)
-        if entry is None or entry.n_bytes != matrix.n_bytes:
-            raise BadInput(
-                f"{self._shards.folder}: '{name}{CODES}' has {entry.n_bytes if entry else 0} bytes, "
-                f"{kind} codes of {tuple(matrix.shape)} have {matrix.n_bytes}.",
-                "Write the folder again with quantize_backbone.",
-            )
 
 
 def stream_backbone(
@@ -267,8 +260,7 @@ def stream_backbone(
 
     Args:
         name: ``"pocket"``, or a folder with safetensors; ``revision`` is for the record.
-        memory_bytes: what the whole process may take; a model whose blocks do not fit is refused before anything is
-            read.  None asks nothing.
+        memory_bytes: what the whole process may take; a model whose blocks do not fit is refused.  None asks nothing.
         read_ahead: as for :class:`StreamedBackbone`.
     """
     source = resolve(name)
