@@ -13,11 +13,13 @@ Taught in: notebooks/00_start_here.ipynb
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mobillm_kit.errors import KitError, SaveFailed
+from filelock import FileLock, Timeout
+
+from mobillm_kit.errors import FolderBusy, KitError, SaveFailed
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -44,6 +46,22 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with suppress(OSError):  # already moved, or its folder could not be made
             partial.unlink()
+
+
+@contextmanager
+def only_one(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold a folder, made if new, while something is written into it; somebody else's is refused after ``wait_s``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=wait_s)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        remedy = "Wait for it to end, or choose another folder."
+        raise FolderBusy(f"{folder}: another run is writing into this folder.", remedy) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from mobillm_kit.errors import BadInput, FolderBusy, KitError
+from mobillm_kit.files import only_one
 from mobillm_kit.runs.compare import compare
-from mobillm_kit.runs.folders import lay_out, only_one
+from mobillm_kit.runs.folders import lay_out
 from tests.builders import save_texts, save_tiny_model, tiny_spec
 
 METHODS = ("majority", "bag-of-words", "probe", "mobillm-full-width")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -93,14 +94,13 @@ def threads():
 
     def make(trainer, credit: int = 4) -> TrainingThread:
         session = Session(plan(), credit=credit, budget_bytes=2**40)
-        made.append(TrainingThread(session, lambda: trainer, wake=lambda: None))
+        made.append(TrainingThread(session, lambda: nullcontext(trainer), wake=lambda: None))
         return made[-1]
 
     yield make
     for thread in made:
         thread.close()
-        thread.wait_closed(WAIT_S)
-        assert thread.closed
+        assert thread.wait_closed(WAIT_S)
 
 
 def until(found, enough):

@@ -37,6 +37,23 @@ def training_bytes(plan: Plan) -> int:
     )
 
 
+KEPT_CHECKPOINTS = 3
+"""Of a session, the newest; one more while it is written."""
+
+SAMPLE_HEADER_BYTES = 1024
+"""The most that stands in a cached sample's file beside its activations."""
+
+
+def checkpoint_bytes(plan: Plan) -> int:
+    """The most that a session's checkpoints take: weights, two moments, and a loss a step."""
+    return (KEPT_CHECKPOINTS + 1) * (3 * FLOAT_BYTES * plan.side.values() + 8 * plan.steps)
+
+
+def samples_bytes(plan: Plan) -> int:
+    """The most that every sample's activations take, cached."""
+    return plan.n_samples * (batch_bytes(plan) // plan.max_rows + SAMPLE_HEADER_BYTES)
+
+
 def check_plan(plan: Plan) -> None:
     """Refuse a plan that no side network could be made of.
 

@@ -59,7 +59,8 @@ class Running(Settings, Command, frozen=True, kw_only=True):
         """One run in this process, with a bar."""
         import torch
 
-        from mobillm_kit.runs.folders import lay_out, only_one
+        from mobillm_kit.files import only_one
+        from mobillm_kit.runs.folders import lay_out
         from mobillm_kit.runs.progress import Bars
         from mobillm_kit.runs.run import run
 

@@ -146,6 +146,12 @@ class Server(Command, frozen=True, kw_only=True):
     """MiB of cached activations in memory, per device."""
     cache_disk: Annotated[int, Meta(ge=0)] = 8192
     """MiB of cached activations on disk, per device."""
+    disk: Count = 65536
+    """MiB of all devices' checkpoints and cached activations; beyond it the longest unused go."""
+    keep_days: Annotated[float, Meta(ge=0)] = 30.0
+    """A device's checkpoints and activations that nobody trained on for so long are removed."""
+    prune: bool = False
+    """Only remove what is too old or beyond --disk, beside a server that runs or not, and say what is left."""
     threads: Count = 1
     """Threads of this process."""
     as_json: Annotated[bool, arg(name="json")] = False
@@ -173,8 +179,14 @@ class Server(Command, frozen=True, kw_only=True):
             max_sessions=self.max_sessions,
             cache_memory_bytes=self.cache_memory * MIB,
             cache_disk_bytes=self.cache_disk * MIB,
+            disk_bytes=self.disk * MIB,
+            keep_days=self.keep_days,
             threads=self.threads,
         )
+        if self.prune:
+            removed, used_bytes = settings.disk().make_room()
+            say(f"Removed {removed} sessions from {self.folder}; the others hold {used_bytes / MIB:.1f} MiB.")
+            return 0
         serve_forever(
             settings,
             bind=self.bind,

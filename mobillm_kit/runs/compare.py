@@ -25,10 +25,10 @@ import msgspec
 
 from mobillm_kit.common import MMAP_THRESHOLD, fresh_environment
 from mobillm_kit.errors import KitError
-from mobillm_kit.files import write_bytes
+from mobillm_kit.files import only_one, write_bytes
 from mobillm_kit.methods import method_row
 from mobillm_kit.record import RunRecord, Scalar, load_record
-from mobillm_kit.runs.folders import RECORD, is_done, lay_out, only_one
+from mobillm_kit.runs.folders import RECORD, is_done, lay_out
 from mobillm_kit.runs.progress import Progress
 from mobillm_kit.runs.spec import RunSpec
 from mobillm_kit.show.report import write_report

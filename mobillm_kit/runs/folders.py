@@ -7,15 +7,12 @@ Knows: files, specifications and tasks.  Knows nothing of: training, processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from filelock import FileLock, Timeout
 
-from mobillm_kit.errors import BadInput, FolderBusy
+from mobillm_kit.errors import BadInput
 from mobillm_kit.files import write_bytes
 from mobillm_kit.record import load_record
 from mobillm_kit.runs.spec import RunSpec
@@ -26,22 +23,6 @@ SPEC = "spec.json"
 TASK = "task.json"
 RECORD = "record.json"
 CHECKPOINT = "checkpoint.safetensors"
-
-
-@contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Hold the folder while something is written into it; one that somebody else holds is refused."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        remedy = "Wait for it to end, or choose another folder."
-        raise FolderBusy(f"{folder}: another run is writing into this folder.", remedy) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def lay_out(place: Path, spec: RunSpec) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mobillm_kit.channel.ends import Peer, ServerSocket
@@ -53,7 +53,6 @@ class Places:
         self._most = most
         self._by_name: dict[str, Place] = {}
         self._by_route: dict[bytes, Place] = {}
-        self._ended: dict[str, TrainingThread] = {}
 
     def all(self) -> list[Place]:
         """Every session; they may be dropped meanwhile."""
@@ -90,9 +89,8 @@ class Places:
         if len(self._by_name) >= self._most:
             self._drop_quietest(self.all(), TIMINGS.silent_s, f"This server trains {self._most} sessions at a time.")
 
-    def take(self, peer: Peer, name: str, begin: Callable[[TrainingThread | None], TrainingThread]) -> Place:
-        """Give a session a place; ``begin`` gets the thread that trained it before and may not have ended yet."""
-        thread = begin(self._ended.pop(name, None))
+    def take(self, peer: Peer, name: str, thread: TrainingThread) -> Place:
+        """Give a session a place."""
         self._by_name[name] = place = Place(name, peer.key, thread, peer)
         return place
 
@@ -110,8 +108,6 @@ class Places:
         """End a session's training after the step it is in; its checkpoints stay."""
         self._by_name.pop(place.name, None)
         place.thread.close()
-        self._ended = {name: ended for name, ended in self._ended.items() if not ended.closed}
-        self._ended[place.name] = place.thread
         self._let_go(place)
 
     def drop_idle(self, idle_s: float) -> None:

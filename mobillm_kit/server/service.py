@@ -22,13 +22,14 @@ from typing import Protocol
 
 from torch import Tensor
 
-from mobillm_kit.channel.checks import batch_bytes, check_plan, training_bytes
+from mobillm_kit.channel.checks import batch_bytes, check_plan, checkpoint_bytes, samples_bytes, training_bytes
 from mobillm_kit.channel.ends import Peer, ServerSocket
 from mobillm_kit.channel.frames import Limits, digest, from_frames, to_frames
 from mobillm_kit.channel.messages import Bye, Hello, Message, Ping, Plan, Pong, WireError
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import MIB
 from mobillm_kit.server.cache import ActivationCache
+from mobillm_kit.server.disk import DAY_S, Disk
 from mobillm_kit.server.places import Place, Places
 from mobillm_kit.server.session import Session, TrainingThread
 from mobillm_kit.server.session_trainer import SessionTrainer, load_head
@@ -59,6 +60,10 @@ class ServiceSettings:
     cache_memory_bytes: int = 1024 * MIB
     cache_disk_bytes: int = 8192 * MIB
     """Quotas of each session's activation cache."""
+    disk_bytes: int = 65536 * MIB
+    """Of all sessions' checkpoints and caches together."""
+    keep_days: float = 30.0
+    """A session that nobody trained for so long is removed."""
     idle_s: float = 900.0
     """A session that says nothing for so long is put to sleep; its checkpoints stay."""
     threads: int = 1
@@ -67,6 +72,10 @@ class ServiceSettings:
     def share_bytes(self) -> int:
         """One session's part of the budget: training, and batches that wait."""
         return self.budget_bytes // self.max_sessions
+
+    def disk(self) -> Disk:
+        """What the sessions keep, within the total and the days."""
+        return Disk(self.folder, total_bytes=self.disk_bytes, keep_s=self.keep_days * DAY_S)
 
 
 class Service:
@@ -86,6 +95,7 @@ class Service:
         self._asked: dict[bytes, tuple[Future[bool], Peer, Hello, list[memoryview]]] = {}
         self._places = Places(socket, settings.max_sessions)
         self._limits = service_limits(settings)
+        self._disk = settings.disk()
         self._stop = threading.Event()
 
     def run(self) -> None:
@@ -192,30 +202,25 @@ class Service:
             raise WireError("bad-plan", "A head is described and not sent, or sent and not described.", "")
         head = load_head(payloads[0]) if payloads else {}
         self._places.make_room(peer, hello.session)
-        folder = self._settings.folder / "sessions" / owner_folder(peer.key) / hello.session
+        session = Session(plan, credit=credit, budget_bytes=self._settings.share_bytes)
+        make = partial(self._trainer, plan, head, owner_folder(peer.key), hello.session)
+        thread = TrainingThread(session, make, wake=self._socket.wake, threads=self._settings.threads)
+        return self._places.take(peer, hello.session, thread)
 
-        def begin(before: TrainingThread | None) -> TrainingThread:
-            """The session's thread, which makes its trainer."""
-            session = Session(plan, credit=credit, budget_bytes=self._settings.share_bytes)
-            make = partial(self._trainer, plan, head, folder, before)
-            return TrainingThread(session, make, wake=self._socket.wake, threads=self._settings.threads)
-
-        return self._places.take(peer, hello.session, begin)
-
-    def _trainer(
-        self, plan: Plan, head: dict[str, Tensor], folder: Path, before: TrainingThread | None
-    ) -> SessionTrainer:
+    @contextmanager
+    def _trainer(self, plan: Plan, head: dict[str, Tensor], owner: str, name: str) -> Iterator[SessionTrainer]:
         """On the session's own thread."""
-        if before is not None:
-            before.wait_closed()  # it may be writing into the same folder
-        cache = None
-        if plan.cache:
-            cache = ActivationCache(
-                folder / "cache",
-                memory_bytes=self._settings.cache_memory_bytes,
-                disk_bytes=self._settings.cache_disk_bytes,
-            )
-        return SessionTrainer(plan, head, folder, cache)
+        settings = self._settings
+        need = checkpoint_bytes(plan) + (min(settings.cache_disk_bytes, samples_bytes(plan)) if plan.cache else 0)
+        with self._disk.session(owner, name, need) as folder:
+            cache = None
+            if plan.cache:
+                cache = ActivationCache(
+                    folder / "cache",
+                    memory_bytes=settings.cache_memory_bytes,
+                    disk_bytes=settings.cache_disk_bytes,
+                )
+            yield SessionTrainer(plan, head, folder, cache)
 
     def _credit(self, plan: Plan) -> int:
         """As many batches as fit into the session's share of memory beside its training.

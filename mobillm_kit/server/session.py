@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +41,6 @@ from mobillm_kit.channel.messages import (
     Welcome,
     WireError,
 )
-from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.quant import codec
 from mobillm_kit.server.session_trainer import Reply, SessionTrainer
 
@@ -235,18 +235,25 @@ class TrainingThread:
 
     Args:
         session: its state; nobody else may touch it.
-        trainer: makes the trainer; called on the thread itself, since it may read a checkpoint.
+        trainer: makes the trainer, and holds its folder until the thread ends; entered on the thread itself, since it
+            may read a checkpoint.
         wake: called when there is something to send.
         threads: torch threads of this thread.
     """
 
     def __init__(
-        self, session: Session, trainer: Callable[[], SessionTrainer], *, wake: Callable[[], None], threads: int = 1
+        self,
+        session: Session,
+        trainer: Callable[[], AbstractContextManager[SessionTrainer]],
+        *,
+        wake: Callable[[], None],
+        threads: int = 1,
     ) -> None:
         self.last_heard = time.monotonic()
         self._session = session
         self._make_trainer = trainer
         self._trainer: SessionTrainer | None = None
+        self._held = ExitStack()
         self._closing = False
         self._wake = wake
         self._changed = threading.Condition()
@@ -286,22 +293,19 @@ class TrainingThread:
             self._closing = True
             self._changed.notify()
 
-    @property
-    def closed(self) -> bool:
-        """Whether the thread has ended."""
-        return not self._thread.is_alive()
-
-    def wait_closed(self, timeout_s: float = TIMINGS.end_s) -> None:
-        """Wait for the thread's end."""
+    def wait_closed(self, timeout_s: float) -> bool:
+        """Wait for the thread's end; whether it came."""
         self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     # ------------------------------------------------------------------ on the thread
 
     def _work(self, threads: int) -> None:
         torch.set_num_threads(threads)  # counted per thread by OpenMP
-        while (job := self._next_job()) is not None:
-            self._do(job)
-        self._trainer = None  # its memory goes, even while somebody still holds this session
+        with self._held:
+            while (job := self._next_job()) is not None:
+                self._do(job)
+            self._trainer = None  # its memory goes, even while somebody still holds this session
 
     def _next_job(self) -> Job | None:
         with self._changed:
@@ -316,7 +320,7 @@ class TrainingThread:
     def _do(self, job: Job) -> None:
         try:
             if self._trainer is None:
-                self._trainer = self._make_trainer()
+                self._trainer = self._held.enter_context(self._make_trainer())
             replies = self._answer(self._trainer, job)
         except WireError as error:
             self._fail(job, error)

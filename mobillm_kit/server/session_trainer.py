@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
 
+from mobillm_kit.channel.checks import KEPT_CHECKPOINTS
 from mobillm_kit.channel.messages import (
     Ack,
     BatchMessage,
@@ -47,8 +48,6 @@ from mobillm_kit.side.heads import SideTuned
 from mobillm_kit.side.portable_head import build_head, read_tensors
 
 Reply = tuple[Message, list[bytes | memoryview]]
-
-KEPT_CHECKPOINTS = 3
 
 
 class SessionTrainer:

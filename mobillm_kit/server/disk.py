@@ -1,0 +1,118 @@
+"""What a server keeps on disk: one folder per session, within a total, for so many days.
+
+    ROOT/sessions/KEY/SESSION/   checkpoint-STEP.safetensors, cache/, and .lock, held while it is trained
+
+What is removed costs its device time and nothing else: it sends again from step 0.
+
+Knows: folders, bytes, days.  Knows nothing of: what lies in the folders, training, sockets.
+
+Taught in: notebooks/08_device_and_server.ipynb
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from mobillm_kit.channel.messages import WireError
+from mobillm_kit.channel.timings import TIMINGS
+from mobillm_kit.common import MIB
+from mobillm_kit.errors import FolderBusy
+from mobillm_kit.files import only_one
+
+DAY_S = 86400.0
+
+_SESSION = "*/" + 32 * "[0-9a-f]"
+"""Nothing of another name was made here."""
+
+
+class Disk:
+    """The folders of a server's sessions.
+
+    Args:
+        root: the server's folder.
+        total_bytes: of all sessions together; those in training count with what they may come to need.
+        keep_s: a session that nobody trained for so long is removed.
+    """
+
+    def __init__(self, root: Path, *, total_bytes: int, keep_s: float) -> None:
+        self._root = root / "sessions"
+        self._total_bytes = total_bytes
+        self._keep_s = keep_s
+        self._needs: dict[Path, int] = {}
+        self._one_at_a_time = threading.Lock()
+
+    @contextmanager
+    def session(self, owner: str, name: str, need_bytes: int) -> Iterator[Path]:
+        """A session's folder, held; others go where there is no room for ``need_bytes``, the longest unused first.
+
+        Raises:
+            WireError: ``server-trouble``, who trained this session before has not ended; or ``over-quota``, what is
+                left is in training.
+        """
+        folder = self._root / owner / name
+        with ExitStack() as held:
+            try:
+                held.enter_context(only_one(folder, TIMINGS.end_s))
+            except FolderBusy as error:
+                problem, remedy = "The last step of this session has not ended yet.", "Run again in a minute."
+                raise WireError("server-trouble", problem, remedy) from error
+            self._needs[folder] = need_bytes
+            try:
+                os.utime(folder)
+                self._check(self.make_room()[1])
+                yield folder
+                os.utime(folder)
+            finally:
+                del self._needs[folder]
+
+    def make_room(self) -> tuple[int, int]:
+        """Remove what nobody used for too long, and what is beyond the total.
+
+        Returns:
+            removed: sessions.
+            used_bytes: of those that are left.
+        """
+        with self._one_at_a_time:
+            found = (folder for folder in self._root.glob(_SESSION) if folder.is_dir())
+            unused_s = {folder: time.time() - folder.stat().st_mtime for folder in found}
+            sizes = {folder: max(_size(folder), self._needs.get(folder, 0)) for folder in unused_s}
+            before = len(sizes)
+            for folder in sorted(unused_s, key=unused_s.__getitem__, reverse=True):
+                too_old = unused_s[folder] > self._keep_s
+                if (too_old or sum(sizes.values()) > self._total_bytes) and _removed(folder):
+                    del sizes[folder]
+        return before - len(sizes), sum(sizes.values())
+
+    def _check(self, used_bytes: int) -> None:
+        if used_bytes > self._total_bytes:
+            raise WireError(
+                "over-quota",
+                f"Sessions in training may come to need {used_bytes / MIB:.0f} MiB of the server's disk; it gives them "
+                f"{self._total_bytes / MIB:.0f} MiB.",
+                "Wait until one has ended, train without a cache, or start the server with a larger --disk.",
+            )
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for file in folder.rglob("*"):
+        with suppress(OSError):  # gone meanwhile
+            total += file.stat().st_size if file.is_file() else 0
+    return total
+
+
+def _removed(folder: Path) -> bool:
+    """Remove a session's folder, unless it is in training, by whatever process."""
+    try:
+        with only_one(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+    except FolderBusy:
+        return False
+    shutil.rmtree(folder, ignore_errors=True)  # what an open lock file held on some systems
+    return not folder.exists()
