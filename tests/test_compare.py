@@ -74,7 +74,7 @@ def test_other_settings_in_the_same_folder_are_refused(compared):
 
 def test_two_at_a_time_in_one_folder_are_refused(tmp_path):
     hold = (
-        "import sys, time; from pathlib import Path; from mobillm_kit.runs.folders import only_one\n"
+        "import sys, time; from pathlib import Path; from mobillm_kit.files import only_one\n"
         "with only_one(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE)
