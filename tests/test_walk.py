@@ -73,7 +73,7 @@ def steps(place: Path, walk: Walk, server: str, codec: str, *, rows: bool = Fals
     method.close()
 
 
-@pytest.mark.parametrize(("codec", "most_files", "most_lines"), [("none", 11, 1700), ("int8", 12, 2050)])
+@pytest.mark.parametrize(("codec", "most_files", "most_lines"), [("none", 11, 1600), ("int8", 12, 1900)])
 def test_the_walk_of_a_step_in_one_process(tmp_path, codec, most_files, most_lines):
     with traced() as walk:
         steps(tmp_path, walk, "in-process", codec, rows=True)

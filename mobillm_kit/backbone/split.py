@@ -127,11 +127,9 @@ class Backbone(nn.Module):
         Returns:
             h_0: (B, T, d), and one :class:`BlockInputs` per block.
         """
-        kwargs: dict[str, Any] = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": self._positions(attention_mask),
-        }
+        counted = attention_mask.long().cumsum(dim=1) - 1  # real tokens only: padding on the left moves nothing
+        positions = counted.clamp(min=0) + self._position_offset
+        kwargs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
         if self.kind == "decoder":
             kwargs["use_cache"] = False
         elif token_type_ids is not None and getattr(self.config, "type_vocab_size", 0) > 1:  # one row says nothing
@@ -184,11 +182,6 @@ class Backbone(nn.Module):
         for state in self.hidden_states(input_ids, attention_mask, token_type_ids):
             last = state
         return last
-
-    def _positions(self, attention_mask: Tensor) -> Tensor:
-        """Positions count real tokens only, so that padding on the left moves nothing."""
-        counted = attention_mask.long().cumsum(dim=1) - 1
-        return counted.clamp(min=0) + self._position_offset
 
 
 @contextmanager

@@ -54,6 +54,7 @@ class LabelWordHead(nn.Module):
         self.lm_head = lm_head
         self.softcap = softcap
         self.scale = scale
+        self.n_labels = len(word_ids)
         self.register_buffer("word_ids", torch.tensor(list(word_ids)), persistent=False)
 
     def pool(self, hidden: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
@@ -66,11 +67,6 @@ class LabelWordHead(nn.Module):
         pooled = pooled.to(words.dtype)  # a side network may hand over a wider type
         logits = nn.functional.linear(self.project_out(self.norm(pooled)), words, bias)
         return logits if not self.softcap else self.softcap * torch.tanh(logits / self.softcap)
-
-    @property
-    def n_labels(self) -> int:
-        """C."""
-        return len(self.word_ids)
 
     def server_copy(self) -> LabelWordHead:
         """A frozen copy that holds the C rows of the label words instead of the whole vocabulary."""
@@ -109,6 +105,7 @@ class PooledHead(nn.Module):
     def __init__(self, width: int, n_labels: int, *, pooling: Pooling = "mean", seed: int = 0) -> None:
         super().__init__()
         self.pooling = pooling
+        self.n_labels = n_labels
         self.single_token = pooling == "first"
         self.classifier = nn.Linear(width, n_labels, device="meta").to_empty(device="cpu")
         generator = torch.Generator().manual_seed(seed)
@@ -126,19 +123,9 @@ class PooledHead(nn.Module):
         """(B, d) to (B, C)."""
         return self.classifier(pooled.to(self.classifier.weight.dtype))
 
-    @property
-    def n_labels(self) -> int:
-        """C."""
-        return self.classifier.out_features
-
 
 class SideTuned(nn.Module):
-    """What the server runs: the side network and the head, from activations to logits.
-
-    Args:
-        adapter: the side network; for encoders it holds the classifier too.
-        head: the frozen label-word head for decoders, None for encoders.
-    """
+    """What the server runs: the side network and the head, a frozen one for decoders, an encoder's adapter holds it."""
 
     def __init__(self, adapter: SideAdapter, head: LabelWordHead | None) -> None:
         super().__init__()

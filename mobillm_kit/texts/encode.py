@@ -147,10 +147,10 @@ class TextEncoder:
         if not rows:
             raise BadInput("A batch of no rows was asked for.", "Give at least one encoded example.")
         lengths = torch.tensor([len(row.ids) for row in rows])
-        longest = int(lengths.max())
-        width = longest if pad_to is None else pad_to
-        if longest > width:
-            raise BadInput(f"A row of {longest} tokens does not fit into pad_to={width}.", "Give a larger pad_to.")
+        width = int(lengths.max())
+        if pad_to is not None and width > pad_to:
+            raise BadInput(f"A row of {width} tokens does not fit into pad_to={pad_to}.", "Give a larger pad_to.")
+        width = pad_to or width
         left = self.padding_side == "left"
         starts = width - lengths if left else torch.zeros_like(lengths)
         typed = rows[0].type_ids is not None
