@@ -1,7 +1,6 @@
 """A link from what a user writes: a name, a text, a CSV file of rates.
 
 Knows: these forms.  Knows nothing of: how long bytes take (`rates`), sockets.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 

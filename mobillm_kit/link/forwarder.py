@@ -15,7 +15,6 @@
   buffers of 256 KiB.  What is full is not read: a sender that is faster is slowed down by its own TCP.
 
 Knows: TCP and links.  Knows nothing of: processes, messages, models.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
@@ -190,11 +189,7 @@ class ShapedLink:
         self._listener.close()
 
     def set(self, link: Link | str) -> None:
-        """Change the link while it runs; a trace starts anew.  What had not left yet leaves now.
-
-        Raises:
-            BadInput: no link.
-        """
+        """Change the link while it runs; a trace starts anew.  What had not left yet leaves now."""
         found = parse_link(link)
         # What is still on the line was booked at the old rate, which may have been an outage of minutes: it is 20 ms of
         # data and a burst at most, and leaves now.
@@ -331,11 +326,7 @@ def burst_bytes(rate: float) -> int:
 
 
 def listening_socket(port: int) -> socket.socket:
-    """A socket that listens on 127.0.0.1.
-
-    Raises:
-        BadInput: the port is taken, or no port at all.
-    """
+    """A socket that listens on 127.0.0.1."""
     if not isinstance(port, int) or not 0 <= port <= 65535:
         raise BadInput(f"{port!r} is no port.", "Give a number from 0 to 65535; 0 takes a free one.")
     try:
@@ -349,11 +340,7 @@ def listening_socket(port: int) -> socket.socket:
 
 
 def resolved(target: Address) -> Address:
-    """The target with a numeric host.
-
-    Raises:
-        BadInput: no such host, or no port.
-    """
+    """The target with a numeric host."""
     try:
         host, port = target
         found = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)

@@ -8,7 +8,6 @@
 In the steady state a step takes as long as its slowest stage: device, line or server.
 
 Knows: durations, bytes, links.  Knows nothing of: clocks, sockets, what a stage does.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
@@ -56,12 +55,10 @@ class StepTimes:
 def schedule(
     costs: Sequence[StepCost], link: Link, *, credit: int = CREDIT, stops: Collection[int] = ()
 ) -> list[StepTimes]:
-    """The formulas above, one entry per step.
+    """The formulas above, one entry for the costs of each step.
 
     Args:
-        costs: per step.
         link: between device and server, the same both ways; acknowledgements are too small to fill it.
-        credit: batches that may be on their way.
         stops: numbers of steps after which the device waits until they are trained, as before an evaluation.
 
     Raises:

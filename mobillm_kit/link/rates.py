@@ -10,7 +10,6 @@
 - A trace is a rate that changes over time, in steps; ``seconds`` integrates it.
 
 Knows: numbers.  Knows nothing of: what a user writes (`forms`), sockets, messages, models.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 

@@ -7,7 +7,6 @@ it ends when standard input closes.  `LinkProcess` starts one.  (On two busy cor
 rate, a process 85 % and more.)
 
 Knows: links, processes.  Knows nothing of: sockets, messages, models.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 

@@ -7,7 +7,6 @@ stages are placed backwards from the moment its acknowledgement arrived; ``send`
 handing the batch to the socket, or the end of the batch before it on the line, and that moment.
 
 Knows: durations.  Knows nothing of: what happens in a stage.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 

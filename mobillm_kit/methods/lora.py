@@ -19,5 +19,4 @@ from mobillm_kit.methods.task_model import TaskModel
 
 def build(model: TaskModel, *, seed: int, weight_decay: float = 0.0, **lora: Any) -> Backprop:
     """Train A and B of the projections, and the classifier of encoders; ``lora`` as :func:`add_lora` takes it."""
-    layers = add_lora(model, seed=seed, **lora)
-    return Backprop("lora", model, {**layers, **model.head_parameters()}, model.logits, weight_decay=weight_decay)
+    return Backprop("lora", model, add_lora(model, seed=seed, **lora), model.logits, weight_decay=weight_decay)

@@ -22,6 +22,5 @@ from mobillm_kit.methods.task_model import TaskModel
 
 def build(model: TaskModel, *, seed: int, weight_decay: float = 0.0, **lora: Any) -> Backprop:
     """Train A and B as LoRA does, with equal gradients; ``lora`` as :func:`add_lora` takes it."""
-    layers = add_lora(model, seed=seed, **lora)
-    trained, logits = {**layers, **model.head_parameters()}, partial(checkpointed_logits, model)
+    trained, logits = add_lora(model, seed=seed, **lora), partial(checkpointed_logits, model)
     return Backprop("lora-checkpointing", model, trained, logits, weight_decay=weight_decay)

@@ -21,6 +21,6 @@ from mobillm_kit.methods.task_model import TaskModel
 
 def build(model: TaskModel, *, seed: int, weight_decay: float = 0.0, **lora: Any) -> Backprop:
     """Train B of the targeted projections, and the classifier of encoders; ``lora`` as :func:`add_lora` takes it."""
-    layers = add_lora(model, seed=seed, **lora)
-    trained = {name: parameter for name, parameter in layers.items() if ".lora_B." in name}
-    return Backprop("lora-fa", model, {**trained, **model.head_parameters()}, model.logits, weight_decay=weight_decay)
+    both = add_lora(model, seed=seed, **lora)
+    trained = {name: parameter for name, parameter in both.items() if ".lora_A." not in name}
+    return Backprop("lora-fa", model, trained, model.logits, weight_decay=weight_decay)

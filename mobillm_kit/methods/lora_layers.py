@@ -41,7 +41,7 @@ def add_lora(
         targets: names of the projections, as a list or with commas; query and value of the family by default.
 
     Returns:
-        A and B of every layer, by name.
+        What is trained, by name: A and B of every layer, and the classifier of encoders.
 
     Raises:
         BadInput: a rank or an alpha out of range, or a target that no layer has.
@@ -61,7 +61,8 @@ def add_lora(
         torch.default_generator.manual_seed(derived_seed(seed, "lora"))
         inject_adapter_in_model(config, model.backbone.model)
     model.backbone.freeze()
-    return {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
+    both = {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
+    return both | model.head_parameters()
 
 
 def check_scale(rank: int, alpha: float) -> None:

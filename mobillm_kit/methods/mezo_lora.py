@@ -15,6 +15,4 @@ from mobillm_kit.methods.zeroth_order import ZerothOrder
 
 def build(model: TaskModel, *, seed: int, eps: float = 1e-2, **lora: Any) -> ZerothOrder:
     """Train A and B, and the classifier of encoders, by SPSA (eps of the paper); ``lora`` is :func:`add_lora`'s."""
-    layers = add_lora(model, seed=seed, **lora)
-    parameters = {**layers, **model.head_parameters()}
-    return ZerothOrder("mezo-lora", model, parameters, model.logits, seed=seed, eps=eps)
+    return ZerothOrder("mezo-lora", model, add_lora(model, seed=seed, **lora), model.logits, seed=seed, eps=eps)

@@ -177,11 +177,8 @@ def replay(weights: Mapping[str, Tensor], log: ReplayLog) -> None:
     """Make a run again from its log, without data and without a forward pass; the weights end in equal bytes.
 
     The walk of training is repeated as it was, perturbations included, because floating-point addition does not
-    take back exactly what it added.
-
-    Args:
-        weights: those that training started from, changed in place, in the order in which they were trained.
-        log: of the run.
+    take back exactly what it added.  ``weights`` are those that training started from, changed in place, in the order
+    in which they were trained.
     """
     for step, size in enumerate(log.step_sizes):
         seed = step_seed(log.seed, step)
