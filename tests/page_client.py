@@ -6,6 +6,7 @@ Knows: the page, section by section; sockets, msgpack, numpy.  Knows nothing of:
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ QUIET_S, SILENCE_S = 1.0, 5.0  # section 4, seconds
 TABLE = np.dtype("<f4")  # section 7, float tables
 
 Message = dict[str, Any]
+Tensors = dict[str, np.ndarray]
 
 
 def digest(data: bytes) -> bytes:
@@ -113,13 +115,98 @@ def gradient(samples: Sequence[Sample], logits: np.ndarray) -> np.ndarray:
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponents = np.exp(logits - logits.max(1, keepdims=True))
-    return exponents / exponents.sum(1, keepdims=True)
+    exponents = np.exp(logits - logits.max(-1, keepdims=True))
+    return exponents / exponents.sum(-1, keepdims=True)
 
 
 def _onehot(samples: Sequence[Sample]) -> np.ndarray:
     classes = len(samples[0].backbone_logits)
     return np.eye(classes, dtype=np.float32)[[sample.label for sample in samples]]
+
+
+# ---------------------------------------------------------------------- section 4, what the side network computes
+
+
+def predict(plan: Message, head: Tensors, trained: Tensors, samples: Sequence[Sample]) -> np.ndarray:
+    """The logits that the page's formulas give with the tensors of a `result`, (B, C)."""
+    side = plan["side"]
+    own = {name.removeprefix("adapter.side."): tensor for name, tensor in trained.items()}
+    add = _full_width if side["kind"] == "full-width" else _ladder
+    rows = []
+    for sample in samples:
+        hidden = sample.layers[-1] + add(side, own, sample.layers)  # (T, d)
+        if side["pooling"] is None:
+            rows.append(_words(plan["head"], head, hidden[sample.position]))
+        else:
+            pooled = hidden.mean(0) if side["pooling"] == "mean" else hidden[sample.position]
+            rows.append(_linear(trained, "adapter.head.classifier", pooled))
+    return np.stack(rows)
+
+
+def _full_width(side: Message, own: Tensors, layers: Sequence[np.ndarray]) -> np.ndarray:
+    state, total = layers[0], np.zeros_like(layers[0])
+    for i, tap in enumerate(layers):
+        gate = _logistic(own["gates"][i])
+        x = (1 - gate) * tap + gate * state
+        change = _gelu(_linear(own, f"down.{i}", x)) @ own[f"up.{i}.weight"].T
+        total, state = gate * total + change, x + change
+    return total
+
+
+def _ladder(side: Message, own: Tensors, layers: Sequence[np.ndarray]) -> np.ndarray:
+    state = 0.0
+    for i, tap in enumerate(layers):
+        gate = _logistic(10 * own["gates"][i]) if i else 0.0
+        narrow = _linear(own, f"down.{i}", _normed(own, f"norms.{i}", tap))
+        state = gate * state + (1 - gate) * narrow
+        block = f"blocks.{i}."
+        mixed = _attention(side, _linear(own, block + "qkv", _normed(own, block + "attention_norm", state)))
+        state = state + _linear(own, block + "out", mixed)
+        wide = _gelu(_linear(own, block + "wide", _normed(own, block + "mlp_norm", state)))
+        state = state + _linear(own, block + "narrow", wide)
+    return _normed(own, "norm", state) @ own["up.weight"].T
+
+
+def _attention(side: Message, qkv: np.ndarray) -> np.ndarray:
+    """(T, 3m) to (T, m)."""
+    tokens = len(qkv)
+    q, k, v = qkv.reshape(tokens, 3, side["heads"], -1).transpose(1, 2, 0, 3)  # (heads, T, m / heads)
+    scores = q @ k.transpose(0, 2, 1) / math.sqrt(q.shape[-1])
+    if side["causal"]:
+        scores = np.where(np.tri(tokens, dtype=bool), scores, -np.inf)
+    return (_softmax(scores) @ v).transpose(1, 0, 2).reshape(tokens, -1)
+
+
+def _words(about: Message, head: Tensors, hidden: np.ndarray) -> np.ndarray:
+    """A decoder's head on one token, (d,) to (C,)."""
+    if about["norm"].startswith("layer"):
+        hidden = hidden - hidden.mean()
+    if about["norm"] != "none":
+        weight = head["norm.weight"] + (about["norm"] == "rms-plus-one")
+        hidden = hidden / np.sqrt((hidden**2).mean() + about["eps"]) * weight + head.get("norm.bias", 0)
+    if about["project_out"]:
+        hidden = head["project_out.weight"] @ hidden
+    logits = head["words.weight"] @ hidden + head.get("words.bias", 0)
+    cap = about["softcap"]
+    return cap * np.tanh(logits / cap) if cap else logits
+
+
+def _linear(tensors: Tensors, name: str, x: np.ndarray) -> np.ndarray:
+    return x @ tensors[name + ".weight"].T + tensors[name + ".bias"]
+
+
+def _normed(tensors: Tensors, name: str, x: np.ndarray) -> np.ndarray:
+    centred = x - x.mean(-1, keepdims=True)
+    scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+    return scaled * tensors[name + ".weight"] + tensors[name + ".bias"]
+
+
+def _gelu(x: np.ndarray) -> np.ndarray:
+    return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+
+
+def _logistic(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
 
 
 # ---------------------------------------------------------------------- section 4, a session

@@ -82,9 +82,7 @@ def scene(model: str, side: str, pooling: str | None = None) -> Scene:
             "width": WIDTH,
             "layers": list(method.device.layers),
             "n_labels": 2,
-            "rank": 4,
-            "reduction": 2,
-            "heads": 2,
+            **{"rank": 65536, "reduction": 65536, "heads": 1024, **SHAPES[side]},
             "causal": pooling is None,
             "start": "random",
             "feed_forward": 0,
@@ -322,6 +320,25 @@ def test_a_damaged_payload_is_said_and_asked_for_again(server):
 
 
 # ---------------------------------------------------------------------- what training is
+
+
+@pytest.mark.parametrize(
+    "where", [*SCENES, *((model, "full-width") for model in HEADS if model != "opt")], ids="-".join
+)
+def test_the_result_computes_what_section_4_says(server, where):
+    """The page's formulas in numpy give the server's own logits, after steps that moved every tensor."""
+    here = scene(*where)
+    head = load(here.head) if here.head else {}
+    with client(server, here, labels="device") as device:
+        device.train(here.steps, upto=6)
+        trained = load(device.fetch())
+        message, payloads = device.batch(6, here.steps[6])
+        device.send("batch", payloads, **message)
+        _, (raw,) = device.expect("logits")
+    logits = np.frombuffer(raw, "<f4").reshape(3, 2)
+    start = np.stack([sample.backbone_logits for sample in here.steps[6].samples])
+    assert np.abs(logits - start).max() > 1e-3
+    assert np.allclose(page_client.predict(here.plan, head, trained, here.steps[6].samples), logits, atol=1e-5)
 
 
 def test_the_weights_move_as_section_4_says(server):

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import struct
+from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,18 +19,18 @@ from torch import nn
 
 from mobillm_kit.channel.checks import ACTIVATION_COPIES
 from mobillm_kit.channel.connections import MOST_STRANGERS, STRANGER_BYTES
+from mobillm_kit.channel.ends import DeviceSocket
 from mobillm_kit.channel.frames import Limits, from_frames, to_frames
-from mobillm_kit.channel.keys import LOCK_LIMIT_S
+from mobillm_kit.channel.keys import LOCK_LIMIT_S, OneTimeCodes
 from mobillm_kit.channel.messages import ERROR_CODES, VERSION, FrameInfo, FromDevice, FromServer, Name, Plan, SessionId
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import MIB
-from mobillm_kit.methods import load_method
 from mobillm_kit.quant import BITS, CODECS, FP4, NF4, codec
 from mobillm_kit.server.places import MOST_PER_KEY
-from mobillm_kit.server.service import ServiceSettings
+from mobillm_kit.server.service import ServiceSettings, service_limits
+from mobillm_kit.side.adapter import SideAdapter
 from mobillm_kit.side.description import HeadSpec, SideSpec
 from mobillm_kit.training.adamw import Trained
-from tests.builders import tiny_task_model
 from tests.conftest import ROOT
 
 TEXT = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -133,21 +134,83 @@ def test_the_limits_are_those_of_the_code():
     assert f"at most {MOST_PER_KEY} sessions" in SECTIONS[4]
 
 
-def test_the_seconds_and_constants_are_those_of_the_code():
-    seconds = SECTIONS[4].split("**Seconds.**")[1]
-    for value in (TIMINGS.ping_s, TIMINGS.silence_s, TIMINGS.silent_s, ServiceSettings(Path()).idle_s, LOCK_LIMIT_S):
-        assert f"{value:g} s" in seconds
+def test_the_seconds_are_those_of_the_code():
+    about = dict(re.findall(r"^\| (\d+) \| (.+) \|$", SECTIONS[4].split("**Seconds.**")[1], re.MULTILINE))
+    life_s = signature(OneTimeCodes.new_code).parameters["lifetime_s"].default
+    for value, words in (
+        (TIMINGS.ping_s, "pings"),
+        (TIMINGS.silence_s, "counts a connection as lost"),
+        (LOCK_LIMIT_S, "code is looked up"),
+        (TIMINGS.left_s, "another of its key"),
+        (TIMINGS.stranger_s, "without a session"),
+        (TIMINGS.gone_s, "does not take"),
+        (TIMINGS.silent_s, "room for anybody's"),
+        (life_s, "one-time code"),
+        (ServiceSettings(Path()).idle_s, "put to sleep"),
+    ):
+        assert words in about.get(f"{value:g}", ""), words
+    assert f"for {ServiceSettings(Path()).keep_days:g} days" in SECTIONS[4]
+    assert f"once, for {life_s:g} s" in " ".join(SECTIONS[1].split())
+    assert f"| `HANDSHAKE_IVL` | {TIMINGS.handshake_limit_s:g} s |" in SECTIONS[1]
+
+
+def test_what_a_server_takes_in_is_what_its_welcome_says():
+    settings = ServiceSettings(Path())
+    limits = service_limits(settings)
+    assert limits.frame_bytes == limits.total_bytes == settings.share_bytes  # and that is `budget_bytes`
+    assert "`budget_bytes` of its `welcome`" in SECTIONS[1]
+    queue = signature(DeviceSocket).parameters["high_water"].default
+    assert f"| `SNDHWM` on the device | {queue} |" in SECTIONS[1]
+    assert f"| `version` | int 0 … 2^53 | {VERSION} |" in SECTIONS[3]
+
+
+def test_adamw_has_the_constants_of_the_page():
     group = Trained({"w": nn.Parameter(torch.ones(1))}).optimizer.param_groups[0]
     assert (group["betas"], group["eps"]) == ((0.9, 0.999), 1e-8)
     assert "0.999 v" in SECTIONS[4]
     assert "1e-8" in SECTIONS[4]
 
 
-@pytest.mark.parametrize("name", ["mobillm-full-width", "mobillm-ladder"])
-def test_every_name_in_a_result_is_on_the_page(name):
-    names = load_method(name)(tiny_task_model("bert"), seed=0).server.parameters
-    parts = {part for full in names for part in full.split(".") if not part.isdigit()}
-    assert all(part in SECTIONS[4] for part in parts)
+START_TABLE = re.compile(r"^\| ([^|\n]+) \| weight \| at the start \| bias \|\n(.+?)\n\n", re.MULTILINE | re.DOTALL)
+START_ROW = re.compile(r"^\| `(\S+)` \| (.+?) \| (.+?) \|(?: (\w+))? \|$", re.MULTILINE)
+
+
+def first_weights(spec: SideSpec) -> dict[str, torch.Tensor]:
+    """Names, shapes and values by the tables and the rule of section 4."""
+    tables = {title: START_ROW.findall(rows) for title, rows in START_TABLE.findall(SECTIONS[4])}
+    d, m, count = spec.width, spec.width // spec.reduction, len(spec.layers)
+    sizes = {"C": spec.n_labels, "d": d, "r": spec.rank, "m": m, "2m": 2 * m, "3m": 3 * m}
+    variances = {"N(0, 1/d)": 1 / d, "N(0, 1/m)": 1 / m, "N(0, 1/2m)": 1 / (2 * m), "N(0, 0.02²)": 0.02**2}
+    side = [
+        (name.replace(".i", f".{i}"), *row)
+        for in_blocks in (False, True)  # `down` of every i, then the blocks
+        for i in range(count)
+        for name, *row in tables[spec.kind]
+        if (".i" in name or i == 0) and (".blocks." in name) == in_blocks
+    ]
+    made = {"adapter.side.gates": torch.zeros(count)}
+    for rows in (side, tables["with a pooling"] if spec.pooling else []):
+        generator = torch.Generator().manual_seed(spec.seed)
+        for name, shape, start, bias in rows:
+            weight = made[f"{name}.weight"] = torch.zeros([sizes[size] for size in shape.split(", ")])
+            if start in variances:
+                weight.normal_(std=variances[start] ** 0.5, generator=generator)
+            else:
+                weight += int(start)
+            if bias:
+                made[f"{name}.bias"] = torch.zeros(sizes[bias])
+    return made
+
+
+@pytest.mark.parametrize("pooling", [None, "mean"])
+@pytest.mark.parametrize("kind", ["full-width", "ladder"])
+def test_names_shapes_and_first_weights_are_those_of_the_page(kind, pooling):
+    spec = SideSpec.of(kind=kind, width=32, layers=[1, 2, 3], n_labels=3, rank=4, reduction=2, pooling=pooling, seed=11)
+    ours = {f"adapter.{name}": tensor.detach() for name, tensor in SideAdapter(spec).named_parameters()}
+    theirs = first_weights(spec)
+    assert theirs.keys() == ours.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(theirs[name], tensor), name
 
 
 # ---------------------------------------------------------------------- a client written from the page alone
