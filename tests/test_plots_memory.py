@@ -39,11 +39,6 @@ def test_servers_are_hatched_and_named(needs):
     assert any(bar.get_hatch() for bar in axes.patches)
 
 
-def test_a_memory_is_a_line(needs):
-    assert not step_memory(needs).axes[0].lines
-    assert step_memory(needs, ram_bytes=MIB).axes[0].lines[0].get_xdata()[0] == 1.0
-
-
 def test_the_lines_go_through_the_peaks(needs):
     curves = {name: [(1, parties[0]), (2, parties[0])] for name, parties in needs.items()}
     chart = memory_growth(curves, "texts")

@@ -97,9 +97,6 @@ def parse_bytes(text: str) -> int:
     return size
 
 
-# ---------------------------------------------------------------------- why, and what else
-
-
 def reason(need: MemoryNeed, ram_bytes: int) -> str:
     """One or two sentences: whether it fits, and what takes the room."""
     over = need.process_bytes - ram_bytes
@@ -107,12 +104,11 @@ def reason(need: MemoryNeed, ram_bytes: int) -> str:
         return f"It fits: {_mib(-over)} are left."
     alive = need.at_peak
     if alive.weights + RUNTIME_BYTES > ram_bytes:
-        return (
-            f"It does not fit: {_mib(over)} too much. The weights alone take {_mib(alive.weights)}; what fits must "
-            "hold fewer of them at a time, or fewer bits of each."
-        )
-    category = max(_WHY, key=lambda name: getattr(alive, name))
-    return f"It does not fit: {_mib(over)} too much. Beside the weights most goes to {_WHY[category]}"
+        rest = "what fits must hold fewer of them at a time, or fewer bits of each."
+        why = f"The weights alone take {_mib(alive.weights)}; {rest}"
+    else:
+        why = f"Beside the weights most goes to {_WHY[max(_WHY, key=lambda name: getattr(alive, name))]}"
+    return f"It does not fit: {_mib(over)} too much. {why}"
 
 
 _WHY = {
@@ -151,17 +147,16 @@ def largest_batch(step: Step, ram_bytes: int) -> tuple[int, tuple[MemoryNeed, ..
     Memory is close to a straight line in the batch, so a line finds the place and a prediction proves it.
     """
     whole, one = step.needs(), step.needs(batch_size=1)
-    if _process(whole) <= ram_bytes:
+    most, least = whole[0].process_bytes, one[0].process_bytes
+    if most <= ram_bytes:
         return step.batch_size, whole
-    if _process(one) > ram_bytes:
+    if least > ram_bytes:
         return None
-    slope = (_process(whole) - _process(one)) / (step.batch_size - 1)
-    size = min(step.batch_size - 1, 1 + int((ram_bytes - _process(one)) / slope))
-    while size > 1:
+    slope = (most - least) / (step.batch_size - 1)
+    for size in range(min(step.batch_size - 1, 1 + int((ram_bytes - least) / slope)), 1, -1):
         needs = step.needs(batch_size=size)
-        if _process(needs) <= ram_bytes:
+        if needs[0].process_bytes <= ram_bytes:
             return size, needs
-        size -= 1
     return 1, one
 
 
@@ -204,14 +199,9 @@ def backbone_bytes(config: PreTrainedConfig, dtype: str) -> tuple[int, int, int]
 
 def table(need: MemoryNeed) -> list[tuple[str, int | None, int]]:
     """Rows of one party: category, bytes at its own highest, bytes at the peak of the step; the process last."""
-    counted, peak = need.counted, need.at_peak
+    counted, names = need.counted.by_category, {"saved": "saved activations"}
     return [
-        ("weights", counted.weights_bytes, peak.weights),
-        ("gradients", counted.gradients_bytes, peak.gradients),
-        ("optimizer", counted.optimizer_bytes, peak.optimizer),
-        ("saved activations", counted.saved_activations_bytes, peak.saved),
-        ("messages", counted.messages_bytes, peak.messages),
-        ("transient", None, peak.transient),
+        *((names.get(part, part), counted.get(part), alive) for part, alive in vars(need.at_peak).items()),
         ("tensors", None, need.peak_bytes),
         ("Python, torch, libraries", None, RUNTIME_BYTES),
         ("whole process", None, need.process_bytes),
@@ -220,11 +210,7 @@ def table(need: MemoryNeed) -> list[tuple[str, int | None, int]]:
 
 def _way(label: str, needs: tuple[MemoryNeed, ...], price: str) -> Way:
     server = needs[1].process_bytes if len(needs) > 1 else None
-    return Way(label, _process(needs), server, price)
-
-
-def _process(needs: tuple[MemoryNeed, ...]) -> int:
-    return needs[0].process_bytes
+    return Way(label, needs[0].process_bytes, server, price)
 
 
 def _mib(n_bytes: int) -> str:

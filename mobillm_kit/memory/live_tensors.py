@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from mobillm_kit.training.ledger import SavedActivations
 
-Category = Literal["weights", "optimizer", "gradients", "saved", "messages", "transient"]
+Category = Literal["weights", "gradients", "optimizer", "saved", "messages", "transient"]
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 
 
@@ -31,8 +31,8 @@ class Alive:
     """Bytes alive at one moment, by category."""
 
     weights: int = 0
-    optimizer: int = 0
     gradients: int = 0
+    optimizer: int = 0
     saved: int = 0
     messages: int = 0
     transient: int = 0
@@ -41,7 +41,7 @@ class Alive:
     @property
     def total(self) -> int:
         """Bytes alive at this point."""
-        return sum(getattr(self, category) for category in CATEGORIES)
+        return sum(vars(self).values())
 
 
 @dataclass(eq=False)

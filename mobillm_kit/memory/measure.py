@@ -25,7 +25,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -35,14 +35,10 @@ from mobillm_kit.common import MMAP_THRESHOLD
 from mobillm_kit.errors import lab
 from mobillm_kit.record import MeasuredMemory
 
-_STATUS = Path("/proc/self/status")
-_CLEAR_REFS = Path("/proc/self/clear_refs")
-_RESET_PEAK = "5"
-
 
 def current_rss_bytes() -> int:
     """Resident memory of this process now."""
-    return _status_bytes("VmRSS") or psutil.Process().memory_info().rss
+    return int(psutil.Process().memory_info().rss)
 
 
 def peak_rss_bytes() -> int:
@@ -51,7 +47,12 @@ def peak_rss_bytes() -> int:
     Linux: VmHWM. Windows: the peak working set. Elsewhere the resident memory of this moment, since the system keeps
     no peak that belongs to this process alone; :func:`measured` then takes the highest sample.
     """
-    return _status_bytes("VmHWM") or _other_peak_bytes()
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    info = psutil.Process().memory_info()
+    return int(getattr(info, "peak_wset", info.rss))
 
 
 def reset_peak() -> bool:
@@ -61,7 +62,7 @@ def reset_peak() -> bool:
         False where the system does not offer it; the peak then counts from the start of the process.
     """
     try:
-        _CLEAR_REFS.write_text(_RESET_PEAK)
+        Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return False
     return True
@@ -86,10 +87,10 @@ def measured(
     Call it in a fresh process that was started with :func:`fresh_environment`, after imports, model and data.
 
     Args:
-        run: the training, with nothing to hand over. What it raises is raised here.
+        run: the training. What it raises is raised here.
         party: whose part of the work this process does.
         steps: how many steps ``run`` takes, for the record.
-        interval_s: seconds between two samples of the average.
+        interval_s: between two samples of the average.
 
     Raises:
         MissingExtra: memory-profiler is not installed.
@@ -160,25 +161,9 @@ def _how(reset: bool, interval_s: float) -> str:
         peak = "peak: highest sample"
     threshold = os.environ.get(MMAP_THRESHOLD)
     allocator = f"{MMAP_THRESHOLD}={threshold}" if threshold else "default allocator settings"
-    return f"{peak}; {allocator}; threads: {_threads()}; sampled every {1e3 * interval_s:g} ms"
-
-
-def _threads() -> str:
     torch = sys.modules.get("torch")
-    return str(torch.get_num_threads()) if torch else os.environ.get("OMP_NUM_THREADS", "not set")
-
-
-def _status_bytes(field: str) -> int | None:
-    try:
-        lines = _STATUS.read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
-
-
-def _other_peak_bytes() -> int:
-    info = psutil.Process().memory_info()
-    return getattr(info, "peak_wset", info.rss)
+    threads = torch.get_num_threads() if torch else os.environ.get("OMP_NUM_THREADS", "not set")
+    return f"{peak}; {allocator}; threads: {threads}; sampled every {1e3 * interval_s:g} ms"
 
 
 def _mib(mib: float) -> int:

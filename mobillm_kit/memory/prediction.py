@@ -1,15 +1,11 @@
 """Predicted memory: one training step on tensors that have a shape and no values.
 
-    at any moment   alive = weights + optimizer state + gradients + saved activations + messages + transients
-    predicted peak  = the largest ``alive`` of one training step
+    predicted peak  = the most that is alive in one training step (mobillm_kit/memory/live_tensors.py)
     process         = predicted peak + what Python, torch and transformers take (RUNTIME_BYTES)
 
 The step is the method's own code.  Its tensors are torch's fake ones: shape, type and device are real, storage is
 not, so OPT-6.7B needs no gigabyte and no second of arithmetic, and each operation still takes the path that it takes on
-real tensors.  Every storage is followed from its first tensor to its last.
-
-Numbers that code asks for (a loss, a step counter) are answered with 1: memory does not depend on them.  The texts of
-the imagined batch differ in length, so that masks exist as they do in training.
+real tensors.  Numbers that code asks for (a loss, a step counter) are answered with 1: memory does not depend on them.
 
 Knows: methods, tensors, storages.  Knows nothing of: processes, machines, what fits where.
 
@@ -40,7 +36,6 @@ from mobillm_kit.methods import check_options, load_method
 from mobillm_kit.methods.mobillm import MobiLLM
 from mobillm_kit.methods.task_model import TaskModel, task_model
 from mobillm_kit.record import CountedMemory
-from mobillm_kit.side.heads import Pooling
 from mobillm_kit.texts.encode import Batch
 from mobillm_kit.training.method import Method
 
@@ -80,9 +75,6 @@ class MemoryNeed:
         return self.peak_bytes + RUNTIME_BYTES
 
 
-# ---------------------------------------------------------------------- predicting
-
-
 def predict(
     config: PreTrainedConfig,
     method: str,
@@ -90,8 +82,6 @@ def predict(
     batch_size: int,
     length: int,
     dtype: str = "float32",
-    labels: int = 2,
-    pooling: Pooling = "mean",
     options: Mapping[str, Any] | None = None,
 ) -> tuple[MemoryNeed, ...]:
     """Memory of one training step, from shapes alone: the device's need, and the server's where there is one.
@@ -101,7 +91,6 @@ def predict(
         method: a name from ``mobillm methods``.
         batch_size: B.
         length: T, tokens of the longest text.
-        labels: C.
 
     Raises:
         BadInput: a batch, a length, a dtype or an option that cannot be; a text longer than the model's context.
@@ -112,7 +101,7 @@ def predict(
         check_options(method, options or {})
         build = load_method(method)
     with shapes_only():
-        model = shape_model(config, dtype=dtype, labels=labels, pooling=pooling)
+        model = shape_model(config, dtype=dtype)
         batch = shape_batch(batch_size, length)
         with LiveTensors() as built:
             trained = build(model, seed=0, **(options or {}))
@@ -155,16 +144,7 @@ def _peak(
     messages: Iterable[Tensor] = (),
     batch: Iterable[Tensor] = (),
 ) -> Alive:
-    """Most bytes alive in one step.
-
-    Args:
-        step: runs it.
-        weights: of the model and the method.
-        kept: what building the method left behind; beside weights that is the optimizer's state.
-        trained: parameters whose gradients are to be told apart.
-        messages: uploads that wait.
-        batch: token ids, mask, labels, positions.
-    """
+    """Most bytes alive in one step. Of what building the method has ``kept``, all but weights is optimizer state."""
     with ExitStack() as stack:
         live = stack.enter_context(LiveTensors())
         live.add(weights, "weights")
@@ -207,9 +187,6 @@ def _check(config: PreTrainedConfig, batch_size: int, length: int, dtype: str) -
         raise BadInput(f"{length} tokens are more than this model reads.", f"Its context is {context} tokens.")
 
 
-# ---------------------------------------------------------------------- shapes without values
-
-
 @contextmanager
 def shapes_only() -> Iterator[None]:
     """While it holds, new tensors have a shape and a device and no values; real tensors may not be mixed in."""
@@ -236,15 +213,13 @@ class _Copies(TorchFunctionMode):
         return memo[id(tensor)]
 
 
-def shape_model(
-    config: PreTrainedConfig, *, dtype: str = "float32", labels: int = 2, pooling: Pooling = "mean"
-) -> TaskModel:
-    """A task model of that architecture; call it under :func:`shapes_only`, or it takes real memory."""
+def shape_model(config: PreTrainedConfig, *, dtype: str = "float32") -> TaskModel:
+    """A task model of that architecture with two labels; call it under :func:`shapes_only`, or it takes real memory."""
     with _quiet():
         model = from_config(config, DTYPES[dtype])
     backbone = Backbone(model, name=config.model_type)
     backbone.fingerprint = "shapes only"  # there are no bytes to take one over
-    return task_model(backbone, word_ids=range(labels), pooling=pooling)
+    return task_model(backbone, word_ids=range(2))
 
 
 @contextmanager

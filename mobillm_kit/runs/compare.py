@@ -99,19 +99,18 @@ def compare(
 
 def _memory_jobs(todo: Sequence[tuple[Path, RunSpec]]) -> list[Job]:
     """One per method and party: memory does not hang on the seed."""
-    first: dict[str, Path] = {}
+    jobs: dict[str, Job] = {}
     for place, spec in todo:
-        if method_row(spec.method).trained:
-            first.setdefault(spec.method, place)
-    return [
-        Job(("memory", str(place), party), f"{method_row(name).label}: memory, {party}")
-        for name, place in first.items()
-        for party in _parties(name)
-        if not any(place.parent.glob(f"seed*/memory-{party}.json"))
-    ]
+        for party in _parties(spec.method):
+            if not any(place.parent.glob(f"seed*/memory-{party}.json")):
+                label = f"{method_row(spec.method).label}: memory, {party}"
+                jobs.setdefault(label, Job(("memory", str(place), party), label))
+    return list(jobs.values())
 
 
 def _parties(method: str) -> tuple[str, ...]:
+    if not method_row(method).trained:
+        return ()
     return ("device", "server") if method_row(method).module == "mobillm" else ("device",)
 
 

@@ -146,13 +146,13 @@ def _scores(split: str, predictions: Tensor, examples: Sequence[Encoded], metric
 
 def control_scores(prepared: Prepared) -> dict[str, float]:
     """The scores of a control, for which nothing is trained, sent or kept."""
-    splits: dict[str, tuple[Sequence[Encoded], Sequence[Example], str]] = {
-        "dev": (prepared.dev, prepared.data.dev, "accuracy"),
-        "test": (prepared.test, prepared.data.test, prepared.data.task.metric),
-        "handwritten": (prepared.handwritten, handwritten(), "accuracy"),
-    }
+    data = prepared.data
     scores: dict[str, float] = {}
-    for split, (rows, texts, metric) in splits.items():
+    for split, rows, texts, metric in (
+        ("dev", prepared.dev, data.dev, "accuracy"),
+        ("test", prepared.test, data.test, data.task.metric),
+        ("handwritten", prepared.handwritten, handwritten(), "accuracy"),
+    ):
         if rows:
             scores |= _scores(split, _control(prepared, rows, texts), rows, metric)
     return scores

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import msgspec
 import torch
+from safetensors.torch import load, save_file
 
 from mobillm_kit.errors import KitError
 from mobillm_kit.files import write_bytes
@@ -123,19 +124,15 @@ def _measure_server(prepared: Prepared, batches: list[StepBatch]) -> MeasuredMem
 
 
 def _write_upload(upload: Upload, path: Path) -> Path:
-    from safetensors.torch import save_file
-
-    tensors = {f"activations.{index:03d}": tensor.contiguous() for index, tensor in enumerate(upload.activations)}
-    save_file({**tensors, "mask": upload.mask, "positions": upload.positions, "labels": upload.labels}, path)
+    tensors = (upload.mask, upload.positions, upload.labels, *upload.activations)
+    save_file({str(number): tensor.contiguous() for number, tensor in enumerate(tensors)}, path)
     return path
 
 
 def _read_upload(path: Path) -> Upload:
-    from safetensors.torch import load
-
     tensors = load(path.read_bytes())
-    activations = tuple(tensors.pop(name) for name in sorted(tensors) if name.startswith("activations."))
-    return Upload(sequence=0, activations=activations, **tensors)
+    mask, positions, labels, *activations = (tensors[str(number)] for number in range(len(tensors)))
+    return Upload(0, tuple(activations), mask, positions, labels)
 
 
 def _say(progress: Progress) -> None:

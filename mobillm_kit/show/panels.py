@@ -42,6 +42,9 @@ RANKS = (1, 2, 4, 8, 16, 32, 64)
 BANDWIDTHS = (1, 2, 5, 10, 20, 60, 200, 1000)
 """Mb/s to choose from."""
 
+LATENCY_MS = 4.0
+"""Of a link, one way."""
+
 ENOUGH_WAYS = 3
 """Of those that fit, shown beside a method that does not; further ones are not predicted."""
 
@@ -156,16 +159,11 @@ class CodecPanel(Panel):
     A group says how many values share a scale; 0 is one scale per token.
     """
 
-    def __init__(
-        self,
-        x: Tensor,
-        token: Tensor,
-        names: Sequence[str] = ("sign", "int2", "int4", "nf4", "int8", "fp16"),
-        groups: Sequence[int] = tuple(reversed(GROUPS)),
-    ) -> None:
+    def __init__(self, x: Tensor, token: Tensor) -> None:
         self._x, self._token = x, token
-        self.codec = _slider(list(names), "int4", "codec")
-        self.group = _slider([(str(group) if group else "a token", group) for group in groups], 0, "scale per")
+        self.codec = _slider(["sign", "int2", "int4", "nf4", "int8", "fp16"], "int4", "codec")
+        groups = [(str(group) if group else "a token", group) for group in reversed(GROUPS)]
+        self.group = _slider(groups, 0, "scale per")
         super().__init__([self.codec, self.group])
 
     def show(self) -> tuple[Chart, str]:
@@ -180,21 +178,20 @@ class CodecPanel(Panel):
 class LinkPanel(Panel):
     """The predicted pace of a run across a link: who sets it, and the timeline that follows.
 
-    ``costs`` says, by what is sent, what a step costs each side; the latency is that of one way.
+    ``costs`` says, by what is sent, what a step costs each side.
     """
 
-    def __init__(self, costs: Mapping[str, StepCost], latency_ms: float = 4.0) -> None:
+    def __init__(self, costs: Mapping[str, StepCost]) -> None:
         if not costs:
             raise BadInput("No costs of a step to choose from.", "Give at least one StepCost with a name.")
         self._costs = dict(costs)
-        self._latency_ms = latency_ms
         self.bandwidth = _slider(BANDWIDTHS, 20, "Mb/s")
         self.sent = _dropdown(list(self._costs), next(iter(self._costs)), "sent")
         super().__init__([self.bandwidth, self.sent])
 
     def show(self) -> tuple[Chart, str]:
         """The timeline at this bandwidth, and who sets the pace."""
-        cost, link = self._costs[self.sent.value], Link(float(self.bandwidth.value), self._latency_ms)
+        cost, link = self._costs[self.sent.value], Link(float(self.bandwidth.value), LATENCY_MS)
         times = schedule([cost] * (FIRST + STEPS + 1), link)
         return gantt(spans(times), first=FIRST, steps=STEPS), pace_text(cost, link)
 

@@ -72,11 +72,8 @@ def device_memory(records: Iterable[RunRecord]) -> Chart:
 
 
 @styled
-def step_memory(needs: Mapping[str, Sequence[MemoryNeed]], subtitle: str = "", ram_bytes: int | None = None) -> Chart:
-    """One bar per method and party: the bytes alive when most are, stacked by what they are.
-
-    ``ram_bytes`` is drawn as a line; what Python and torch take themselves is not in the bars.
-    """
+def step_memory(needs: Mapping[str, Sequence[MemoryNeed]], subtitle: str = "") -> Chart:
+    """One bar per method and party: the bytes of tensors alive when most are, stacked by what they are."""
     bars = [
         _Bar(f"{label}, {need.party}" if len(parties) > 1 else label, need.party, need.at_peak)
         for label, parties in needs.items()
@@ -87,10 +84,7 @@ def step_memory(needs: Mapping[str, Sequence[MemoryNeed]], subtitle: str = "", r
     bars.sort(key=lambda bar: bar.party == "server")
     named = ", ".join(f"{bar.label} {bar.parts.total / MIB:,.0f} MiB" for bar in bars)
     alt = f"Stacked bars of tensors alive at the peak of one training step: {named}."
-    figure = _stacked(bars, "Alive at the worst moment of a step", subtitle, alt)
-    if ram_bytes is not None:
-        figure.axes[0].axvline(ram_bytes / MIB, color=chart.INK, linestyle="--", linewidth=1.2)
-    return figure
+    return _stacked(bars, "Alive at the worst moment of a step", subtitle, alt)
 
 
 def _counted_bars(label: str, runs: Sequence[RunRecord]) -> list[_Bar]:
@@ -201,7 +195,12 @@ def fit_grid(grid: Mapping[str, Mapping[str, int]], subtitle: str = "", budgets:
     if not methods or any(list(row) != methods for row in grid.values()):
         raise BadInput("There is no grid to draw.", "Give at least one model, and the same methods for each.")
     width, height = 2.0 + 1.25 * len(methods), 2.3 + 0.36 * len(grid)
-    title, alt = "The smallest memory in which a training step fits", _counts(grid, methods, budgets)
+    counts = []
+    for method in methods:
+        fitting = ((sum(row[method] <= budget for row in grid.values()), budget / GIB) for budget in budgets)
+        counts.append(f"{method}: {', '.join(f'{n} in {gib:g} GiB' for n, gib in fitting)}")
+    alt = f"Models that fit, of {len(grid)}. {'; '.join(counts)}."
+    title = "The smallest memory in which a training step fits"
     figure, axes = chart.canvas(width, height, title, subtitle, alt, left=0.16, legend_above=True)
     figure.subplots_adjust(bottom=0.95 / height)  # room for names of two lines
     for y, row in enumerate(grid.values()):
@@ -222,7 +221,8 @@ def budget_bars(processes: Mapping[str, int], subtitle: str = "", budgets: Seque
     _check_budgets(budgets)
     if not processes:
         raise BadInput("There is nothing to draw.", "Give at least one method.")
-    parts = (f"{label} {n_bytes / GIB:.1f} GiB, {_where(n_bytes, budgets)}" for label, n_bytes in processes.items())
+    where = _names(budgets, "fits in none")
+    parts = (f"{label} {n / GIB:.1f} GiB, {where[_smallest(n, budgets)]}" for label, n in processes.items())
     alt = f"Bars of the device's whole process: {'; '.join(parts)}."
     height = 1.9 + 0.4 * len(processes)
     title = "Which way of training fits"
@@ -239,27 +239,13 @@ def budget_bars(processes: Mapping[str, int], subtitle: str = "", budgets: Seque
     return figure
 
 
-def _counts(grid: Mapping[str, Mapping[str, int]], methods: Sequence[str], budgets: Sequence[int]) -> str:
-    """Per method, how many of the models fit into each budget."""
-    parts = []
-    for method in methods:
-        fitting = ((sum(row[method] <= budget for row in grid.values()), budget) for budget in budgets)
-        parts.append(f"{method}: {', '.join(f'{n} in {_gib(budget)}' for n, budget in fitting)}")
-    return f"Models that fit, of {len(grid)}. {'; '.join(parts)}."
-
-
-def _where(n_bytes: int, budgets: Sequence[int]) -> str:
-    place = _smallest(n_bytes, budgets)
-    return "fits in none" if place == len(budgets) else f"fits in {_gib(budgets[place])}"
+def _names(budgets: Sequence[int], nowhere: str) -> list[str]:
+    return [*(f"fits in {budget / GIB:g} GiB" for budget in budgets), nowhere]
 
 
 def _smallest(n_bytes: int, budgets: Sequence[int]) -> int:
     """Which of the budgets is the smallest that is enough; their number where none is."""
     return next((place for place, budget in enumerate(budgets) if n_bytes <= budget), len(budgets))
-
-
-def _gib(n_bytes: int) -> str:
-    return f"{n_bytes / GIB:g} GiB"
 
 
 def _shade(n_bytes: int, budgets: Sequence[int]) -> dict[str, Any]:
@@ -279,17 +265,15 @@ def _check_budgets(budgets: Sequence[int]) -> None:
 
 def _budget_keys(axes: Axes, budgets: Sequence[int], shown: Sequence[int]) -> None:
     """Keys of the shades that occur."""
-    names = [f"fits in {_gib(budget)}" for budget in budgets]
-    names.append("does not fit" if len(budgets) == 1 else "in none of them")
+    names = _names(budgets, "does not fit" if len(budgets) == 1 else "in none of them")
     used = {_smallest(n_bytes, budgets): n_bytes for n_bytes in shown}
     keys = [chart.Patch(label=names[place], linewidth=0.6, **_shade(used[place], budgets)) for place in sorted(used)]
     chart.legend_above(axes, keys)
 
 
 def _cell(axes: Axes, x: int, y: int, n_bytes: int, budgets: Sequence[int]) -> None:
-    place = _smallest(n_bytes, budgets)
-    axes.barh(y, 0.94, 0.9, x - 0.47, linewidth=0.0, **_shade(n_bytes, budgets))
-    nowhere = place == len(budgets)
-    ground = {"facecolor": _NOWHERE[0], "edgecolor": "none", "boxstyle": "round,pad=0.15"} if nowhere else None
-    letters = chart.ON_DARK if place in (2, 3) and not nowhere else chart.ON_LIGHT
+    shade = _shade(n_bytes, budgets)
+    axes.barh(y, 0.94, 0.9, x - 0.47, linewidth=0.0, **shade)
+    ground = {"facecolor": _NOWHERE[0], "edgecolor": "none", "boxstyle": "round,pad=0.15"} if "hatch" in shade else None
+    letters = chart.ON_DARK if shade["facecolor"] in _FITS[2:] else chart.ON_LIGHT
     axes.text(x, y, f"{n_bytes / GIB:.1f}", ha="center", va="center", color=letters, bbox=ground)

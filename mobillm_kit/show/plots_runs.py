@@ -185,21 +185,15 @@ def _points(records: Sequence[RunRecord], memory: Memory) -> list[Point]:
     points = []
     for place, label, runs in _trained(records):
         done = [run for run in runs if "test_accuracy" in run.scores]
-        mib = _memory_mib(done, memory)
-        if mib is not None:
+        counted = ledger(done, "device")
+        of_ledger = [counted.total_bytes / MIB] if counted else []
+        mib = of_ledger if memory == "counted" else measured_mib(done, "device")
+        if mib:
             scores = [100 * run.scores["test_accuracy"] for run in done]
-            points.append(Point(label, place, mib, fmean(scores), min(scores), max(scores)))
+            points.append(Point(label, place, fmean(mib), fmean(scores), min(scores), max(scores)))
     if not points:
         raise BadInput(f"No finished record has a test accuracy and {memory} memory.")
     return points
-
-
-def _memory_mib(runs: Sequence[RunRecord], memory: str) -> float | None:
-    if memory == "measured":
-        measured = measured_mib(runs, "device")
-        return fmean(measured) if measured else None
-    counted = ledger(runs, "device")
-    return counted.total_bytes / MIB if counted else None
 
 
 def _memory_axis(axes: Axes, values: Sequence[float]) -> None:
@@ -303,10 +297,12 @@ def cut(spans: Sequence[Span], begin: float, end: float) -> list[Span]:
 
 def busy(spans: Sequence[Span], begin: float, end: float) -> dict[str, float]:
     """Share of a time in which each party works on something; the slowest stage is the one near 1."""
-    worked: dict[str, list[tuple[float, float]]] = {party: [] for party in PARTIES}
-    for span in cut(spans, begin, end):
-        worked[STAGES[span.stage][0]].append((span.start_s, span.start_s + span.seconds))
-    return {party: _covered(intervals) / (end - begin) for party, intervals in worked.items()}
+    worked, reached = dict.fromkeys(PARTIES, 0.0), dict.fromkeys(PARTIES, begin)
+    for span in sorted(cut(spans, begin, end), key=lambda span: (span.start_s, span.seconds)):
+        party, stop = STAGES[span.stage][0], span.start_s + span.seconds
+        worked[party] += max(0.0, stop - max(span.start_s, reached[party]))  # what two spans share counts once
+        reached[party] = max(reached[party], stop)
+    return {party: seconds / (end - begin) for party, seconds in worked.items()}
 
 
 def _window(spans: Sequence[Span], first: int, steps: int) -> tuple[float, float]:
@@ -316,15 +312,6 @@ def _window(spans: Sequence[Span], first: int, steps: int) -> tuple[float, float
         raise BadInput(f"There are no spans of steps {first} to {first + steps - 1}.", "Show steps that were run.")
     end = max(span.start_s + span.seconds for span in spans)
     return begun[first], begun.get(first + steps, end)
-
-
-def _covered(intervals: Sequence[tuple[float, float]]) -> float:
-    """Length of a union of intervals."""
-    total, reached = 0.0, float("-inf")
-    for start, end in sorted(intervals):
-        total += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return total
 
 
 def _span_bar(axes: Axes, span: Span, begin: float, end: float) -> None:

@@ -32,10 +32,10 @@ class Picture:
     """A chart and what goes with it on the page."""
 
     name: str
-    """File name without suffix."""
-    reading: str
-    """How to read it, one or two sentences."""
+    """File name without suffix; the page's template has a sentence for each on how to read it."""
     chart: Chart
+    label: str = ""
+    """The method's, where it is the picture of one."""
 
 
 def write_report(folder: Path, records: Iterable[RunRecord]) -> Path:
@@ -68,18 +68,18 @@ def pictures(records: Sequence[RunRecord]) -> list[Picture]:
 
     groups = grouped(records)  # refuses what cannot be compared, before charts without data are skipped
     wanted: list[tuple[str, str, Callable[[], Chart]]] = [
-        ("device_memory", _READINGS["memory"], partial(device_memory, records)),
-        *((f"pareto_{kind}", _READINGS["pareto"], partial(pareto, records, kind)) for kind in MEMORIES),
-        *((f"convergence_{clock}", _READINGS[clock], partial(convergence, records, clock)) for clock in CLOCKS),
+        ("device_memory", "", partial(device_memory, records)),
+        *((f"pareto_{memory}", "", partial(pareto, records, memory)) for memory in MEMORIES),
+        *((f"convergence_{clock}", "", partial(convergence, records, clock)) for clock in CLOCKS),
     ]
     for _, label, (run, *_) in groups:
         if run.timeline:
             name = "timeline_" + re.sub(r"[^\w-]", "-", run.method)  # names files and the page's parts
-            wanted.append((name, f"{label}: {_READINGS['timeline']}", partial(gantt, run.timeline)))
+            wanted.append((name, label, partial(gantt, run.timeline)))
     shown = []
-    for name, reading, draw in wanted:
+    for name, label, draw in wanted:
         with suppress(BadInput):
-            shown.append(Picture(name, reading, draw()))
+            shown.append(Picture(name, draw(), label))
     return shown
 
 
@@ -134,20 +134,6 @@ def findings(table: Sequence[Row]) -> list[str]:
                 f"{small.server_mib['total']:,.1f} MiB."
             )
     return sentences
-
-
-_READINGS = {
-    "memory": "A bar is the ledger: bytes of tensors, the same on every machine. The diamond is the weights and the "
-    "measured growth of the table: the interpreter's and the allocator's own needs come on top.",
-    "pareto": "Along the line nothing is both better and smaller. Dotted: the controls; a method below them has "
-    "learned nothing that is worth its memory.",
-    "step": "Steps are not equally dear: one step of a forward-only method costs no backward pass.",
-    "forwards": "The device's work: a sample that is forwarded with several perturbations counts once for each.",
-    "seconds": "Seconds of this machine, evaluation left out.",
-    "bytes": "Only methods that send something have a line.",
-    "timeline": "while the server trains on one batch, the next one is under way and the device forwards the one "
-    "after it.",
-}
 
 
 def _inline(picture: Picture) -> str:
