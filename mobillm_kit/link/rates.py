@@ -31,6 +31,13 @@ SEGMENT_BYTES = 1448
 RETRANSMIT_FLOOR_MS = 10.0
 """A lost segment costs one round trip, and never less than this."""
 
+_DELAYS = (
+    ("latency_ms", "{!r}ms", 60_000, "Give milliseconds from 0 to 60000."),
+    ("jitter_ms", "jitter={!r}ms", 60_000, "Give milliseconds from 0 to 60000."),
+    ("loss", "loss={!r}", 0.5, "Give a share from 0 to 0.5; 1 % is 0.01."),
+)
+"""Field, its word in a link's text, its largest value, and what to do about another."""
+
 _UNSORTED = ("The times of a trace do not start at 0 and rise.", "Begin with second 0 and sort the lines.")
 
 
@@ -58,11 +65,8 @@ class Link:
 
     def __post_init__(self) -> None:
         self._check_rates()
-        for name, value, largest, remedy in (
-            ("latency_ms", self.latency_ms, 60_000, "Give milliseconds from 0 to 60000."),
-            ("jitter_ms", self.jitter_ms, 60_000, "Give milliseconds from 0 to 60000."),
-            ("loss", self.loss, 0.5, "Give a share from 0 to 0.5; 1 % is 0.01."),
-        ):
+        for name, _, largest, remedy in _DELAYS:
+            value = getattr(self, name)
             _check_number(name, value)
             if not 0 <= value <= largest:
                 raise BadInput(f"{name} is {value:g}.", remedy)
@@ -109,13 +113,8 @@ class Link:
         words = [f"{self.mbit_per_s!r}mbit"]
         if self.steps or self.repeat_s is not None:
             words = ["steps=" + "/".join(f"{second!r}:{rate!r}" for second, rate in self._rates)]
-        for value, word in (
-            (self.latency_ms, f"{self.latency_ms!r}ms"),
-            (self.jitter_ms, f"jitter={self.jitter_ms!r}ms"),
-            (self.loss, f"loss={self.loss!r}"),
-            (self.repeat_s, f"repeat={self.repeat_s!r}s"),
-        ):
-            words += [word] if value else []
+        words += [word.format(value) for name, word, _, _ in _DELAYS if (value := getattr(self, name))]
+        words += [] if self.repeat_s is None else [f"repeat={self.repeat_s!r}s"]
         return ",".join(words)
 
     @property

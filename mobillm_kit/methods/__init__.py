@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
-from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import msgspec
@@ -67,7 +67,7 @@ def load_method(name: str) -> Callable[..., Any]:
     row = method_row(name)
     if not row.trained:
         raise UnknownName(f"'{name}' is a control: nothing is trained.", "Use `mobillm compare` or `run`.")
-    return partial(import_module(f"{__name__}.{row.module}").build, **row.options)
+    return partial(resolve_name(f"{__name__}.{row.module}:build"), **row.options)
 
 
 def options_of(name: str) -> dict[str, Any]:
@@ -75,17 +75,13 @@ def options_of(name: str) -> dict[str, Any]:
     row = method_row(name)
     if not row.trained:
         return {}
-    build = import_module(f"{__name__}.{row.module}")
-    takers = [build.build]
-    if row.further:
-        module, _, function = row.further.partition(":")
-        takers.append(getattr(import_module(module), function))
+    module = resolve_name(f"{__name__}.{row.module}")
     found: dict[str, Any] = {}
-    for taker in takers:
+    for taker in (module.build, *([resolve_name(row.further)] if row.further else [])):
         for option, parameter in signature(taker).parameters.items():
             if parameter.kind is Parameter.KEYWORD_ONLY and option not in ("seed", "folder", "about"):
                 found[option] = row.options.get(option, parameter.default)
-    return found | getattr(build, "SHAPE", {})
+    return found | getattr(module, "SHAPE", {})
 
 
 def check_options(method: str, options: Iterable[str]) -> None:

@@ -66,6 +66,5 @@ def _words(example: Example) -> str:
     """Words of a pair are kept apart by text, as a premise and its hypothesis mean different things."""
     if example.pair is None:
         return example.text.lower()
-    return " ".join(
-        [f"a:{word}" for word in example.text.lower().split()] + [f"b:{word}" for word in example.pair.lower().split()]
-    )
+    texts = {"a": example.text, "b": example.pair}
+    return " ".join(f"{which}:{word}" for which, text in texts.items() for word in text.lower().split())
