@@ -1,6 +1,5 @@
-"""Where the parts of each Hugging Face model family lie.
+"""Where the parts of each Hugging Face model family lie: embedding, blocks, final norm, output projection.
 
-One row a family: the attribute path of the embedding, the blocks, the final norm and the output projection.
 A new family is a new row (and a tiny configuration in ``tests/families.py``).
 
 Knows: names.  Knows nothing of: tensors, tasks, training.
@@ -55,20 +54,11 @@ _ROBERTA_LIKE = replace(_BERT_LIKE, positions_start_after_padding_id=True)
 _BARE_BERT = replace(_BERT_LIKE, poolable=False)
 _DEBERTA = replace(_BARE_BERT, returns_tuple=True, whole=("encoder.rel_embeddings",), cannot="conv_kernel_size")
 
+_LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "olmo2", "granite")
+
 FAMILIES: dict[str, Family] = {
     "opt": Family("decoder", "model.decoder", "embed_tokens", "layers", "final_layer_norm", "lm_head", "project_out"),
-    "llama": _LLAMA_LIKE,
-    "mistral": _LLAMA_LIKE,
-    "qwen2": _LLAMA_LIKE,
-    "qwen3": _LLAMA_LIKE,
-    "gemma": _LLAMA_LIKE,
-    "gemma2": _LLAMA_LIKE,
-    "gemma3_text": _LLAMA_LIKE,
-    "smollm3": _LLAMA_LIKE,
-    "olmo2": _LLAMA_LIKE,
-    "granite": _LLAMA_LIKE,
-    "cohere": _LLAMA_LIKE,
-    "starcoder2": _LLAMA_LIKE,
+    **dict.fromkeys((*_LLAMAS, "cohere", "starcoder2"), _LLAMA_LIKE),
     "phi": replace(_LLAMA_LIKE, norm="final_layernorm"),
     "phi3": replace(_LLAMA_LIKE, attention_targets=("qkv_proj",)),
     "gptj": Family("decoder", "transformer", "wte", "h", "ln_f", "lm_head"),
@@ -76,11 +66,8 @@ FAMILIES: dict[str, Family] = {
     "gpt_neox": Family(
         "decoder", "gpt_neox", "embed_in", "layers", "final_layer_norm", "lm_head", attention_targets=_FUSED
     ),
-    "bert": _BERT_LIKE,
-    "roberta": _ROBERTA_LIKE,
-    "xlm-roberta": _ROBERTA_LIKE,
-    "camembert": _ROBERTA_LIKE,
-    "mobilebert": _BERT_LIKE,
+    **dict.fromkeys(("bert", "mobilebert"), _BERT_LIKE),
+    **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), _ROBERTA_LIKE),
     "electra": _BARE_BERT,
     "distilbert": replace(_BARE_BERT, blocks="transformer.layer", attention_targets=("q_lin", "v_lin")),
     "deberta": replace(_DEBERTA, attention_targets=("in_proj",)),

@@ -82,10 +82,7 @@ def checkpoint_names(
         if found is None:
             missing.append(keys[0])
             continue
-        if found not in coded:
-            _check(shards, found, state[keys[0]])
-        elif coded[found] != tuple(state[keys[0]].shape):
-            raise _another_models(shards.folder, found, coded[found], state[keys[0]])
+        _check(shards, coded, found, state[keys[0]])
         names |= dict.fromkeys(keys, found)
     check_complete(shards.folder, missing)
     return names
@@ -115,22 +112,17 @@ def _spellings(key: str, prefix: str) -> Iterator[str]:
             yield name.replace("lm_head", "embed_out", 1)  # GPT-NeoX
 
 
-def _check(shards: Shards, name: str, wanted: Tensor) -> None:
-    entry = shards.entries[name]
-    if entry.shape != tuple(wanted.shape):
-        raise _another_models(entry.file, name, entry.shape, wanted)
-    if wanted.is_floating_point() and not entry.dtype.is_floating_point:
+def _check(shards: Shards, coded: Mapping[str, tuple[int, ...]], name: str, wanted: Tensor) -> None:
+    entry = None if name in coded else shards.entries[name]
+    file, shape = (entry.file, entry.shape) if entry else (shards.folder, coded[name])
+    if shape != tuple(wanted.shape):
+        problem = f"{file}: '{name}' has the shape {shape}, config.json says {tuple(wanted.shape)}"
+        raise BadInput(f"{problem}: the file is another model's.", "Copy the model's folder again, every file of it.")
+    if entry and wanted.is_floating_point() and not entry.dtype.is_floating_point:
         raise BadInput(
-            f"{entry.file}: '{name}' is stored as {entry.dtype}, a weight must be a floating-point number.",
+            f"{file}: '{name}' is stored as {entry.dtype}, a weight must be a floating-point number.",
             "Name the folder of the unquantized model, or one that `quantize_backbone` wrote.",
         )
-
-
-def _another_models(file: Path, name: str, shape: tuple[int, ...], wanted: Tensor) -> BadInput:
-    return BadInput(
-        f"{file}: '{name}' has the shape {shape}, config.json says {tuple(wanted.shape)}: the file is another model's.",
-        "Copy the model's folder again, every file of it.",
-    )
 
 
 def random_folder(

@@ -2,11 +2,9 @@
 
     file = 8 bytes n | n bytes of JSON: name -> dtype, shape, [begin, end) | the tensors' bytes, without gaps
 
-A folder holds ``model.safetensors``, or ``model.safetensors.index.json`` and the shards that it names.  Bytes are read
-into buffers of this process and not mapped into it: mapped pages of the file would count as resident memory, and stay.
-(safetensors' own ``safe_open`` maps the file, or reads a whole tensor to give one row of it; it reads the headers.)
-
-Every file's header is checked when the folder is opened, so that a copy that broke off is found before training starts.
+Bytes are read into buffers of this process and not mapped into it: mapped pages of the file would count as resident
+memory, and stay.  (safetensors' own ``safe_open`` maps the file, or reads a whole tensor to give one row of it; it
+reads the headers, when the folder is opened, so that a copy that broke off is found before training starts.)
 
 Knows: files, names, bytes.  Knows nothing of: models, what a tensor is for.
 Taught in: notebooks/06_side_network.ipynb
@@ -19,7 +17,7 @@ import math
 import threading
 import weakref
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -219,7 +217,8 @@ def _indexed(folder: Path) -> dict[Path, set[str]]:
 def _header(file: Path) -> dict[str, Entry]:
     """What a file holds; safetensors checks that its length is what its header says."""
     try:
-        with safe_open(file, "np") as opened:
+        with safe_open(file, "np") as opened, file.open("rb") as raw:
+            begin = 8 + int.from_bytes(raw.read(8), "little")
             slices = {name: opened.get_slice(name) for name in opened.offset_keys()}  # in the order of their bytes
             listed = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
@@ -227,7 +226,6 @@ def _header(file: Path) -> dict[str, Entry]:
             f"{file}: is no safetensors file, or one that was cut off or written over ({error}).", "Copy it again."
         ) from error
     entries: dict[str, Entry] = {}
-    begin = 0
     for name, (stored, shape) in listed.items():
         if stored not in STORED_DTYPES:
             raise BadInput(
@@ -236,5 +234,4 @@ def _header(file: Path) -> dict[str, Entry]:
             )
         entries[name] = Entry(file, STORED_DTYPES[stored], shape, begin)
         begin += entries[name].n_bytes
-    header_bytes = file.stat().st_size - begin
-    return {name: replace(entry, begin=header_bytes + entry.begin) for name, entry in entries.items()}
+    return entries
