@@ -141,7 +141,7 @@ def test_prediction_differences_are_trained_by_the_mean_square_written_out():
     tuned = attach(adapter, model.backbone, model.head)
     batch = random_batch()
     taps = model.backbone.taps(batch.input_ids, batch.attention_mask, layers=(1, 2, 3))
-    upload = Upload(0, tuple(taps), batch.attention_mask, batch.positions, batch.labels)
+    upload = Upload(tuple(taps), batch.attention_mask, batch.positions, batch.labels)
     start = tuned(taps, batch.attention_mask, batch.positions).detach()
     residual = F.one_hot(batch.labels, 2) - start.softmax(-1)
     own = {n: p.detach().clone() for n, p in tuned.named_parameters() if p.requires_grad}

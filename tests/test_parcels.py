@@ -23,7 +23,6 @@ def upload(*, left: bool = False, seed: int = 0) -> Upload:
     mask = places >= 5 - lengths.unsqueeze(1) if left else places < lengths.unsqueeze(1)
     positions = torch.full((3,), 4) if left else lengths - 1
     return Upload(
-        sequence=3,
         activations=tuple(torch.randn(3, 5, WIDTH, generator=generator) for _ in LAYERS),
         mask=mask.to(torch.uint8),
         positions=positions.int(),
@@ -38,7 +37,7 @@ def coder(name: str):
 @pytest.mark.parametrize("left", [False, True])
 def test_real_tokens_come_back_as_they_went_whatever_side_the_padding_was_on(left):
     there = upload(left=left)
-    back = unpack(pack(there, coder("fp32"), LAYERS), sequence=3, labels=[1, 0, 1])
+    back = unpack(pack(there, coder("fp32"), LAYERS), labels=[1, 0, 1])
     assert back.mask.sum(dim=1).tolist() == [5, 2, 4]
     for ours, theirs in zip(back.activations, there.activations, strict=True):
         assert torch.equal(ours[back.mask.bool()], theirs[there.mask.bool()])
@@ -126,7 +125,7 @@ def test_one_layer_is_enough_and_labels_that_do_not_travel_are_zeros():
     there = upload()
     alone = dataclasses.replace(there, activations=there.activations[:1])
     back = unpack(pack(alone, codec("fp32"), LAYERS[:1]))
-    assert (back.sequence, back.labels.tolist(), back.labels.dtype) == (0, [0, 0, 0], torch.int32)
+    assert (back.labels.tolist(), back.labels.dtype) == ([0, 0, 0], torch.int32)
     assert (back.positions.dtype, back.mask.dtype) == (torch.int32, torch.uint8)
     with pytest.raises(TypeError):
         unpack(pack(alone, codec("fp32"), LAYERS[:1]), 3)

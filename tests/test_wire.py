@@ -35,6 +35,7 @@ from mobillm_kit.channel.messages import (
     Welcome,
     WireError,
 )
+from mobillm_kit.quant import codec
 from mobillm_kit.side.description import MOST_LAYERS, HeadSpec, SideSpec
 
 SIDE = SideSpec(
@@ -378,21 +379,15 @@ def test_a_header_that_promises_four_billion_items_gets_no_memory_for_them(kind)
 # ---------------------------------------------------------------------- what does not fit together
 
 
-def payload_bytes(codec: str, group: int, shape: tuple[int, int]) -> int:
-    from mobillm_kit.quant import codec as made
-
-    return made(codec, group).wire_bytes(shape)
-
-
 def sizes(batch: BatchMessage) -> list[int]:
-    one = payload_bytes(batch.codec, batch.group, (sum(batch.lengths), 64))
+    one = codec(batch.codec, batch.group).wire_bytes((sum(batch.lengths), 64))
     return [one] * len(batch.layers) if batch.fresh else []
 
 
 def test_a_batch_that_fits_its_plan():
-    check_batch(BATCH, PLAN, sizes(BATCH), payload_bytes)
+    check_batch(BATCH, PLAN, sizes(BATCH))
     cached = msgspec.structs.replace(BATCH, fresh=[], lengths=[], positions=[])
-    check_batch(cached, PLAN, [], payload_bytes)
+    check_batch(cached, PLAN, [])
 
 
 @pytest.mark.parametrize(
@@ -420,27 +415,27 @@ def test_a_batch_that_fits_its_plan():
 def test_a_batch_that_does_not_fit(changes, code):
     batch = msgspec.structs.replace(BATCH, **changes)
     with pytest.raises(WireError) as found:
-        check_batch(batch, PLAN, sizes(BATCH), payload_bytes)
+        check_batch(batch, PLAN, sizes(BATCH))
     assert found.value.code == code, found.value
 
 
 def test_bytes_that_are_not_the_shapes_are_refused():
     for wrong in ([], sizes(BATCH)[:1], [size - 1 for size in sizes(BATCH)], [*sizes(BATCH), 4]):
         with pytest.raises(WireError, match="bytes"):
-            check_batch(BATCH, PLAN, wrong, payload_bytes)
+            check_batch(BATCH, PLAN, wrong)
 
 
 def test_without_a_cache_every_sample_has_to_come():
     with pytest.raises(WireError, match="cache"):
-        check_batch(BATCH, msgspec.structs.replace(PLAN, cache=False), sizes(BATCH), payload_bytes)
+        check_batch(BATCH, msgspec.structs.replace(PLAN, cache=False), sizes(BATCH))
 
 
 def test_residuals_are_one_more_frame():
     plan = msgspec.structs.replace(PLAN, labels="residual")
     batch = msgspec.structs.replace(BATCH, targets=[])
-    check_batch(batch, plan, [*sizes(BATCH), 3 * 2 * 4], payload_bytes)
+    check_batch(batch, plan, [*sizes(BATCH), 3 * 2 * 4])
     with pytest.raises(WireError):
-        check_batch(batch, plan, sizes(BATCH), payload_bytes)
+        check_batch(batch, plan, sizes(BATCH))
 
 
 @pytest.mark.parametrize(
@@ -538,7 +533,7 @@ def test_a_refusal_is_short_enough_to_be_sent_whatever_it_quotes():
     with pytest.raises(WireError) as plan:
         check_plan(msgspec.structs.replace(PLAN, side=msgspec.structs.replace(SIDE, layers=long)))
     with pytest.raises(WireError) as batch:
-        check_batch(msgspec.structs.replace(BATCH, layers=long), PLAN, sizes(BATCH), payload_bytes)
+        check_batch(msgspec.structs.replace(BATCH, layers=long), PLAN, sizes(BATCH))
     for found in (plan.value, batch.value):
         assert found.remedy
         said = Error(code=found.code, sentence=found.problem, remedy=found.remedy, sequence=None, fatal=True)
@@ -582,7 +577,7 @@ def test_no_mutated_message_raises_anything_but_a_documented_refusal():
         try:
             message, payloads = from_frames(mutated(frames, chance), sender=sender, limits=Limits())
             if isinstance(message, BatchMessage):
-                check_batch(message, PLAN, [len(payload) for payload in payloads], payload_bytes)
+                check_batch(message, PLAN, [len(payload) for payload in payloads])
             elif isinstance(message, Hello):
                 check_plan(message.plan)
         except WireError as error:

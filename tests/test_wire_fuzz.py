@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from mobillm_kit.channel.checks import check_plan, check_welcome
 from mobillm_kit.channel.frames import Limits, check_batch, check_digests, from_frames, to_frames
 from mobillm_kit.channel.messages import ERROR_CODES, BatchMessage, Hello, Welcome, WireError
-from tests.test_wire import CASES, NAMES, PLAN, fields, payload_bytes, with_header
+from tests.test_wire import CASES, NAMES, PLAN, fields, with_header
 
 FUZZ = int(os.environ.get("MOBILLM_FUZZ", "3000"))
 SLOWEST_S = 1.0
@@ -56,7 +56,7 @@ def judged(frames, sender: str) -> str:
     try:
         message, payloads = from_frames(frames, sender=sender, limits=Limits())
         if isinstance(message, BatchMessage):
-            check_batch(message, PLAN, [len(payload) for payload in payloads], payload_bytes)
+            check_batch(message, PLAN, [len(payload) for payload in payloads])
             check_digests(message.frames, payloads)
         elif isinstance(message, Hello):
             check_plan(message.plan)

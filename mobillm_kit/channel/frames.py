@@ -17,7 +17,7 @@ Taught in: notebooks/08_device_and_server.ipynb
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,7 +30,6 @@ from mobillm_kit.channel.messages import (
     FrameInfo,
     FromDevice,
     FromServer,
-    Gradient,
     Hello,
     Logits,
     Message,
@@ -49,8 +48,6 @@ SAY_ALIKE = "Send what the plan says, or begin a new session with another plan."
 
 Payload = bytes | bytearray | memoryview
 Party = Literal["device", "server"]
-PayloadBytes = Callable[[str, int, tuple[int, int]], int]
-"""From codec, group and (N, d) to bytes."""
 
 
 @dataclass(frozen=True)
@@ -202,14 +199,13 @@ def check_digests(described: Sequence[FrameInfo], payloads: Sequence[memoryview]
             )
 
 
-def check_batch(batch: BatchMessage, plan: Plan, sizes: Sequence[int], payload_bytes: PayloadBytes) -> None:
+def check_batch(batch: BatchMessage, plan: Plan, sizes: Sequence[int]) -> None:
     """Refuse a batch whose numbers do not fit together, or do not fit the plan.
 
     Args:
         batch: its header.
         plan: of the session.
         sizes: of the payload frames, in bytes.
-        payload_bytes: of a codec; raises ``BadInput`` for one that does not exist, or a group that does not divide d.
 
     Raises:
         WireError: ``bad-sequence``, ``bad-shape``, ``bad-codec`` or ``bad-values``.
@@ -221,23 +217,13 @@ def check_batch(batch: BatchMessage, plan: Plan, sizes: Sequence[int], payload_b
     _check_samples(batch, plan)
     _check_targets(batch, plan)
     _check_fresh(batch, plan)
-    expected = _expected_sizes(batch, plan, payload_bytes)
+    expected = _expected_sizes(batch, plan)
     if list(sizes) != expected:
         raise WireError(
             "bad-shape",
             f"{len(sizes)} payload frames of {few(sizes)} bytes; {len(expected)} of {few(expected)} fit the shapes.",
             "Send one frame per layer, sized by the codec for the sum of the lengths.",
         )
-
-
-def check_gradient(gradient: Gradient, sizes: Sequence[int]) -> None:
-    """Refuse a gradient that is not one frame.
-
-    Raises:
-        WireError: ``bad-shape``.
-    """
-    if len(sizes) != 1:
-        raise WireError("bad-shape", f"The gradient came in {len(sizes)} frames.", "Send one, (B, C) float32.")
 
 
 def _check_samples(batch: BatchMessage, plan: Plan) -> None:
@@ -295,9 +281,11 @@ def _check_fresh(batch: BatchMessage, plan: Plan) -> None:
         )
 
 
-def _expected_sizes(batch: BatchMessage, plan: Plan, payload_bytes: PayloadBytes) -> list[int]:
+def _expected_sizes(batch: BatchMessage, plan: Plan) -> list[int]:
+    from mobillm_kit.quant import codec  # it brings torch, which the command line's help does without
+
     try:
-        per_layer = payload_bytes(batch.codec, batch.group, (sum(batch.lengths), plan.side.width))
+        per_layer = codec(batch.codec, batch.group).wire_bytes((sum(batch.lengths), plan.side.width))
     except BadInput as error:
         raise WireError("bad-codec", error.problem, error.remedy) from error
     sizes = [per_layer] * len(batch.layers) if batch.fresh else []

@@ -77,20 +77,67 @@ def load_or_make_keys(folder: Path) -> KeyPair:
         return _load_keys(path)
 
 
+class _Code(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    salt: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+    digest: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    expires: float
+
+
+class _File(Generic[T]):
+    """What a small JSON file says, which other processes may change at any time; safe to ask from several threads.
+
+    Raises:
+        BadInput: at the beginning and on any use, where the file is damaged.  Who asks whether somebody may enter must
+            take that for no.
+    """
+
+    def __init__(self, path: Path, kind: type[T], empty: Callable[[], T]) -> None:
+        self._path, self._kind, self._empty = path, kind, empty
+        self._lock = threading.Lock()
+        self._seen: tuple[int, ...] | None = None
+        self._value: T | None = None
+        _ = self.value  # a damaged list is refused when the server starts, not when the first device knocks
+
+    @property
+    def value(self) -> T:
+        """As the file says now; read again when it changed."""
+        with self._lock:
+            seen = _signature(self._path)
+            if self._value is None or seen != self._seen:
+                self._value = self._read()
+                self._seen = seen
+            return self._value
+
+    @contextmanager
+    def changing(self) -> Iterator[T]:
+        """What the file says, to be changed in place by one process at a time; it is written where it was changed."""
+        with _held(self._path):
+            value = self._read()
+            before = msgspec.json.encode(value)
+            yield value
+            after = msgspec.json.encode(value)
+            if after != before:
+                _write_secret(self._path, msgspec.json.format(after))
+
+    def _read(self) -> T:
+        value = _decoded(self._path, self._kind) if self._path.exists() else self._empty()
+        for key in value if isinstance(value, dict) else ():
+            try:
+                check_key(key, f"key {key!r}")
+            except BadInput as error:
+                raise BadInput(f"{self._path}: {error.problem}", error.remedy) from None
+        return value
+
+
 class AllowList:
-    """The public keys that may connect; a file that other processes may change at any time.
+    """The public keys that may connect.
 
     Args:
         path: JSON, ``{"key": "label", ...}``; a file that is not there is an empty list.
-
-    Raises:
-        BadInput: on any use, where the file is damaged.  Who asks whether a key may enter must take that for no.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = _Watched(path, _read_allowed)
-        _ = self.keys  # a damaged list is refused when the server starts, not when the first device knocks
+        self._file = _File(path, dict[str, str], dict)
 
     @property
     def keys(self) -> Mapping[str, str]:
@@ -103,27 +150,10 @@ class AllowList:
     def add(self, public: str, label: str = "") -> None:
         """Let a key in; a key that is there gets the new label."""
         check_key(public, "device's public key")
-        self._change(lambda allowed: allowed | {public: _printable(label)})
-
-    def remove(self, public: str) -> None:
-        """Take a key off the list; connections that stand are the server's to end.
-
-        Raises:
-            BadInput: the key is not on the list.
-        """
-        if public not in self:
-            raise BadInput(f"{self._path}: the key {public} is not on the list.", "Look at the list's keys.")
-        self._change(lambda allowed: {key: label for key, label in allowed.items() if key != public})
-
-    def _change(self, changed: Callable[[dict[str, str]], dict[str, str]]) -> None:
-        with _held(self._path):
-            _write_secret(self._path, msgspec.json.format(msgspec.json.encode(changed(_read_allowed(self._path)))))
-
-
-class _Code(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    salt: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
-    digest: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-    expires: float
+        if len(label) > LABEL_LENGTH or not label.isprintable():
+            raise BadInput(f"The label {label[:80]!r} cannot be used.", f"Up to {LABEL_LENGTH} printable characters.")
+        with self._file.changing() as allowed:
+            allowed[public] = label
 
 
 class OneTimeCodes:
@@ -133,21 +163,15 @@ class OneTimeCodes:
 
     Args:
         path: JSON; a file that is not there holds no codes.
-
-    Raises:
-        BadInput: on any use, where the file is damaged.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = _Watched(path, _read_codes)
-        _ = self.waiting
+        self._file = _File(path, list[_Code], list)
 
     @property
     def waiting(self) -> bool:
         """Whether some code is still unused and in time: only then need unknown keys be let in to show one."""
-        now = time.time()
-        return any(code.expires > now for code in self._file.value)
+        return bool(_in_time(self._file.value))
 
     def new_code(self, lifetime_s: float = 600.0) -> str:
         """Three groups of four characters, 59 bits.
@@ -161,8 +185,8 @@ class OneTimeCodes:
         text = "-".join(groups)
         salt = secrets.token_hex(16)
         code = _Code(salt=salt, digest=_digest(salt, text), expires=time.time() + lifetime_s)
-        with _held(self._path):
-            self._write([*self._fresh(), code])
+        with self._file.changing() as codes:
+            codes[:] = [*_in_time(codes), code]
         return text
 
     def use(self, text: str) -> bool:
@@ -172,42 +196,49 @@ class OneTimeCodes:
             True once for a code that is known and in time; False ever after, and for every other text.
         """
         shown = plain_code(text)
-        with _held(self._path):
-            fresh = self._fresh()
+        with self._file.changing() as codes:
+            fresh = _in_time(codes)
             # every code is compared, in constant time: the answer's time says nothing about how near a guess was
             matches = [hmac.compare_digest(code.digest, _digest(code.salt, shown)) for code in fresh]
-            left = [code for code, same in zip(fresh, matches, strict=True) if not same]
-            if len(left) == len(fresh):
-                return False
-            self._write(left)
-            return True
-
-    def _fresh(self) -> list[_Code]:
-        now = time.time()
-        return [code for code in _read_codes(self._path) if code.expires > now]
-
-    def _write(self, codes: list[_Code]) -> None:
-        _write_secret(self._path, msgspec.json.format(msgspec.json.encode(codes)))
+            if any(matches):
+                codes[:] = [code for code, same in zip(fresh, matches, strict=True) if not same]
+            return any(matches)
 
 
-class _Watched(Generic[T]):
-    """What a file says, read again when the file changed; safe to ask from several threads."""
+class Door:
+    """Who may come in: keys, the list of known devices, one-time codes.
 
-    def __init__(self, path: Path, read: Callable[[Path], T]) -> None:
-        self._path, self._read = path, read
-        self._lock = threading.Lock()
-        self._seen: tuple[int, ...] | None = None
-        self._value: T | None = None
+    Args:
+        folder: where they are kept; made where they are not there.
+    """
 
-    @property
-    def value(self) -> T:
-        """As the file says now."""
-        with self._lock:
-            seen = _signature(self._path)
-            if self._value is None or seen != self._seen:
-                self._value = self._read(self._path)
-                self._seen = seen
-            return self._value
+    def __init__(self, folder: Path) -> None:
+        self.keys = load_or_make_keys(folder)
+        self.known = AllowList(folder / "known.json")
+        self.codes = OneTimeCodes(folder / "codes.json")
+
+    def may_connect(self, key: str) -> bool:
+        """Before a hello: known, or somebody is expected."""
+        return key in self.known or self.codes.waiting
+
+    def knows(self, key: str) -> bool:
+        """At the hello: known.  Asked by the server's loop, so it does not wait."""
+        return key in self.known
+
+    def use_code(self, key: str, code: str) -> bool:
+        """At the hello of a key that is not known: whether the code was good, which is used up and the key known then.
+
+        It may wait for files.
+        """
+        if not code or not self.codes.use(code):
+            return False
+        self.known.add(key, "joined")
+        return True
+
+
+def _in_time(codes: list[_Code]) -> list[_Code]:
+    now = time.time()
+    return [code for code in codes if code.expires > now]
 
 
 def _signature(path: Path) -> tuple[int, ...]:
@@ -263,34 +294,16 @@ def _not_written(path: Path, error: OSError) -> SaveFailed:
 
 
 def _load_keys(path: Path) -> KeyPair:
+    import zmq
+
     remedy = f"Restore it, or delete {path.name}: new keys are made then, and have to be allowed anew."
     try:
         keys = KeyPair(**_decoded(path, dict[str, str]))
     except (TypeError, BadInput) as error:
         raise BadInput(f"{path}: the key file is damaged.", remedy) from error
-    if _public_of(keys.secret) != keys.public:
+    if zmq.curve_public(keys.secret.encode("ascii")).decode("ascii") != keys.public:
         raise BadInput(f"{path}: the two keys do not belong together.", remedy)
     return keys
-
-
-def _public_of(secret: str) -> str:
-    import zmq
-
-    return zmq.curve_public(secret.encode("ascii")).decode("ascii")
-
-
-def _read_allowed(path: Path) -> dict[str, str]:
-    allowed = _decoded(path, dict[str, str]) if path.exists() else {}
-    for key in allowed:
-        try:
-            check_key(key, f"key {key!r}")
-        except BadInput as error:
-            raise BadInput(f"{path}: {error.problem}", error.remedy) from None
-    return allowed
-
-
-def _read_codes(path: Path) -> list[_Code]:
-    return _decoded(path, list[_Code]) if path.exists() else []
 
 
 def _decoded(path: Path, kind: type[T]) -> T:
@@ -309,10 +322,3 @@ def _decoded(path: Path, kind: type[T]) -> T:
 
 def _digest(salt: str, code: str) -> str:
     return hashlib.blake2b(plain_code(code).encode(), salt=bytes.fromhex(salt), digest_size=32).hexdigest()
-
-
-def _printable(label: str) -> str:
-    """Raises: BadInput: the label is longer than 64 characters or holds one that cannot be printed."""
-    if len(label) > LABEL_LENGTH or not label.isprintable():
-        raise BadInput(f"The label {label[:80]!r} cannot be used.", f"Up to {LABEL_LENGTH} printable characters.")
-    return label

@@ -1,4 +1,4 @@
-"""One message between two real sockets of this machine, there and back: whether sockets work here at all.
+"""One message between a device's socket and a server's of this machine, there and back: whether sockets work here.
 
 Knows: the loopback interface.  Knows nothing of: messages, keys, training.
 
@@ -7,22 +7,16 @@ Taught in: notebooks/00_start_here.ipynb
 
 from __future__ import annotations
 
-import threading
 import time
-from contextlib import suppress
-from typing import Any
+from typing import NoReturn
 
-import zmq
-
+from mobillm_kit.channel.ends import DeviceSocket, ServerSocket
+from mobillm_kit.channel.frames import Limits
 from mobillm_kit.errors import KitError
 
 
-class NoRoundTrip(KitError):
-    """Two sockets of this machine do not reach each other."""
-
-
 def round_trip(payload: bytes, limit_s: float) -> tuple[int, bytes, float]:
-    """A DEALER sends ``payload`` to a ROUTER in another thread, as the device will to the server.
+    """Send ``payload`` to a server and back.
 
     Args:
         payload: what is sent, and should return.
@@ -32,37 +26,23 @@ def round_trip(payload: bytes, limit_s: float) -> tuple[int, bytes, float]:
         The port, what came back, milliseconds from connecting to the answer.
 
     Raises:
-        NoRoundTrip: nothing came back in time.
+        KitError: nothing came back in time.
     """
-    context = zmq.Context()
     try:
-        return _round_trip(context, payload, limit_s)
-    except zmq.ZMQError as error:
-        raise NoRoundTrip(
-            f"no round trip over 127.0.0.1: {error}",
+        with ServerSocket("tcp://127.0.0.1:0", limits=Limits()) as server:
+            started = time.perf_counter()
+            with DeviceSocket(server.address, limits=Limits()) as device:
+                device.wait_connected(limit_s)
+                device.send([payload], limit_s)
+                server.send(*(server.receive(limit_s) or _silent()))
+                (back,) = device.receive(limit_s) or _silent()
+                return int(server.address.rpartition(":")[2]), bytes(back), (time.perf_counter() - started) * 1e3
+    except KitError as error:
+        raise KitError(
+            f"no round trip over 127.0.0.1: {error.problem}",
             "Allow programs to talk over the loopback interface (firewall, security software).",
         ) from error
-    finally:
-        context.destroy(linger=0)
 
 
-def _round_trip(context: zmq.Context[Any], payload: bytes, limit_s: float) -> tuple[int, bytes, float]:
-    with context.socket(zmq.ROUTER) as router, context.socket(zmq.DEALER) as dealer:
-        for socket in (router, dealer):
-            socket.linger = 0  # closing must not wait for a peer that is gone
-            socket.rcvtimeo = socket.sndtimeo = int(limit_s * 1000)
-        port = router.bind_to_random_port("tcp://127.0.0.1")
-        other = threading.Thread(target=_echo, args=(router,), name="echo", daemon=True)
-        other.start()
-        try:
-            started = time.perf_counter()
-            dealer.connect(f"tcp://127.0.0.1:{port}")
-            dealer.send(payload)
-            return port, dealer.recv(), (time.perf_counter() - started) * 1e3
-        finally:
-            other.join(2 * limit_s)  # a socket may be closed only when its thread is done with it
-
-
-def _echo(router: zmq.Socket[Any]) -> None:
-    with suppress(zmq.Again):  # the other side reports that nothing came
-        router.send_multipart(router.recv_multipart())
+def _silent() -> NoReturn:
+    raise KitError("Nothing came in time.")

@@ -50,7 +50,6 @@ class Device:
         self.top_tokens = top_tokens
         self._backbone = backbone
         self.layers = tuple(layers)
-        self._sequence = 0
 
     @torch.no_grad()
     def upload(self, batch: Batch) -> Upload:
@@ -60,15 +59,7 @@ class Device:
         if kept is not None:
             mask = mask.gather(1, kept)
             positions = (kept == positions.unsqueeze(1)).int().argmax(dim=1)
-        upload = Upload(
-            sequence=self._sequence,
-            activations=taps,
-            mask=mask,
-            positions=positions.int(),
-            labels=batch.labels.int(),
-        )
-        self._sequence += 1
-        return upload
+        return Upload(activations=taps, mask=mask, positions=positions.int(), labels=batch.labels.int())
 
     def _taps(self, batch: Batch) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Activations per layer, and the (B, K) tokens that they are of; None for all."""

@@ -290,7 +290,7 @@ class Wire:
     def carried(self, upload: Upload) -> tuple[Upload, int]:
         """What arrives of an upload, and the bytes of its payloads."""
         parcel = pack(upload, self.messages.codec(0), self._device.layers)
-        return unpack(parcel, sequence=upload.sequence, labels=upload.labels.tolist()), parcel.n_bytes
+        return unpack(parcel, labels=upload.labels.tolist()), parcel.n_bytes
 
     def waiting_bytes(self, upload: Upload) -> int:
         """The encoded upload, which waits to be sent."""

@@ -69,7 +69,7 @@ class InProcess:
         if self._coder is None:
             return upload, upload.n_bytes
         parcel = pack(upload, self._coder, self._device.layers)
-        arrived = unpack(parcel, sequence=upload.sequence, labels=upload.labels.tolist())
+        arrived = unpack(parcel, labels=upload.labels.tolist())
         return arrived, parcel.n_bytes + upload.labels.nbytes
 
     def waiting_bytes(self, upload: Upload) -> int:

@@ -29,7 +29,6 @@ from mobillm_kit.quant import Codec, codec
 class Upload:
     """One batch on its way to the server.  Raw text is not in it; activations are, and they can be inverted."""
 
-    sequence: int
     activations: tuple[Tensor, ...]
     """Per tapped layer (B, T, d), or (B, 1, d) where the prediction token is enough."""
     mask: Tensor
@@ -98,7 +97,7 @@ def pack(upload: Upload, coder: Codec, layers: Sequence[int], rows: Sequence[int
     )
 
 
-def unpack(parcel: Parcel, *, sequence: int = 0, labels: Sequence[int] = ()) -> Upload:
+def unpack(parcel: Parcel, *, labels: Sequence[int] = ()) -> Upload:
     """Decode a parcel to float32 activations (B, T, d), T the longest sample, padded with zeros on the right.
 
     ``labels`` are zeros where they do not travel.
@@ -112,7 +111,6 @@ def unpack(parcel: Parcel, *, sequence: int = 0, labels: Sequence[int] = ()) -> 
         padded[mask] = parcel.coder.decode(payload, shape, f"layer {layer}")
         activations.append(padded)
     return Upload(
-        sequence=sequence,
         activations=tuple(activations),
         mask=mask.to(torch.uint8),
         positions=torch.tensor(parcel.positions, dtype=torch.int32),

@@ -132,7 +132,7 @@ def _write_upload(upload: Upload, path: Path) -> Path:
 def _read_upload(path: Path) -> Upload:
     tensors = load(path.read_bytes())
     mask, positions, labels, *activations = (tensors[str(number)] for number in range(len(tensors)))
-    return Upload(0, tuple(activations), mask, positions, labels)
+    return Upload(tuple(activations), mask, positions, labels)
 
 
 def _say(progress: Progress) -> None:

@@ -14,14 +14,13 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from mobillm_kit.channel.ends import ServerSocket
 from mobillm_kit.channel.join import JoinString
-from mobillm_kit.channel.keys import AllowList, KeyPair, OneTimeCodes, load_or_make_keys
+from mobillm_kit.channel.keys import Door
 from mobillm_kit.server.service import Service, ServiceSettings, service_limits
 
 
@@ -31,30 +30,6 @@ class ServiceStart(msgspec.Struct, frozen=True, kw_only=True):
     address: str
     join: str
     pid: int
-
-
-@dataclass(frozen=True)
-class Door:
-    """Who may come in: keys, the list of known devices, one-time codes."""
-
-    keys: KeyPair
-    known: AllowList
-    codes: OneTimeCodes
-
-    def may_connect(self, key: str) -> bool:
-        """Before a hello: known, or somebody is expected."""
-        return key in self.known.keys or self.codes.waiting
-
-    def knows(self, key: str) -> bool:
-        """At the hello: known."""
-        return key in self.known.keys
-
-    def use_code(self, key: str, code: str) -> bool:
-        """At the hello of a key that is not known: whether the code was good; it is used up then."""
-        if not code or not self.codes.use(code):
-            return False
-        self.known.add(key, "joined")
-        return True
 
 
 def serve_forever(
@@ -80,7 +55,7 @@ def serve_forever(
         BadInput: a bind that is not loopback without keys, or an address in use.
     """
     os.umask(0o077)  # checkpoints and activations are for whoever runs the server
-    door = None if keys is None else open_door(keys)
+    door = None if keys is None else Door(keys)
     settings.folder.mkdir(parents=True, exist_ok=True)
     socket = ServerSocket(
         bind,
@@ -103,11 +78,6 @@ def _join_string(door: Door, address: str, advertise: str | None) -> str:
     port = address.rsplit(":", 1)[1]
     reachable = address if advertise is None else f"tcp://{advertise}:{port}"
     return str(JoinString(reachable, door.keys.public, door.codes.new_code()))
-
-
-def open_door(keys: Path) -> Door:
-    """The keys, allow-list and codes of a folder; made where they are not there."""
-    return Door(load_or_make_keys(keys), AllowList(keys / "known.json"), OneTimeCodes(keys / "codes.json"))
 
 
 def _end_with_parent() -> None:

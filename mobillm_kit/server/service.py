@@ -18,13 +18,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from torch import Tensor
 
 from mobillm_kit.channel.checks import batch_bytes, check_plan, checkpoint_bytes, samples_bytes, training_bytes
 from mobillm_kit.channel.ends import Peer, ServerSocket
 from mobillm_kit.channel.frames import Limits, digest, from_frames, to_frames
+from mobillm_kit.channel.keys import Door
 from mobillm_kit.channel.messages import Bye, Hello, Message, Ping, Plan, Pong, WireError
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import MIB
@@ -35,16 +35,6 @@ from mobillm_kit.server.session import Session, TrainingThread
 from mobillm_kit.server.session_trainer import SessionTrainer, load_head
 
 log = logging.getLogger(__name__)
-
-
-class Admission(Protocol):
-    """Who may begin a session."""
-
-    def knows(self, key: str) -> bool:
-        """Whether a key may begin one without a code; asked by the loop, so it may not wait."""
-
-    def use_code(self, key: str, code: str) -> bool:
-        """Spend a one-time code; the key is known from then on.  It may wait for files."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +77,7 @@ class Service:
         door: who may begin a session; None where the socket is plain (loopback).
     """
 
-    def __init__(self, socket: ServerSocket, settings: ServiceSettings, door: Admission | None = None) -> None:
+    def __init__(self, socket: ServerSocket, settings: ServiceSettings, door: Door | None = None) -> None:
         self._socket = socket
         self._settings = settings
         self._door = door

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mobillm_kit.channel.frames import check_batch, check_digests, check_gradient
+from mobillm_kit.channel.frames import check_batch, check_digests
 from mobillm_kit.channel.messages import (
     VERSION,
     Ack,
@@ -41,7 +41,6 @@ from mobillm_kit.channel.messages import (
     Welcome,
     WireError,
 )
-from mobillm_kit.quant import codec
 from mobillm_kit.server.session_trainer import Reply, SessionTrainer
 
 log = logging.getLogger(__name__)
@@ -126,11 +125,12 @@ class Session:
         elif self.failed:
             raise WireError("session-over", "This session has ended with an error.", "Start a new session.")
         elif isinstance(message, BatchMessage):
-            check_batch(message, self.plan, [len(payload) for payload in payloads], _payload_bytes)
+            check_batch(message, self.plan, [len(payload) for payload in payloads])
             self._take_batch(Job(message, payloads, now), message.sequence)
         elif isinstance(message, Gradient | Checkpoint | Fetch):
-            if isinstance(message, Gradient):
-                check_gradient(message, [len(payload) for payload in payloads])
+            if isinstance(message, Gradient) and len(payloads) != 1:
+                problem = f"The gradient came in {len(payloads)} frames."
+                raise WireError("bad-shape", problem, "Send one, (B, C) float32.")
             self._put(Job(message, payloads, now))
         else:
             raise WireError("bad-header", f"A device does not send '{type(message).__name__}' here.", "")
@@ -224,10 +224,6 @@ class Session:
     def _count_off(self, job: Job) -> None:
         self._waiting_jobs -= 1
         self._waiting_bytes -= job.n_bytes
-
-
-def _payload_bytes(name: str, group: int, shape: Sequence[int]) -> int:
-    return codec(name, group).wire_bytes(shape)
 
 
 class TrainingThread:

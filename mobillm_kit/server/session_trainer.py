@@ -158,7 +158,7 @@ class SessionTrainer:
         if self.cache is None:
             if fresh is None:
                 raise BadInput("A batch without activations, and the plan asks for no cache.", "Send every sample's.")
-            return unpack(fresh, sequence=message.sequence, labels=message.targets), False
+            return unpack(fresh, labels=message.targets), False
         came = [message.samples[row] for row in message.fresh]
         apart = {} if fresh is None else dict(zip(came, split(fresh), strict=True))
         parcels = [apart.get(sample) or self.cache.get(sample) for sample in message.samples]
@@ -302,13 +302,12 @@ def _unpacked(parcels: Sequence[Parcel], message: BatchMessage) -> Upload:
     """One upload; samples that came at different bit widths are decoded apart."""
     labels = list(message.targets)
     if len({(parcel.codec, parcel.group) for parcel in parcels}) == 1:
-        return unpack(merge(parcels), sequence=message.sequence, labels=labels)
+        return unpack(merge(parcels), labels=labels)
     wide = [unpack(parcel) for parcel in parcels]
     length = max(upload.mask.shape[1] for upload in wide)
     mask = torch.cat([_right_padded(upload.mask, length) for upload in wide])
     taps = zip(*(upload.activations for upload in wide), strict=True)
     return Upload(
-        sequence=message.sequence,
         activations=tuple(torch.cat([_right_padded(tap, length) for tap in layer]) for layer in taps),
         mask=mask,
         positions=torch.cat([upload.positions for upload in wide]),
