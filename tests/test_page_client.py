@@ -143,7 +143,6 @@ def uploaded(samples: list[Sample]) -> Upload:
         taps.append(torch.zeros(*mask.shape, WIDTH))
         taps[-1][mask] = torch.from_numpy(np.concatenate(layer))
     return Upload(
-        sequence=0,
         activations=tuple(taps),
         mask=mask.to(torch.uint8),
         positions=torch.tensor([sample.position for sample in samples], dtype=torch.int32),
