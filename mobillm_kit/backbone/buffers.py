@@ -96,7 +96,13 @@ class BufferedBlocks:
         """Block ``index``, by the names in it; the next call with another index may overwrite them."""
         if index != self._held:
             self._held = None
-            self._settle(index)
+            if not self.memory:
+                self.memory += [torch.empty(self._largest, dtype=torch.uint8) for _ in range(self._buffers)]
+            ready = self._awaited()
+            if ready is not None:
+                self._turn = 1 - self._turn
+            if ready != index:
+                self._read(index, self._turn)
             self._held = index
             if self._reader:
                 following = (index + 1) % len(self._places)
@@ -105,30 +111,22 @@ class BufferedBlocks:
 
     def release(self) -> None:
         """Let go of every weight; they are read again when they are needed."""
-        if self._reading:
-            self._wait(self._reading[1])
-            self._reading = None
+        self._awaited()
         self._held = None
         self.memory.clear()
-
-    def _settle(self, index: int) -> None:
-        """Have block ``index`` in the buffer whose turn it is."""
-        if not self.memory:
-            self.memory += [torch.empty(self._largest, dtype=torch.uint8) for _ in range(self._buffers)]
-        reading, self._reading = self._reading, None
-        if reading:
-            self._wait(reading[1])
-            self._turn = 1 - self._turn
-        if not reading or reading[0] != index:
-            self._read(index, self._turn)
 
     def _read(self, index: int, turn: int) -> None:
         for place in self._places[index]:
             self._shards.read_into(place.name, place.view(self.memory[turn]))
 
-    def _wait(self, reading: Future[None]) -> None:
+    def _awaited(self) -> int | None:
+        """Which block was being read, and now is."""
+        reading, self._reading = self._reading, None
+        if reading is None:
+            return None
         try:
-            reading.result(READ_LIMIT_S)
+            reading[1].result(READ_LIMIT_S)
+            return reading[0]
         except FutureTimeoutError:
             raise KitError(
                 f"{self._shards.folder}: a block was not read within {READ_LIMIT_S:g} s.",

@@ -42,12 +42,9 @@ class SideAdapter(
     model_card_template=CARD,
     coders={SideSpec: (msgspec.to_builtins, lambda given: msgspec.convert(given, SideSpec))},
 ):
-    """A side network, the trained part of its head, and the name of the backbone that it belongs to.
+    """A side network, the trained part of its head, the backbone that it belongs to, and its task, to label texts with.
 
-    Args:
-        backbone, backbone_revision: for the reader; the revision is empty for a folder.
-        fingerprint: of the backbone's weights; another backbone is refused.
-        task, prompt, labels, label_words, paired, max_length: of the task, so that the folder alone can label texts.
+    ``fingerprint`` is of the backbone's weights: another is refused.  Its name and revision are for the reader.
     """
 
     def __init__(
@@ -67,8 +64,8 @@ class SideAdapter(
         super().__init__()
         self.spec = side
         self.side = build_side(side)
-        pooling = side.pooling
-        self.head = PooledHead(side.width, side.n_labels, pooling=pooling, seed=side.seed) if pooling else None
+        own = PooledHead(side.width, side.n_labels, pooling=side.pooling, seed=side.seed) if side.pooling else None
+        self.head = own
         self.fingerprint = fingerprint
         self.backbone_name = backbone
         self.task = task
@@ -94,11 +91,8 @@ class SideAdapter(
             adapter = cls(**{**kwargs, "side": _described(config)})
             load_model(adapter, str(file), strict=True, device=map_location)
         except (OSError, SafetensorError, RuntimeError, TypeError, KeyError, msgspec.ValidationError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise BadInput(
-                f"{model_id}: not a side network that can be loaded ({reason}).",
-                "Name a folder that `mobillm train` or `save_pretrained` wrote.",
-            ) from error
+            problem = f"{model_id}: not a side network that can be loaded ({str(error).strip().splitlines()[0]})."
+            raise BadInput(problem, "Name a folder that `mobillm train` or `save_pretrained` wrote.") from error
         return adapter.eval()
 
 
@@ -144,15 +138,15 @@ def new_adapter(
         BadInput: ``start="backbone"`` on a family whose blocks are not of BERT's shape.
     """
     spec = SideSpec.of(**given)
-    encoder = backbone.kind == "encoder"
+    decoder, started = backbone.kind == "decoder", spec.start == "backbone"
     spec = msgspec.structs.replace(
         spec,
-        **(block_sizes(backbone, spec.reduction) if spec.start == "backbone" else {}),
+        **(block_sizes(backbone, spec.reduction) if started else {}),
         width=backbone.width,
-        layers=chosen_layers(backbone.n_layers, layers, last=spec.start == "backbone"),
+        layers=chosen_layers(backbone.n_layers, layers, last=started),
         n_labels=n_labels,
-        causal=not encoder,
-        pooling=(spec.pooling or "mean") if encoder else None,
+        causal=decoder,
+        pooling=None if decoder else spec.pooling or "mean",
     )
     adapter = SideAdapter(
         spec,
@@ -206,11 +200,8 @@ def gate_shares(side: FullWidthSide | LadderSide) -> tuple[float, ...]:
 def layers_by_gate(side: FullWidthSide | LadderSide, count: int) -> tuple[int, ...]:
     """The ``count`` tapped layers of a trained side network that weigh most in it, ascending (filtering by layer).
 
-    The last one is always among them: its state is what the side network adds to.
-
-    Args:
-        side: trained; of a fresh one every gate is the same, and the choice says nothing.
-        count: how many layers are to be sent, at most all that are tapped.
+    The last one is always among them: its state is what the side network adds to.  Of a fresh side network every gate
+    is the same, and the choice says nothing.
     """
     if not 1 <= count <= len(side.layers):
         raise BadInput(f"Cannot choose {count} of {len(side.layers)} layers.")

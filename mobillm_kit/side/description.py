@@ -3,9 +3,7 @@
     command line -> method -> message to a server -> the server's side network -> the saved folder
 
 A server makes the same first weights of it, since the seed is part of it.  Fields have bounds, because a description
-may come from a stranger: msgspec holds them where it reads one.
-
-Whether its numbers fit together is asked here too, for the command line, a saved folder and a stranger's plan alike.
+may come from a stranger: msgspec holds them where it reads one, and ``check`` asks whether its numbers fit together.
 
 Knows: numbers and their bounds.  Knows nothing of: tensors, backbones, messages.
 Taught in: notebooks/06_side_network.ipynb
@@ -33,7 +31,7 @@ Layers = Annotated[list[Layer], Meta(min_length=1, max_length=MOST_LAYERS)]
 
 
 class SideSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A side network: with its seed it gives the first weights, the same on every machine of one kind."""
+    """A side network; the first weights are the same on every machine of one kind."""
 
     kind: Literal["full-width", "ladder"]
     width: Width

@@ -87,8 +87,7 @@ class PrunedLadderSide(nn.Module):
     """A ladder whose blocks have the shape of an encoder's own, so that they can begin as these, pruned (LST 3.2).
 
     ``side/pruning.py`` fills them; here their weights are random.  Between the taps A_l … A_L stand the blocks
-    l + 1 … L, each fed by the input of the backbone's block; the last tap is what the result is added to.  With
-    reduction 1 nothing is pruned: the side network begins as a copy of the backbone's last L - l blocks.
+    l + 1 … L; with reduction 1 they begin as a copy of the backbone's.
     """
 
     token_wise = False

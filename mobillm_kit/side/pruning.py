@@ -97,12 +97,9 @@ def _fill(block: PostNormBlock, source: Any, features: Tensor) -> None:
     _copy(block.out, source.attention.output.dense, features, rows)
     _copy(block.wide, wide, units, features)
     _copy(block.narrow, source.output.dense, features, units)
-    for norm, given in (
-        (block.attention_norm, source.attention.output.LayerNorm),
-        (block.mlp_norm, source.output.LayerNorm),
-    ):
-        norm.weight.copy_(given.weight[features])
-        norm.bias.copy_(given.bias[features])
+    for norm, output in ((block.attention_norm, source.attention.output), (block.mlp_norm, source.output)):
+        norm.weight.copy_(output.LayerNorm.weight[features])
+        norm.bias.copy_(output.LayerNorm.bias[features])
 
 
 def _largest(values: Tensor, count: int) -> Tensor:

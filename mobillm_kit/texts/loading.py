@@ -82,10 +82,8 @@ def load_task(
         phrases = splits["train"]
         whole = maximal_texts([example.text for example in phrases])
         splits["train"] = tuple(example for example in phrases if example.text in whole)
-        kept = f"{len(splits['train'])} of {len(phrases)} texts kept"
-        notes.append(
-            f"train: {kept}, those that are no part of a longer one (SST-2's sentences without their phrases)."
-        )
+        kept = f"{len(splits['train'])} of {len(phrases)} texts kept, those that are no part of a longer one"
+        notes.append(f"train: {kept} (SST-2's sentences without their phrases).")
     return _finished(task, splits, notes, limit, seed, seen)
 
 
@@ -108,12 +106,11 @@ def custom_task(
     Args:
         file: a CSV, TSV, JSONL or JSON file, split 80/10/10 within each label by ``seed``; or a folder with train,
             dev and test files, split as :func:`load_task` does it.
-        label: the column of the labels.
+        text, pair, label: the columns of the texts, one or two, and of the labels.
         labels: the labels, in the order of their ids; None for the column's different values, sorted (numbers by
             size), unless they look like scores or names.
         prompt: decoder template; None for the text, then "Label:" on a line of its own.
         label_words: one per label, in the labels' order; None for the labels' names, " no" and " yes" for 0 and 1.
-        pair: the second text column, if there is one.
         limit, seen: as in :func:`load_task`.
     """
     check_limit(limit or {})
