@@ -27,9 +27,8 @@ from mobillm_kit.channel.sockets import End, checked, take_message
 from mobillm_kit.channel.threshold import (
     DOMAIN,
     Door,
-    bind_to,
+    attach,
     check_protected,
-    connect_to,
     make_routes_unpredictable,
     mechanism_at,
     sentence,
@@ -106,7 +105,7 @@ class ServerSocket(End):
             if keys is not None and admit is not None:
                 self._also_close.append(Door(self._context, admit).close)
                 self._protect(keys)
-            bind_to(self._socket, bind)
+            attach(self._socket, bind, listen=True)
             self.address: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         except BaseException:
             self.close()
@@ -227,7 +226,7 @@ class DeviceSocket(End):
                 socket.setsockopt_string(zmq.CURVE_SERVERKEY, check_key(server_key, "server key"))
                 socket.setsockopt_string(zmq.CURVE_PUBLICKEY, keys.public)
                 socket.setsockopt_string(zmq.CURVE_SECRETKEY, keys.secret)
-            connect_to(socket, address)
+            attach(socket, address, listen=False)
         except BaseException:
             self.close()
             raise
@@ -324,7 +323,7 @@ class DeviceSocket(End):
             self._last_event = 0
             with suppress(zmq.ZMQError):  # it has forgotten the address already
                 self._socket.disconnect(self.address)
-            connect_to(self._socket, self.address)
+            attach(self._socket, self.address, listen=False)
 
     def _look_closer(self) -> str:
         """Why the other side breaks off the handshake; ZeroMQ itself does not say."""

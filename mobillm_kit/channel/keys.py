@@ -256,41 +256,30 @@ def _held(path: Path) -> Iterator[None]:
 
     Raises:
         FolderBusy: another one holds it for more than ``LOCK_LIMIT_S``.
-        SaveFailed: the folder cannot be made or written.
+        SaveFailed: the folder cannot be made, or the file not written.
     """
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock.acquire(timeout=LOCK_LIMIT_S)
+        yield
     except Timeout as error:
         problem = f"{path}: another process has been changing it for {LOCK_LIMIT_S:g} s."
         raise FolderBusy(problem, "Try again.") from error
     except OSError as error:
-        raise _not_written(path, error) from error
-    try:
-        yield
+        problem = f"{path}: could not be written ({error.strerror or error})."
+        raise SaveFailed(problem, "Choose another folder.") from error
     finally:
         lock.release()
 
 
 def _write_secret(path: Path, data: bytes) -> None:
-    """Replace a file by one that only its owner may read; at no moment may anybody else.
-
-    Raises:
-        SaveFailed: as for :func:`mobillm_kit.files.write_bytes`.
-    """
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as hidden:  # mode 0700
-            new = Path(hidden) / path.name
-            write_bytes(new, data)
-            new.chmod(0o600)
-            new.replace(path)
-    except OSError as error:
-        raise _not_written(path, error) from error
-
-
-def _not_written(path: Path, error: OSError) -> SaveFailed:
-    return SaveFailed(f"{path}: could not be written ({error.strerror or error}).", "Choose another folder.")
+    """Replace a file that is held by one that only its owner may read; at no moment may anybody else."""
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as hidden:  # mode 0700
+        new = Path(hidden) / path.name
+        write_bytes(new, data)
+        new.chmod(0o600)
+        new.replace(path)
 
 
 def _load_keys(path: Path) -> KeyPair:

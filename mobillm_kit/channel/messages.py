@@ -97,6 +97,12 @@ class _Message(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
     """A message; its header says which one by its lower-case name."""
 
 
+class _OfStep(_Message, frozen=True):
+    """A message about one step, or everything up to it."""
+
+    sequence: Count
+
+
 class FrameInfo(_Part, frozen=True):
     """One payload frame."""
 
@@ -139,10 +145,9 @@ class Hello(_Message, frozen=True):
     frames: Frames = []
 
 
-class BatchMessage(_Message, frozen=True, tag="batch"):
+class BatchMessage(_OfStep, frozen=True, tag="batch"):
     """One step's samples, with the activations that the server does not hold."""
 
-    sequence: Count
     lr: Annotated[float, Meta(ge=0.0, le=1e3)]
     samples: Annotated[list[Count], Meta(min_length=1, max_length=MOST_SAMPLES)]
     fresh: PerSample
@@ -156,23 +161,18 @@ class BatchMessage(_Message, frozen=True, tag="batch"):
     frames: Frames = []
 
 
-class Gradient(_Message, frozen=True):
+class Gradient(_OfStep, frozen=True):
     """Logits' gradient, where the labels stay on the device."""
 
-    sequence: Count
     frames: Frames = []
 
 
-class Checkpoint(_Message, frozen=True):
+class Checkpoint(_OfStep, frozen=True):
     """Make everything up to ``sequence`` durable."""
 
-    sequence: Count
 
-
-class Fetch(_Message, frozen=True):
+class Fetch(_OfStep, frozen=True):
     """Send the trained side network."""
-
-    sequence: Count
 
 
 class Ping(_Message, frozen=True):
@@ -197,10 +197,9 @@ class Welcome(_Message, frozen=True):
     """Samples in the cache, as inclusive ranges."""
 
 
-class Ack(_Message, frozen=True):
+class Ack(_OfStep, frozen=True):
     """One batch is trained."""
 
-    sequence: Count
     loss: Loss
     cached: bool
     queue_s: Seconds
@@ -208,31 +207,25 @@ class Ack(_Message, frozen=True):
     train_s: Seconds
 
 
-class Durable(_Message, frozen=True):
+class Durable(_OfStep, frozen=True):
     """Everything up to ``sequence`` survives a crash."""
 
-    sequence: Count
 
-
-class Need(_Message, frozen=True):
+class Need(_OfStep, frozen=True):
     """Send the activations of this batch again."""
 
-    sequence: Count
 
-
-class Logits(_Message, frozen=True):
+class Logits(_OfStep, frozen=True):
     """One batch's logits, for a device that keeps its labels."""
 
-    sequence: Count
     rows: Annotated[int, Meta(ge=1, le=MOST_SAMPLES)]
     columns: Labels
     frames: Frames = []
 
 
-class Result(_Message, frozen=True):
+class Result(_OfStep, frozen=True):
     """The trained side network's tensors."""
 
-    sequence: Count
     frames: Frames = []
 
 

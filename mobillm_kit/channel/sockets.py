@@ -223,25 +223,18 @@ def take_message(socket: zmq.Socket[Any], limits: Limits) -> tuple[str, int, lis
         frame = socket.recv(zmq.DONTWAIT, copy=False)
         more = frame.more
         if not kept:
-            key, descriptor = _key_of(frame), _descriptor_of(frame)
+            key, descriptor = _said_of(frame, "User-Id", ""), _said_of(frame, zmq.SRCFD, -1)
         if len(kept) < limits.frames + _ROOM_FOR_MARKER and n_bytes <= limits.total_bytes:
             kept.append(frame.buffer)
             n_bytes += len(frame)
     return key, descriptor, kept
 
 
-def _key_of(frame: zmq.Frame) -> str:
+def _said_of(frame: zmq.Frame, what: str | int, otherwise: Any) -> Any:
     try:
-        return str(frame.get("User-Id"))
-    except zmq.ZMQError:  # a plain connection carries none
-        return ""
-
-
-def _descriptor_of(frame: zmq.Frame) -> int:
-    try:
-        return int(frame.get(zmq.SRCFD))
-    except zmq.ZMQError:  # libzmq names none: the connection has ended meanwhile
-        return -1
+        return frame.get(what)
+    except zmq.ZMQError:  # a plain connection carries no key; one that has ended meanwhile, no descriptor
+        return otherwise
 
 
 def checked(frames: Sequence[bytes | bytearray | memoryview], limits: Limits) -> list[memoryview]:

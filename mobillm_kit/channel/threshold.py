@@ -156,30 +156,20 @@ def mechanism_at(address: str) -> str | None:
     return theirs[12:32].rstrip(b"\0").decode("ascii", errors="replace")
 
 
-def bind_to(socket: zmq.Socket[Any], address: str) -> None:
-    """Listen.
+def attach(socket: zmq.Socket[Any], address: str, *, listen: bool) -> None:
+    """Listen, or begin to connect.
 
     Raises:
         AddressInUse: somebody listens there.
-        BadInput: it is no address of this machine.
+        BadInput: it is no address, or to listen at, none of this machine.
     """
     try:
-        socket.bind(address)
+        (socket.bind if listen else socket.connect)(address)
     except zmq.ZMQError as error:
         if error.errno == errno.EADDRINUSE:
             raise AddressInUse(
                 f"{address}: another program listens there.", "Stop it, or choose another port (0 takes a free one)."
             ) from error
-        raise BadInput(f"{address}: cannot listen there ({error}).", "Name an address of this machine.") from error
-
-
-def connect_to(socket: zmq.Socket[Any], address: str) -> None:
-    """Begin to connect.
-
-    Raises:
-        BadInput: it is no address.
-    """
-    try:
-        socket.connect(address)
-    except zmq.ZMQError as error:
-        raise BadInput(f"{address}: cannot connect ({error}).", "It has the form tcp://host:port.") from error
+        what = "listen there" if listen else "connect"
+        remedy = "Name an address of this machine." if listen else "It has the form tcp://host:port."
+        raise BadInput(f"{address}: cannot {what} ({error}).", remedy) from error

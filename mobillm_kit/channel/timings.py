@@ -85,4 +85,4 @@ class Timings:
 
 
 TIMINGS = Timings()
-"""What every party goes by; tests of the state machines pass their own."""
+"""What every party goes by."""

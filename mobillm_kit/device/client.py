@@ -182,7 +182,7 @@ class ServerClient:
         if self._closing:
             raise SocketClosed("This session was ended by this program.", "Begin a new one.")
         if not in_time:
-            raise stuck(TIMINGS)
+            raise stuck()
 
     def _nudge(self) -> None:
         socket = self._socket

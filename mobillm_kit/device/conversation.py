@@ -40,7 +40,7 @@ from mobillm_kit.channel.messages import (
     Welcome,
     WireError,
 )
-from mobillm_kit.channel.timings import TIMINGS, Timings
+from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.errors import ServerGone, ServerRefused, TrainingDiverged
 
 Frames = Sequence[bytes | bytearray | memoryview]
@@ -75,10 +75,8 @@ class Conversation:
         patience_s: silence after which the server counts as gone.
     """
 
-    def __init__(
-        self, hello: Hello, *, position: int, now: float, patience_s: float, timings: Timings = TIMINGS
-    ) -> None:
-        self.patience = Patience(now, patience_s, timings)
+    def __init__(self, hello: Hello, *, position: int, now: float, patience_s: float) -> None:
+        self.patience = Patience(now, patience_s)
         self.wanted = self.acked = self.known = position
         """``known``: steps whose losses are known."""
         self.welcome = False
@@ -287,8 +285,7 @@ def _refused(message: Error) -> None:
 class Patience:
     """The moments of one session; every method is told the present one (seconds of any steady clock)."""
 
-    def __init__(self, now: float, patience_s: float, timings: Timings) -> None:
-        self._timings = timings
+    def __init__(self, now: float, patience_s: float) -> None:
         self._patience_s = patience_s
         self._heard = self._heard_here = self._pinged = self._asked = self._progress = now
         self._stalls = 0
@@ -327,22 +324,22 @@ class Patience:
 
     def transfer_s(self, up_bytes: int, down_bytes: int) -> float:
         """How long what is on its way may fill the link, so that nothing else can be heard."""
-        slowest = self._timings.slowest_link_bytes_per_s
-        up_s = self._timings.slack * up_bytes / self._bytes_per_s if self._bytes_per_s else up_bytes / slowest
+        slowest = TIMINGS.slowest_link_bytes_per_s
+        up_s = TIMINGS.slack * up_bytes / self._bytes_per_s if self._bytes_per_s else up_bytes / slowest
         return self._slower * (up_s + down_bytes / slowest)
 
     def is_silent(self, now: float, transfer_s: float) -> bool:
         """Whether the connection counts as lost; the time of a transfer costs no patience."""
-        if now - self._heard_here <= self._timings.silence_s + transfer_s:
+        if now - self._heard_here <= TIMINGS.silence_s + transfer_s:
             return False
-        self._heard = max(self._heard, now - self._timings.silence_s)
-        self._slower *= self._timings.slack if transfer_s else 1.0
+        self._heard = max(self._heard, now - TIMINGS.silence_s)
+        self._slower *= TIMINGS.slack if transfer_s else 1.0
         return True
 
     def pings(self, now: float) -> bool:
         """Whether to ping now; one at a time: behind a large batch they would only pile up."""
         unanswered = self._pinged > self._heard_here
-        due = not unanswered and now - max(self._pinged, self._heard_here) > self._timings.ping_s
+        due = not unanswered and now - max(self._pinged, self._heard_here) > TIMINGS.ping_s
         if due:
             self._pinged = now
         return due
@@ -356,9 +353,9 @@ class Patience:
         if not waiting:
             self._progress = now
             return False
-        if now - self._progress > self._timings.stuck_s:
-            raise stuck(self._timings)
-        usual_s = max(self._timings.stall_s, self._timings.slack * self._longest_step_s) * 2**self._stalls
+        if now - self._progress > TIMINGS.stuck_s:
+            raise stuck()
+        usual_s = max(TIMINGS.stall_s, TIMINGS.slack * self._longest_step_s) * 2**self._stalls
         due = now - max(self._progress, self._asked) > usual_s + transfer_s
         self._stalls += due
         return due
@@ -366,7 +363,7 @@ class Patience:
     def handshake_s(self, now: float) -> float:
         """How long a handshake may take."""
         left_s = self._heard + self._patience_s - now
-        return min(self._timings.handshake_s, max(self._timings.shortest_handshake_s, left_s))
+        return min(TIMINGS.handshake_s, max(TIMINGS.shortest_handshake_s, left_s))
 
     def lost(self, now: float) -> None:
         """A connection was lost.
@@ -378,7 +375,7 @@ class Patience:
             self._first_lost = now
         self._lost_in_a_row += 1
         fruitless_s = now - self._first_lost
-        if self._lost_in_a_row >= self._timings.lost_in_a_row and fruitless_s > self._patience_s:
+        if self._lost_in_a_row >= TIMINGS.lost_in_a_row and fruitless_s > self._patience_s:
             raise ServerGone(
                 f"The connection was lost {self._lost_in_a_row} times in {fruitless_s:.0f} seconds, and no batch "
                 "came through in between.",
@@ -392,9 +389,9 @@ class Patience:
             )
 
 
-def stuck(timings: Timings) -> ServerGone:
+def stuck() -> ServerGone:
     """What is said of a server that answers and trains nothing."""
     return ServerGone(
-        f"The server answers, but has trained nothing for {timings.stuck_s:.0f} seconds.",
+        f"The server answers, but has trained nothing for {TIMINGS.stuck_s:.0f} seconds.",
         "Look at its output, then run again; training goes on from its last checkpoint.",
     )

@@ -83,8 +83,8 @@ class Messages:
         self._device = device
         self._local = local
         self._coder = coder
-        self._labels = labels
-        self._cache = cache
+        self.labels = labels
+        self.cache = cache
         self._timeline = timeline
         self._residual: dict[int, Tensor] = {}
 
@@ -92,10 +92,10 @@ class Messages:
         """The batch of a step as a message and its payloads; samples that the server holds are not among them."""
         given = self.given
         samples = given.samples if given and given.step == sequence else self.batches.samples(sequence)
-        fresh = [row for row, sample in enumerate(samples) if not (self._cache and held(sample))]
+        fresh = [row for row, sample in enumerate(samples) if not (self.cache and held(sample))]
         parcel = self._parcel(sequence, [samples[row] for row in fresh]) if fresh else None
         payloads = [] if parcel is None else [to_bytes(payload) for payload in parcel.payloads]
-        if self._labels == "residual":
+        if self.labels == "residual":
             payloads.append(to_bytes(self._residuals(sequence, samples)))
         coder = self.codec(sequence)
         message = BatchMessage(
@@ -105,7 +105,7 @@ class Messages:
             fresh=fresh,
             lengths=[] if parcel is None else list(parcel.lengths),
             positions=[] if parcel is None else list(parcel.positions),
-            targets=self.batches.labels(samples) if self._labels == "server" else [],
+            targets=self.batches.labels(samples) if self.labels == "server" else [],
             codec=coder.name,
             group=coder.group,
             layers=list(self._device.layers),
@@ -124,7 +124,7 @@ class Messages:
         With a cache they are made as they were the first time, together with the same neighbours: a sum of floats may
         depend in its last bit on the batch that it stands in.
         """
-        if not self._cache:
+        if not self.cache:
             return self._encoded(sequence, wanted, wanted)
         steps = sorted({self.batches.first_step(sample) for sample in wanted})
         apart: dict[int, Parcel] = {}
@@ -138,7 +138,7 @@ class Messages:
         with self._timeline.span("forward", sequence):
             upload = self._device.upload(self._rows(together))
         self.forwards += len(together)
-        if self._labels == "residual":
+        if self.labels == "residual":
             self._remember_residuals(together, upload)
         rows = [index for index, sample in enumerate(together) if sample in set(needed)]
         with self._timeline.span("encode", sequence):
@@ -227,8 +227,6 @@ class Wire:
         self._device = device
         self._local = local
         self._reach = partial(route_to, server, link=link, keys=keys, folder=place)
-        self._labels = labels
-        self._cache = cache
         self._checkpoint_every = checkpoint_every
         self._weight_decay = weight_decay
         self._patience_s = patience_s
@@ -285,7 +283,7 @@ class Wire:
         """The backbone and the side network as trained so far, on the device."""
         self._fetch()
         upload = self._device.upload(batch)
-        return self._local.residual_logits(upload) if self._labels == "residual" else self._local.logits(upload)
+        return self._local.residual_logits(upload) if self.messages.labels == "residual" else self._local.logits(upload)
 
     def carried(self, upload: Upload) -> tuple[Upload, int]:
         """What arrives of an upload, and the bytes of its payloads."""
@@ -337,7 +335,7 @@ class Wire:
                 [save(head)] if head else [],
                 self.timeline,
                 self.messages.of_step,
-                gradient=self.messages.gradient if self._labels == "device" else None,
+                gradient=self.messages.gradient if self.messages.labels == "device" else None,
                 position=self._sequence,
                 patience_s=self._patience_s,
             )
@@ -366,13 +364,13 @@ class Wire:
             fingerprint=self._local.model.adapter.fingerprint,
             side=self._local.model.adapter.spec,
             head=spec,
-            labels=self._labels,
+            labels=self.messages.labels,
             weight_decay=self._weight_decay,
             steps=batches.settings.steps,
             checkpoint_every=self._checkpoint_every,
             max_rows=batches.settings.batch_size,
             max_tokens=1 if self._device.one_token else batches.longest,
             n_samples=batches.n_samples,
-            cache=self._cache,
+            cache=self.messages.cache,
         )
         return plan, tensors

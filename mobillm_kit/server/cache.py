@@ -104,7 +104,7 @@ def _found(folder: Path | None) -> dict[int, int]:
 
 
 def _written(parcel: Parcel) -> bytes:
-    about = _About(**{name: getattr(parcel, name) for name in _About.__struct_fields__})
+    about = {name: value for name, value in vars(parcel).items() if name != "payloads"}
     tensors = {f"{number:04d}": payload for number, payload in enumerate(parcel.payloads)}
     body = save(tensors, metadata={"about": msgspec.json.encode(about).decode()})
     return hashlib.blake2b(body, digest_size=DIGEST_BYTES).digest() + body
@@ -117,24 +117,13 @@ def _read(path: Path) -> Parcel | None:
         if hashlib.blake2b(body, digest_size=DIGEST_BYTES).digest() != digest:
             return None
         tensors = load(body)
-        about = msgspec.json.decode(_metadata(body)["about"], type=_About)
-    except (OSError, SafetensorError, KeyError, msgspec.DecodeError):
+        about = msgspec.json.decode(_metadata(body)["about"])
+        return msgspec.convert({**about, "payloads": tuple(tensors[name] for name in sorted(tensors))}, Parcel)
+    except (OSError, SafetensorError, KeyError, msgspec.MsgspecError):
         return None
-    return Parcel(**msgspec.structs.asdict(about), payloads=tuple(tensors[name] for name in sorted(tensors)))
 
 
 def _metadata(body: bytes) -> dict[str, str]:
     """The header's free text: safetensors' ``load`` gives tensors alone (8 bytes of length, then JSON)."""
     size = int.from_bytes(body[:8], "little")
     return msgspec.json.decode(body[8 : 8 + size], type=dict)["__metadata__"]
-
-
-class _About(msgspec.Struct, forbid_unknown_fields=True):
-    """What a parcel is, without its payloads."""
-
-    codec: str
-    group: int
-    layers: tuple[int, ...]
-    width: int
-    lengths: tuple[int, ...]
-    positions: tuple[int, ...]
