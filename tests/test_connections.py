@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 import sys
 import time
 from contextlib import closing, suppress
@@ -15,40 +14,10 @@ from mobillm_kit.channel.connections import MOST_STRANGERS, STRANGER_BYTES, Conn
 from mobillm_kit.channel.ends import DeviceSocket, ServerSocket
 from mobillm_kit.channel.frames import Limits
 from mobillm_kit.channel.timings import TIMINGS
+from tests.raw_peer import part, raw_peer
 
 LIMITS = Limits(frame_bytes=2**22, total_bytes=2**23)
-GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 counts_bytes = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how many bytes came (TCP_INFO)")
-
-
-def ready() -> bytes:
-    body = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
-    return bytes([4, len(body)]) + body
-
-
-def raw_peer(address: str) -> socket.socket:
-    """A peer that speaks ZMTP by hand, so that it may say what libzmq would not."""
-    host, port = address.removeprefix("tcp://").rsplit(":", 1)
-    peer = socket.create_connection((host, int(port)), 5)
-    peer.settimeout(5)
-    peer.sendall(GREETING)
-    read(peer, 64)
-    peer.sendall(ready())
-    (length,) = read(peer, 2)[1:]
-    read(peer, length)
-    return peer
-
-
-def read(peer: socket.socket, n_bytes: int) -> bytes:
-    found = b""
-    while len(found) < n_bytes:
-        found += peer.recv(n_bytes - len(found))
-    return found
-
-
-def part(n_bytes: int) -> bytes:
-    """A frame after which more are to come."""
-    return b"\x03" + struct.pack(">Q", n_bytes) + bytes(n_bytes)
 
 
 def cut_after(server: ServerSocket, peer: socket.socket, data: bytes, limit_s: float = 10.0) -> int:
