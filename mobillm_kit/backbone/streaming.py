@@ -85,13 +85,13 @@ class StreamingNeed:
         return 1 + (memory_bytes - self.process_bytes(1)) // self.batch_bytes
 
 
-def need_memory(needed_bytes: int, allowed_bytes: int, what: str, remedy: str = "") -> None:
+def need_memory(needed_bytes: int, allowed_bytes: int, what: str) -> None:
     """Refuse what needs more than is allowed."""
     if needed_bytes > allowed_bytes:
         raise NotEnoughMemory(
             f"{what} needs {needed_bytes / MIB:,.0f} MiB and {allowed_bytes / MIB:,.0f} MiB are allowed; "
             f"{(needed_bytes - allowed_bytes) / MIB:,.0f} MiB are missing.",
-            remedy or "Allow more memory, or choose smaller batches, shorter texts, or low-precision weights.",
+            "Allow more memory, or choose smaller batches, shorter texts, or low-precision weights.",
         )
 
 
@@ -100,7 +100,6 @@ class StreamedBackbone(Backbone):
 
     Args:
         model: without values, as :func:`mobillm_kit.backbone.meta_model.meta_model` gives it.
-        dtype: in which it works.
         read_ahead: read the next block while one works; False halves the weights in memory and waits for the disk.
         low_bit: what the files' codes are, where the blocks' matrices are codes.
     """
@@ -110,7 +109,6 @@ class StreamedBackbone(Backbone):
         model: nn.Module,
         shards: Shards,
         *,
-        dtype: torch.dtype,
         name: str = "",
         revision: str = "",
         read_ahead: bool = True,
@@ -121,18 +119,12 @@ class StreamedBackbone(Backbone):
         self._count = sum(parameter.numel() for parameter in model.parameters())
         super().__init__(model, name=name, revision=revision)
         self._shards = shards
-        self._dtype = dtype
         self._around = self._load_around()
         relus = [module for module in model.modules() if isinstance(module, nn.ReLU)]
         for relu in relus:
             relu.inplace = True  # over what it reads, the widest state of a block, which nobody else reads
         self._in_place = bool(relus)
         self._streamed = BufferedBlocks([self._places(block) for block in self.blocks], shards, ahead=read_ahead)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """In which it works, whatever the files hold."""
-        return self._dtype
 
     @property
     def device(self) -> torch.device:
@@ -180,7 +172,7 @@ class StreamedBackbone(Backbone):
 
     def need(self, batch_size: int, length: int) -> StreamingNeed:
         """Memory of a forward pass of batches (B, T), from shapes alone."""
-        tokens, size = batch_size * length, self._dtype.itemsize
+        tokens, size = batch_size * length, self.dtype.itemsize
         matrices = [tensor.shape for tensor in self.blocks[0].parameters() if tensor.dim() > 1]
         widest = max(max(shape) for shape in matrices)
         decoded = max(shape.numel() for shape in matrices) * size if self._low_bit else 0
@@ -212,7 +204,7 @@ class StreamedBackbone(Backbone):
                 owner._buffers[attribute] = self._shards.read(self._names[key], tensor.dtype)
             elif self._by_rows(path, owner) and attribute == "weight":
                 del owner._parameters[attribute]
-                setattr(owner, attribute, RowsOnDisk(self._shards, self._names[key], self._dtype))
+                setattr(owner, attribute, RowsOnDisk(self._shards, self._names[key], self.dtype))
             else:
                 if id(tensor) not in loaded:  # tied
                     read = self._shards.read(self._names[key], tensor.dtype)
@@ -233,7 +225,7 @@ class StreamedBackbone(Backbone):
             name, shape, dtype = self._names[f"{prefix}.{key}"], tensor.shape, tensor.dtype
             if self._low_bit and name in self._low_bit.shapes:
                 kind, there = self._low_bit.kind, self._shards.entries.get(name + CODES)
-                matrix = CodedMatrix(kind, tuple(shape), group=self._low_bit.group, dtype=self._dtype)
+                matrix = CodedMatrix(kind, tuple(shape), group=self._low_bit.group, dtype=self.dtype)
                 if there is None or there.n_bytes != matrix.n_bytes:
                     raise BadInput(
                         f"{self._shards.folder}: '{name}{CODES}' has {there.n_bytes if there else 0} bytes, "
@@ -269,11 +261,9 @@ def stream_backbone(
             f"{name}: only a folder can be streamed.", "Download the model first: huggingface-cli download NAME."
         )
     shards = Shards(source)
-    config = load_config(source)
     backbone = StreamedBackbone(
-        meta_model(config, torch_dtype(dtype)),
+        meta_model(load_config(source), torch_dtype(dtype)),
         shards,
-        dtype=torch_dtype(dtype),
         name=public_name(name),
         revision=revision or "",
         read_ahead=read_ahead,

@@ -161,12 +161,7 @@ def new_adapter(
 
 
 def attach(adapter: SideAdapter, backbone: Backbone, head: LabelWordHead | PooledHead) -> SideTuned:
-    """Put a side network, fresh or loaded, on its backbone; of a decoder's head a small frozen copy is taken.
-
-    Raises:
-        BackboneMismatch: the backbone's weights are not those that the side network was trained on.
-        BadInput: the side network does not tap the backbone's last layer.
-    """
+    """Put a side network, fresh or loaded, on its backbone; of a decoder's head a small frozen copy is taken."""
     if adapter.fingerprint != backbone.fingerprint:
         raise BackboneMismatch(
             f"This side network was trained on '{adapter.backbone_name}' (fingerprint {adapter.fingerprint[:12]}), "

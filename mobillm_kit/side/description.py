@@ -105,9 +105,6 @@ def chosen_layers(n_layers: int, layers: int | Sequence[int] | None, *, last: bo
 
     Args:
         last: of a count, the last ones of 0 .. L instead; all where there are no more.
-
-    Raises:
-        BadInput: a count below 1, or of evenly spaced ones above L.
     """
     if layers is not None and not isinstance(layers, int):
         return [int(layer) for layer in layers]

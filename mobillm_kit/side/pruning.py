@@ -30,11 +30,7 @@ BERT_LIKE = ("bert", "roberta", "xlm-roberta")
 
 
 def block_sizes(backbone: Backbone, reduction: int) -> dict[str, int | float]:
-    """``heads``, ``feed_forward`` and ``norm_eps`` of a backbone's blocks pruned by k.
-
-    Raises:
-        BadInput: a family whose blocks are of another shape, or a k that does not divide width, heads and feed-forward.
-    """
+    """``heads``, ``feed_forward`` and ``norm_eps`` of a backbone's blocks pruned by k."""
     config = backbone.config
     if config.model_type not in BERT_LIKE or config.hidden_act != "gelu":
         raise BadInput(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -55,9 +54,7 @@ def matthews(predictions: Tensor, labels: Tensor) -> float:
     return covariance / math.sqrt(spread_said * spread_true)
 
 
-METRICS: Mapping[str, Callable[[Tensor, Tensor], float]] = MappingProxyType(
-    {"accuracy": accuracy, "f1": f1, "matthews": matthews}
-)
+METRICS: Mapping[str, Callable[[Tensor, Tensor], float]] = {"accuracy": accuracy, "f1": f1, "matthews": matthews}
 """Metrics by name; ``Task.metric`` is one of these names."""
 
 

@@ -60,11 +60,7 @@ class Table:
     rows: tuple[Row, ...]
 
     def text(self, row: Row, column: str) -> str:
-        """What a cell holds, stripped; empty for nothing at all.
-
-        Raises:
-            BadInput: the row lacks the cell, or it holds what is neither text nor number.
-        """
+        """What a cell holds, stripped; empty for nothing at all."""
         where = f"{self.where}, line {row.line}"
         if column not in row.cells:
             raise BadInput(
@@ -152,16 +148,15 @@ def hub_tables(
             "Run: pip install 'mobillm-kit[hub]', or give a local folder with data=... (--data).",
         ) from error
     address = f"{repository}/{config}" if config else repository
-    refusal = _hub_refusal(repository, wait_s)
-    try:
-        with _offline(datasets) if refusal else contextlib.nullcontext():
+    with _hub_or_cache(datasets, repository, wait_s) as refusal:
+        try:
             splits = datasets.load_dataset(repository, config, revision=revision)
-    except Exception as error:  # the hub's libraries raise some twenty types for "not now"
-        reason = refusal or f"{type(error).__name__}: {error}"
-        raise BadInput(
-            f"The Hugging Face hub did not give '{address}' and no copy is in the local cache ({reason}).",
-            "Check the network, or give a local folder in GLUE's layout with data=... (--data).",
-        ) from error
+        except Exception as error:  # the hub's libraries raise some twenty types for "not now"
+            reason = refusal or f"{type(error).__name__}: {error}"
+            raise BadInput(
+                f"The Hugging Face hub did not give '{address}' and no copy is in the local cache ({reason}).",
+                "Check the network, or give a local folder in GLUE's layout with data=... (--data).",
+            ) from error
     return split_tables(splits, address)
 
 
@@ -176,25 +171,19 @@ def split_tables(splits: datasets.DatasetDict, address: str) -> dict[str, Table]
     return tables
 
 
-def _hub_refusal(repository: str, wait_s: float) -> str:
-    """Why the hub does not answer, in words; empty where it does."""
+@contextlib.contextmanager
+def _hub_or_cache(datasets_module: Any, repository: str, wait_s: float) -> Iterator[str]:
+    """Why the hub does not answer, empty where it does; ``datasets`` then looks into its cache instead of waiting."""
     from huggingface_hub import HfApi
 
+    refusal, before = "", datasets_module.config.HF_HUB_OFFLINE
     try:
-        # Connecting and reading each get half of the wait.
-        HfApi().dataset_info(repository, timeout=wait_s / 2)
+        HfApi().dataset_info(repository, timeout=wait_s / 2)  # connecting and reading each get half of the wait
     except Exception as error:  # offline mode, DNS, proxy, time-out, HTTP status: all mean the same here
-        return f"{type(error).__name__}: {error}".splitlines()[0]
-    return ""
-
-
-@contextlib.contextmanager
-def _offline(datasets_module: Any) -> Iterator[None]:
-    """Let ``datasets`` look into its cache at once instead of waiting for a hub that did not answer."""
-    before = datasets_module.config.HF_HUB_OFFLINE
-    datasets_module.config.HF_HUB_OFFLINE = True
+        refusal = f"{type(error).__name__}: {error}".splitlines()[0]
+        datasets_module.config.HF_HUB_OFFLINE = True
     try:
-        yield
+        yield refusal
     finally:
         datasets_module.config.HF_HUB_OFFLINE = before
 
