@@ -73,8 +73,7 @@ class LabelWordHead(nn.Module):
         words, bias = self._word_rows()
         rows = frozen_linear(words.detach().clone(), None if bias is None else bias.detach().clone())
         norm, project_out = copy.deepcopy(self.norm), copy.deepcopy(self.project_out)
-        head = LabelWordHead(norm, project_out, rows, range(len(words)), self.softcap)
-        return head.requires_grad_(False)
+        return LabelWordHead(norm, project_out, rows, range(len(words)), self.softcap).requires_grad_(False)
 
     def _word_rows(self) -> tuple[Tensor, Tensor | None]:
         """The label words' rows of the projection, (C, d_e), and of its bias, (C,), times the scale."""

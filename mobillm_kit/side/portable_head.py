@@ -59,23 +59,19 @@ class Float32Norm(nn.Module):
 def describe_head(head: LabelWordHead) -> tuple[HeadSpec, dict[str, Tensor]]:
     """A head as numbers and tensors; a final norm of another form is refused."""
     rows = head.server_copy()
-    norm, eps, tensors = _describe_norm(rows.norm)
-    tensors["words.weight"] = rows.lm_head.weight.detach()
-    if rows.lm_head.bias is not None:
-        tensors["words.bias"] = rows.lm_head.bias.detach()
-    projection = rows.project_out if isinstance(rows.project_out, nn.Linear) else None
-    if projection is not None:
-        tensors["project_out.weight"] = projection.weight.detach()
+    tensors = {name.replace("lm_head", "words"): tensor.contiguous() for name, tensor in rows.state_dict().items()}
+    norm, eps = _form_of(rows.norm, tensors)
+    projected = "project_out.weight" in tensors
     spec = HeadSpec(
         norm=norm,
         eps=eps,
-        project_out=projection is not None,
-        bias=rows.lm_head.bias is not None,
+        project_out=projected,
+        bias="words.bias" in tensors,
         softcap=head.softcap or None,
-        width=(projection or rows.lm_head).in_features,
-        rows=rows.lm_head.out_features,
+        width=tensors["project_out.weight" if projected else "words.weight"].shape[1],
+        rows=head.n_labels,
     )
-    return spec, {name: tensor.contiguous() for name, tensor in tensors.items()}
+    return spec, tensors
 
 
 def build_head(spec: HeadSpec, tensors: Mapping[str, Tensor]) -> LabelWordHead:
@@ -171,10 +167,9 @@ def _shapes(spec: HeadSpec, tensors: Mapping[str, Tensor]) -> dict[str, tuple[in
     return shapes
 
 
-def _describe_norm(norm: nn.Module) -> tuple[NormForm, float, dict[str, Tensor]]:
+def _form_of(norm: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[NormForm, float]:
     if isinstance(norm, nn.Identity):
-        return "none", 0.0, {}
-    tensors = {f"norm.{name}": parameter.detach() for name, parameter in norm.named_parameters()}
+        return "none", 0.0
     eps = float(getattr(norm, "eps", None) or getattr(norm, "variance_epsilon", None) or 0.0)
     weight = tensors.get("norm.weight")
     if weight is not None:
@@ -183,10 +178,9 @@ def _describe_norm(norm: nn.Module) -> tuple[NormForm, float, dict[str, Tensor]]
         with torch.no_grad():
             expected = norm(probe)
             for form in NORMS:
-                if ("norm.bias" in tensors) == (form == "layer") and torch.equal(
-                    _norm(form, eps, tensors)(probe), expected
-                ):
-                    return form, eps, tensors
+                possible = ("norm.bias" in tensors) == (form == "layer")
+                if possible and torch.equal(_norm(form, eps, tensors)(probe), expected):
+                    return form, eps
     raise BadInput(
         f"The final norm {type(norm).__name__} has none of the known forms ({', '.join(NORMS)}).",
         "Train in one process, or add the norm's form to side/portable_head.py.",
