@@ -17,7 +17,6 @@ import hashlib
 import math
 import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +156,7 @@ def quantize_backbone(folder_in: str | Path, folder_out: str | Path, kind: str, 
     shards = Shards(source)
     if read_low_bit(source):
         raise BadInput(f"{source}: is coded already.", "Name the folder of the unquantized model.")
-    config = load_config(str(source))
-    model = meta_model(config, torch.float32)
+    model = meta_model(load_config(str(source)), torch.float32)
     names = checkpoint_names(model, shards)
     around, *blocks = parts(model)
     shapes = {name: tuple(block[name].shape) for block in blocks for name in coded_names(block)}
@@ -171,7 +169,9 @@ def quantize_backbone(folder_in: str | Path, folder_out: str | Path, kind: str, 
     write_shards(target, coded, 1 + len(blocks))
     about = LowBit(kind=kind, group=group, fingerprint=stands_for, shapes=shapes)
     write_bytes(target / FILE, msgspec.json.encode(about))
-    _copy_companions(source, target)
+    for file in source.iterdir():  # the configuration and the tokenizer
+        if file.is_file() and file.suffix in (".json", ".txt", ".model") and file.name != INDEX:
+            shutil.copy(file, target / file.name)
     return target
 
 
@@ -183,14 +183,6 @@ def _coded_part(
         (name + CODES, matrices[name].encode(tensor, name)) if name in matrices else (name, tensor)
         for name, tensor in dense
     )
-
-
-def _copy_companions(source: Path, target: Path) -> None:
-    """The configuration and the tokenizer."""
-    for file in source.iterdir():
-        if file.is_file() and file.suffix in (".json", ".txt", ".model") and file.name != INDEX:
-            with suppress(shutil.SameFileError):
-                shutil.copy(file, target / file.name)
 
 
 def read_low_bit(folder: str | Path) -> LowBit | None:

@@ -39,11 +39,8 @@ _READ_AT_A_TIME = 4 * 2**20
 
 
 def meta_model(config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:
-    """The model that ``AutoModelForCausalLM`` (decoders) or ``AutoModel`` (encoders) builds, without values.
-
-    Torch's global generator is left as it was.
-    """
-    with torch.random.fork_rng(devices=[]), parameters_on_meta():
+    """The model that :func:`from_config` builds, without values."""
+    with torch.random.fork_rng(devices=[]), parameters_on_meta():  # the global generator stays as it was
         return from_config(config, dtype).eval().requires_grad_(False)
 
 

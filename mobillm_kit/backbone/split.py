@@ -91,10 +91,7 @@ class Backbone(nn.Module):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over every weight's name, shape and bfloat16 bytes: the same in whatever precision it is loaded.
-
-        It is taken when it is first asked for; ask before a method changes the weights.
-        """
+        """SHA-256 over every weight's name, shape and bfloat16 bytes; ask before a method changes the weights."""
         digest = hashlib.sha256()
         for key, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{key}{tuple(tensor.shape)}".encode())
@@ -117,15 +114,12 @@ class Backbone(nn.Module):
     def begin(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> tuple[Tensor, list[BlockInputs]]:
-        """Embed the tokens and learn what each block will be handed.
+        """Embed the tokens, h_0 (B, T, d), and learn what each block will be handed.
 
         Args:
             input_ids: (B, T) int64.
             attention_mask: (B, T), 1 at real tokens; padding may stand on either side.
             token_type_ids: (B, T) for encoders that read two texts.
-
-        Returns:
-            h_0: (B, T, d), and one :class:`BlockInputs` per block.
         """
         counted = attention_mask.long().cumsum(dim=1) - 1  # real tokens only: padding on the left moves nothing
         positions = counted.clamp(min=0) + self._position_offset

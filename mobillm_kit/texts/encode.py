@@ -123,8 +123,7 @@ class TextEncoder:
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """Token ids of every example, at most ``max_length`` each.
 
-        Texts that had to be cut are counted in :attr:`notes`; the first time also as one warning of the
-        logger ``mobillm_kit``.
+        Texts that had to be cut are counted in :attr:`notes`; the first time also as a warning of the logger.
         """
         self._check(examples)
         if not examples:
@@ -163,11 +162,7 @@ class TextEncoder:
         )
 
     def label_ids(self) -> tuple[int, ...]:
-        """For each label, the first token of its word as it really follows the prompt.
-
-        Tokenizers split by context (a leading space becomes part of the word's first token, or a token of its
-        own), so the prompt is tokenized with and without the word, and the first token that differs is taken.
-        """
+        """For each label, the first token of its word as it really follows the prompt: tokenizers split by context."""
         if self.kind != "decoder":
             raise BadInput("An encoder predicts with a classifier, not with label words.", "Use its pooled head.")
         prompt = self.task.fill(_STAND_IN, _STAND_IN)

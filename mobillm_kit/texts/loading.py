@@ -67,10 +67,9 @@ def load_task(
     """A task with its texts; ``texts/splits.py`` says what is left out of train and counted in ``notes``.
 
     Args:
-        data: a folder in GLUE's layout (``train.tsv``, ``dev.tsv``, optional ``test.tsv``; CSV and JSONL work
-            too); None for the packaged texts (``reviews``) or the Hugging Face hub (all others).
-        limit: most examples per split, for example ``{"train": 1000, "dev": 500, "test": 1000}`` (MeZO's);
-            a seeded choice, so that a smaller limit picks a part of what a larger one picks.
+        data: a folder in GLUE's layout (``train.tsv``, ``dev.tsv``, optional ``test.tsv``; CSV and JSONL work too);
+            None for the packaged texts (``reviews``) or the Hugging Face hub (all others).
+        limit: most examples per split; a seeded choice, a smaller limit picks a part of what a larger one picks.
         sentences_only: SST-2's train file holds 67 349 phrases of about 6 900 sentences. True keeps the texts
             that are no part of a longer one, as dev and test are sentences too.
         seen: what of the texts is compared, where equal ones are looked for; the tokenizer's ids, in a run.

@@ -5,9 +5,7 @@ Every cell stays as written and every row remembers its line; what is wrong is s
 
     .tsv     tab separated, header, quotation marks are text (GLUE's files), except in a spreadsheet's export
     .csv     comma or semicolon separated with quotes (RFC 4180), header
-    .jsonl   one JSON object per line; .json also as one array
-
-Files are UTF-8, or UTF-16 with its mark.
+    .jsonl   one JSON object per line; .json also as one array;  all in UTF-8, or UTF-16 with its mark
 
 Knows: files, lines, columns, the hub.  Knows nothing of: tasks, labels, prompts, models.
 Taught in: notebooks/00_start_here.ipynb
@@ -209,7 +207,6 @@ def check_characters(text: str, where: str) -> None:
 
 
 _Rows = tuple[tuple[str, ...], list[Row]]
-
 
 _QUOTED = re.compile(r'(?:(?:"(?:[^"]|"")*+"|[^"\t\r\n]*+)(?:\t|\r?\n))*+')
 """A table in which every cell that holds a quotation mark is quoted as a whole: a spreadsheet's export."""

@@ -1,9 +1,9 @@
 """Choosing among examples: seeded choices, held-out texts that train does not hold, sentences without their phrases.
 
-A labelled test file is the test.  Where there is none (GLUE keeps its test labels), the official dev set is the
-held-out test, and a seeded tenth of train, at most 1000 texts, is dev.  Texts of train that also occur in dev or test,
-or that carry two labels, are left out.  Every such decision is told in a sentence.  Which texts are equal is the
-tokenizer's to say: "Good" and "good" are to one that knows no capitals, ":)" and ":(" are not.
+A labelled test file is the test.  Where there is none (GLUE keeps its test labels), the official dev set is, and a
+seeded tenth of train is dev.  Texts of train that also occur in dev or test, or that carry two labels, are left out.
+Every such decision is told in a sentence.  Which texts are equal is the tokenizer's to say: "Good" and "good" are to
+one that knows no capitals, ":)" and ":(" are not.
 
 Knows: examples.  Knows nothing of: files, tasks, models.
 Taught in: notebooks/00_start_here.ipynb
@@ -21,10 +21,8 @@ from mobillm_kit.texts.tasks import Example
 
 SPLITS = ("train", "dev", "test")
 
-DEV_SHARE = 10
-"""Where dev is cut from train, it gets one text in this many."""
-DEV_MOST = 1000
-"""... and never more than this many texts."""
+DEV_SHARE, DEV_MOST = 10, 1000
+"""Where dev is cut from train, it gets one text in this many, and never more than this many texts."""
 
 Splits = dict[str, tuple[Example, ...]]
 
