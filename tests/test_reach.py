@@ -17,36 +17,38 @@ def children() -> set[int]:
 
 def test_a_link_stands_between_and_ends_with_the_run():
     before = children()
-    with ServerSocket("tcp://127.0.0.1:0", limits=Limits()) as server:
-        reached = route_to(server.address, link="80mbit,1ms")
+    with (
+        ServerSocket("tcp://127.0.0.1:0", limits=Limits()) as server,
+        route_to(server.address, link="80mbit,1ms") as (connect, _),
+        connect() as device,
+    ):
         (link,) = children() - before
-        with reached.connect() as device:
-            device.wait_connected()
-            assert device.address != server.address
-            assert device.send([b"hello"], 5.0)
-            _, (frame,) = server.receive(10.0)
-            assert bytes(frame) == b"hello"
-        reached.close()
+        device.wait_connected()
+        assert device.address != server.address
+        assert device.send([b"hello"], 5.0)
+        _, (frame,) = server.receive(10.0)
+        assert bytes(frame) == b"hello"
     assert not psutil.pid_exists(link)
 
 
 def test_without_a_link_the_way_is_the_servers_own_address():
     before = children()
-    with ServerSocket("tcp://127.0.0.1:0", limits=Limits()) as server:
-        reached = route_to(server.address)
-        with reached.connect() as device:
-            assert device.address == server.address
+    with (
+        ServerSocket("tcp://127.0.0.1:0", limits=Limits()) as server,
+        route_to(server.address) as (connect, _),
+        connect() as device,
+    ):
+        assert device.address == server.address
         assert children() == before
-        reached.close()
 
 
 def test_a_link_that_is_none_is_refused_and_leaves_no_process():
     before = children()
-    with pytest.raises(BadInput):
-        route_to("tcp://127.0.0.1:5", link="quick,please")
+    with pytest.raises(BadInput), route_to("tcp://127.0.0.1:5", link="quick,please"):
+        pass
     assert children() == before
 
 
 def test_what_is_no_server_is_refused():
-    with pytest.raises(BadInput, match="'nowhere' is no server"):
-        route_to("nowhere")
+    with pytest.raises(BadInput, match="'nowhere' is no server"), route_to("nowhere"):
+        pass

@@ -151,7 +151,7 @@ def test_the_largest_frame_survives_encryption(guarded):
 def test_the_allow_list_decides_while_the_server_runs(tmp_path):
     allowed = AllowList(tmp_path / "allowed.json")
     with (
-        ServerSocket(LOOPBACK, keys=SERVER, admit=lambda key: key in allowed.keys, limits=LIMITS) as server,
+        ServerSocket(LOOPBACK, keys=SERVER, admit=lambda key: key in allowed, limits=LIMITS) as server,
         DeviceSocket(server.address, limits=LIMITS, **_curve()) as device,
     ):
         with pytest.raises(HandshakeFailed):

@@ -104,7 +104,10 @@ class ServerSocket(End):
             self._socket.setsockopt(zmq.IPV6, ":" in host)
             if keys is not None and admit is not None:
                 self._also_close.append(Door(self._context, admit).close)
-                self._protect(keys)
+                self._socket.setsockopt(zmq.CURVE_SERVER, 1)
+                self._socket.setsockopt_string(zmq.CURVE_SECRETKEY, keys.secret)
+                self._socket.setsockopt_string(zmq.ZAP_DOMAIN, DOMAIN)
+                self._socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # nobody enters when nobody answers at the door
             attach(self._socket, bind, listen=True)
             self.address: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         except BaseException:
@@ -167,13 +170,6 @@ class ServerSocket(End):
                 self._connections.accepted(descriptor, time.monotonic())
             else:
                 self._connections.closed(descriptor)
-
-    def _protect(self, keys: KeyPair) -> None:
-        socket = self._socket
-        socket.setsockopt(zmq.CURVE_SERVER, 1)
-        socket.setsockopt_string(zmq.CURVE_SECRETKEY, keys.secret)
-        socket.setsockopt_string(zmq.ZAP_DOMAIN, DOMAIN)
-        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # nobody enters when nobody answers at the door
 
 
 class DeviceSocket(End):

@@ -17,11 +17,10 @@ import secrets
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Generic, TypeVar
 
 import msgspec
@@ -138,11 +137,6 @@ class AllowList:
 
     def __init__(self, path: Path) -> None:
         self._file = _File(path, dict[str, str], dict)
-
-    @property
-    def keys(self) -> Mapping[str, str]:
-        """Public key → label, as the file says now."""
-        return MappingProxyType(self._file.value)
 
     def __contains__(self, public: str) -> bool:
         return public in self._file.value

@@ -7,9 +7,9 @@ Taught in: notebooks/08_device_and_server.ipynb
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from mobillm_kit.channel.ends import DeviceSocket
@@ -23,17 +23,11 @@ from mobillm_kit.server.process import serve
 DEVICE_KEYS = Path("~/.config/mobillm_kit/device")
 
 
-@dataclass(frozen=True)
-class Route:
-    """How to come to a server, and what to do when one is done with it."""
-
-    connect: Callable[[], DeviceSocket]
-    code: str
-    close: Callable[[], None]
-
-
-def route_to(server: str, *, link: str = "", keys: str = "", folder: Path | None = None) -> Route:
-    """Connections to a server.
+@contextmanager
+def route_to(
+    server: str, *, link: str = "", keys: str = "", folder: Path | None = None
+) -> Iterator[tuple[Callable[[], DeviceSocket], str]]:
+    """A way to a server for the time of a ``with`` block: what opens another connection, and the one-time code.
 
     Args:
         server: ``spawn`` starts a process for this run; otherwise ``tcp://host:port`` on this machine, or a join
@@ -51,13 +45,7 @@ def route_to(server: str, *, link: str = "", keys: str = "", folder: Path | None
         if link:
             host, port = address.removeprefix("tcp://").rsplit(":", 1)
             address = stack.enter_context(LinkProcess((host, int(port)), link)).endpoint
-        close = stack.pop_all().close
-
-    def connect() -> DeviceSocket:
-        """Another connection to the same server."""
-        return DeviceSocket(address, server_key=server_key or None, keys=pair, limits=LIMITS)
-
-    return Route(connect, code, close)
+        yield partial(DeviceSocket, address, server_key=server_key or None, keys=pair, limits=LIMITS), code
 
 
 def _address(server: str, stack: ExitStack, folder: Path | None) -> tuple[str, str, str]:

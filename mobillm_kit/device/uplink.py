@@ -327,11 +327,10 @@ class Wire:
         """The session with the server; begun where it is first asked for."""
         if self._remote is None:
             plan, head = self.plan()
-            route = self._reach()
-            self._open.callback(route.close)
+            connect, code = self._open.enter_context(self._reach())
             self._remote = ServerClient(
-                route.connect,
-                Hello(session=self._session, name="device", code=route.code, position=0, plan=plan, frames=[]),
+                connect,
+                Hello(session=self._session, name="device", code=code, position=0, plan=plan, frames=[]),
                 [save(head)] if head else [],
                 self.timeline,
                 self.messages.of_step,

@@ -118,15 +118,14 @@ class Service:
     def _handle(self, peer: Peer, frames: list[memoryview]) -> None:
         """What one peer sends or meets ends its own session at most, never the loop."""
         with self._fence(peer):
+            place = self._places.at(peer)
             try:
                 message, payloads = from_frames(frames, sender="device", limits=self._limits)
             except WireError as error:
                 self._refuse(peer, error, fatal=False)
-                damaged = self._places.at(peer)
-                if damaged is not None:
-                    damaged.thread.damaged()
+                if place is not None:
+                    place.thread.damaged()
                 return
-            place = self._places.at(peer)
             if isinstance(message, Hello):
                 self._hello(peer, message, payloads)
             elif place is not None and isinstance(message, Bye):

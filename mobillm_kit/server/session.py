@@ -85,8 +85,7 @@ class Session:
         self._expected: int | None = None  # between a hello and its welcome nothing is taken in
         self._trained = 0
         self._asked: int | None = None
-        self._waiting_bytes = 0
-        self._waiting_jobs = 0
+        self._working: list[Job] = []  # the one in training, which counts as waiting
         self._hello: Hello | None = None
         self._jobs: deque[Job] = deque()
         self._replies: deque[Reply] = deque()
@@ -160,10 +159,11 @@ class Session:
             if waiting and isinstance(job.message, BatchMessage | Checkpoint | Fetch):
                 continue
             if isinstance(job.message, Hello):
-                while number:  # what has waited since before it
-                    self._count_off(self._jobs.popleft())
-                    number -= 1
+                while self._jobs[0] is not job:  # what has waited since before it
+                    self._jobs.popleft()
+                number = 0
             del self._jobs[number]
+            self._working = [job]
             return job
         return None
 
@@ -174,7 +174,7 @@ class Session:
 
     def done(self, job: Job, replies: Sequence[Reply], trained: int) -> None:
         """A job is done; ``trained`` is the step that comes next."""
-        self._count_off(job)
+        self._working = []
         self._trained = trained
         for message, _ in replies:
             if isinstance(message, Need) and self._expected is not None:
@@ -198,10 +198,11 @@ class Session:
             return
         if self._expected - self._trained >= self.credit:
             raise WireError("over-credit", f"{self.credit} batches are waiting already.", "Wait for acknowledgements.")
-        if self._waiting_bytes + job.n_bytes > self.budget_bytes:
+        n_bytes = sum(each.n_bytes for each in (*self._working, *self._jobs, job))
+        if n_bytes > self.budget_bytes:
             raise WireError(
                 "over-quota",
-                f"{self._waiting_bytes + job.n_bytes} bytes would wait, the budget is {self.budget_bytes}.",
+                f"{n_bytes} bytes would wait, the budget is {self.budget_bytes}.",
                 "Send smaller batches or fewer bits.",
             )
         self._put(job)
@@ -215,15 +216,9 @@ class Session:
             self._replies.append((Need(sequence=self._expected), []))
 
     def _put(self, job: Job) -> None:
-        if self._waiting_jobs >= self.credit + OTHER_JOBS:
+        if len(self._working) + len(self._jobs) >= self.credit + OTHER_JOBS:
             raise WireError("over-credit", "Too many messages are waiting already.", "Wait for the answers.")
-        self._waiting_jobs += 1
-        self._waiting_bytes += job.n_bytes
         self._jobs.append(job)
-
-    def _count_off(self, job: Job) -> None:
-        self._waiting_jobs -= 1
-        self._waiting_bytes -= job.n_bytes
 
 
 class TrainingThread:

@@ -16,7 +16,7 @@ import hashlib
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -68,7 +68,7 @@ class SessionTrainer:
         self.cache = cache
         self._head = head
         self._folder = folder
-        self._waiting: tuple[BatchMessage, Upload, bool, float, float] | None = None
+        self._waiting: tuple[BatchMessage, bool, float, float] | None = None
         self._asked_for: int | None = None
         self._start()
         self._load(self._checkpoints())
@@ -94,30 +94,23 @@ class SessionTrainer:
             raise WireError("bad-values", error.problem, error.remedy) from error
         if upload is None:
             return self._ask_again(message)
-        decode_s = time.perf_counter() - started
+        self._waiting = message, cached, queue_s, time.perf_counter() - started
         if self.plan.labels == "device":
-            self._waiting = (message, upload, cached, queue_s, decode_s)
             logits = self._server.propose(upload).float().contiguous()
             rows, columns = logits.shape
             return [(Logits(sequence=message.sequence, rows=rows, columns=columns), [to_bytes(logits)])]
-        started = time.perf_counter()
         if self.plan.labels == "residual":
             residual = _floats(payloads[-1], len(message.samples), self.plan.side.n_labels)
-            loss = self._server.train_residual(upload, residual, message.lr)
-        else:
-            loss = self._server.train(upload, message.lr)
-        return self._stepped(message.sequence, loss, cached, queue_s, decode_s, time.perf_counter() - started)
+            return self._step(lambda: self._server.train_residual(upload, residual, message.lr))
+        return self._step(lambda: self._server.train(upload, message.lr))
 
     def gradient(self, message: Gradient, payloads: Sequence[memoryview]) -> list[Reply]:
         """The second half of a step whose loss is the device's."""
         if self._waiting is None or message.sequence != self.sequence:
             return []
-        batch, _, cached, queue_s, decode_s = self._waiting
-        started = time.perf_counter()
+        batch = self._waiting[0]
         gradient = _floats(payloads[0], len(batch.samples), self.plan.side.n_labels)
-        self._server.accept(gradient, batch.lr)
-        self._waiting = None
-        return self._stepped(message.sequence, 0.0, cached, queue_s, decode_s, time.perf_counter() - started)
+        return self._step(lambda: self._server.accept(gradient, batch.lr))
 
     def forget_waiting(self) -> None:
         """The device is back from elsewhere and will send the batch again."""
@@ -178,9 +171,13 @@ class SessionTrainer:
         self._asked_for = message.sequence
         return [(Need(sequence=message.sequence), [])]
 
-    def _stepped(
-        self, sequence: int, loss: float, cached: bool, queue_s: float, decode_s: float, train_s: float
-    ) -> list[Reply]:
+    def _step(self, train: Callable[[], float | None]) -> list[Reply]:
+        """Train on the batch that waits; ``train`` gives the loss where it is known here."""
+        assert self._waiting is not None
+        message, cached, queue_s, decode_s = self._waiting
+        sequence, started = message.sequence, time.perf_counter()
+        loss, train_s = train() or 0.0, time.perf_counter() - started
+        self._waiting = None
         if not math.isfinite(loss):
             raise WireError(
                 "diverged", f"The loss of step {sequence + 1} is {loss}.", "Lower the learning rate and start again."

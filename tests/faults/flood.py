@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from mobillm_kit.channel.messages import BatchMessage, Hello, Plan
 from mobillm_kit.device.client import ServerClient
@@ -82,7 +83,8 @@ def made(sequence: int, held: Callable[[int], bool]) -> tuple[BatchMessage, list
 
 def main(address: str) -> None:
     hello = Hello(session="f" * 32, name="flood", code="", position=0, plan=plan(), frames=[])
-    remote = ServerClient(route_to(address).connect, hello, [], Timeline(), made, patience_s=60.0)
+    connect, _ = ExitStack().enter_context(route_to(address))
+    remote = ServerClient(connect, hello, [], Timeline(), made, patience_s=60.0)
     remote.drain(WARM_STEPS)
     give_back_free_memory()
     steady = current_rss_bytes()

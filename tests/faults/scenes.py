@@ -7,12 +7,12 @@ A script stands between the device and its socket: it sees every message, may ch
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as OutOfTime
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -155,9 +155,10 @@ def between(script: Script) -> Callable[[MobiLLM], None]:
     def install(method: MobiLLM) -> None:
         reach = method.uplink._reach
 
+        @contextmanager
         def reached():
-            found = reach()
-            return dataclasses.replace(found, connect=lambda: script.connected(found.connect))
+            with reach() as (connect, code):
+                yield lambda: script.connected(connect), code
 
         method.uplink._reach = reached
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 
 import msgspec
 import psutil
@@ -154,7 +155,8 @@ def huge_session(address: str) -> ServerClient:
     side = msgspec.structs.replace(plan.side, width=16384, rank=8000, layers=[0, 1])
     plan = msgspec.structs.replace(plan, side=side, max_rows=1, max_tokens=1)
     hello = Hello(session=os.urandom(16).hex(), name="huge", code="", position=0, plan=plan, frames=[])
-    return ServerClient(route_to(address).connect, hello, [], Timeline(), flood.made)
+    connect, _ = ExitStack().enter_context(route_to(address))
+    return ServerClient(connect, hello, [], Timeline(), flood.made)
 
 
 @pytest.mark.parametrize(
