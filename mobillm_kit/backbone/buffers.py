@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +126,7 @@ class BufferedBlocks:
         try:
             reading[1].result(READ_LIMIT_S)
             return reading[0]
-        except FutureTimeoutError:
+        except TimeoutError:
             raise KitError(
                 f"{self._shards.folder}: a block was not read within {READ_LIMIT_S:g} s.",
                 "Copy the model to a faster disk.",

@@ -75,7 +75,7 @@ def checkpoint_names(
     missing = []
     for keys in same.values():
         spellings = [name for key in keys for name in _spellings(key, getattr(model, "base_model_prefix", ""))]
-        found = next((name for name in spellings if name in shards or name in coded), None)
+        found = next((name for name in spellings if name in shards.entries or name in coded), None)
         if found is None:
             missing.append(keys[0])
             continue

@@ -104,21 +104,17 @@ def resolve(name: str | Path) -> str:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise BadInput(f"{name}: the folder holds no config.json.", "Name the folder that save_pretrained wrote.")
-        _check_pointers(path)
+        for file in sorted(path.iterdir()):
+            small = file.is_file() and file.stat().st_size < LARGEST_POINTER_BYTES
+            if small and file.read_bytes().startswith(b"version https://git-lfs"):
+                raise BadInput(
+                    f"{file}: is a pointer of Git's large-file store, a few lines in place of the file.",
+                    "Run `git lfs pull` where it was cloned, or download the file itself.",
+                )
         return str(path)
     if path.is_absolute() or str(name).startswith((".", "~")):
         raise BadInput(f"{name}: no such folder.", "Name a model folder, a name on the hub, or 'pocket'.")
     return str(name)
-
-
-def _check_pointers(folder: Path) -> None:
-    for file in sorted(folder.iterdir()):
-        small = file.is_file() and file.stat().st_size < LARGEST_POINTER_BYTES
-        if small and file.read_bytes().startswith(b"version https://git-lfs"):
-            raise BadInput(
-                f"{file}: is a pointer of Git's large-file store, a few lines in place of the file.",
-                "Run `git lfs pull` where it was cloned, or download the file itself.",
-            )
 
 
 def load_config(source: str, revision: str | None = None) -> PreTrainedConfig:

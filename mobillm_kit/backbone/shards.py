@@ -91,9 +91,6 @@ class Shards:
         self._lock = threading.Lock()
         weakref.finalize(self, _close, self._open)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.entries
-
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """One tensor, whole; in the file's type, unless another is given."""
         entry = self.entries[name]

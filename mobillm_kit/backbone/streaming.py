@@ -200,9 +200,10 @@ class StreamedBackbone(Backbone):
             owner = self.model.get_submodule(path)
             if id(owner) in inside:
                 continue
+            by_rows = owner is self.lm_head or (isinstance(owner, nn.Embedding) and path not in self.family.whole)
             if attribute in owner._buffers:
                 owner._buffers[attribute] = self._shards.read(self._names[key], tensor.dtype)
-            elif self._by_rows(path, owner) and attribute == "weight":
+            elif by_rows and attribute == "weight":
                 del owner._parameters[attribute]
                 setattr(owner, attribute, RowsOnDisk(self._shards, self._names[key], self.dtype))
             else:
@@ -211,10 +212,6 @@ class StreamedBackbone(Backbone):
                     loaded[id(tensor)] = nn.Parameter(read, requires_grad=False)
                 owner._parameters[attribute] = loaded[id(tensor)]
         return [*loaded.values(), *(buffer for buffer in self.model.buffers() if not buffer.is_meta)]
-
-    def _by_rows(self, path: str, owner: nn.Module) -> bool:
-        """Whether a batch or a label word asks for some rows of a table, and the others can stay in the file."""
-        return owner is self.lm_head or (isinstance(owner, nn.Embedding) and path not in self.family.whole)
 
     def _places(self, block: nn.Module) -> list[Place]:
         """Every tensor of a block, one behind the other in a buffer."""
