@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from mobillm_kit.training.ledger import (
     SavedActivations,
@@ -226,3 +226,22 @@ def test_checkpointing_of_a_real_decoder_saves_less_and_gives_the_same_gradients
     less_bytes, checkpointed = step(True)
     assert less_bytes < 0.7 * plain_bytes
     assert torch.equal(plain, checkpointed)
+
+
+def test_what_a_recomputation_makes_after_the_last_kept_value_is_not_counted():
+    """x.sin() saves x and b.sin() saves b, when a is still there; c and what follows are nobody's to keep.
+
+    Run to its end, since torch stops at the last value that is kept.
+    """
+
+    def four_values(x: Tensor) -> Tensor:
+        a = x.sin()
+        b = a + 1
+        c = b.sin()
+        return c + 1
+
+    x = batch().requires_grad_()
+    with SavedActivations([]) as saved, set_checkpoint_early_stop(False):
+        assert saved.peak_bytes == 0
+        checkpoint(four_values, x, use_reentrant=False).sum().backward()
+    assert (saved.peak_bytes, saved.live_bytes) == (3 * X, 0)

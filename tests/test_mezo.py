@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
@@ -213,3 +214,25 @@ def test_a_weight_too_coarse_is_named_with_its_type(build, dtype):
     name = "mezo" if build is mezo.build else "mezo-lora"
     with pytest.raises(BadInput, match=f"{name}: '.*' is {dtype}, too coarse"):
         build(model, seed=0)
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_nothing_is_kept_for_a_backward_pass_even_where_weights_ask_for_one(build):
+    model = tiny_task_model()
+    method = build(model, seed=0)
+    model.requires_grad_(True)
+    assert not method.logits(random_batch()).requires_grad
+    with SavedActivations(model.parameters()) as saved:
+        method.step(random_batch(), 1e-2)
+    assert saved.peak_bytes == 0
+
+
+def test_a_weight_that_asks_for_a_gradient_is_perturbed_too():
+    weight = torch.nn.Parameter(torch.zeros(3))
+    perturb([weight], 5, 2.0)
+    assert torch.equal(weight.detach(), 2.0 * torch.randn(3, generator=torch.Generator().manual_seed(5)))
+
+
+def test_seed_and_eps_of_a_run_stay_what_they_were():
+    with pytest.raises(FrozenInstanceError):
+        ReplayLog(seed=1, eps=0.1, step_sizes=()).seed = 2

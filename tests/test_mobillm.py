@@ -203,3 +203,11 @@ def test_weight_decay_shrinks_the_side_network_alone():
         ends.append(method.trained())
     for key, tensor in start.items():
         torch.testing.assert_close(ends[0][key] - ends[1][key], 1e-2 * 0.5 * tensor, rtol=0, atol=1e-6)
+
+
+def test_what_waits_in_the_uplink_counts_as_messages_beside_the_upload():
+    method, batch = mobillm.build(tiny_task_model(), seed=0), random_batch()
+    n_bytes = method.device.upload(batch).n_bytes
+    assert method.count_memory(batch)[0].messages_bytes == n_bytes
+    method.uplink.waiting_bytes = lambda upload: upload.n_bytes + 7
+    assert method.count_memory(batch)[0].messages_bytes == 2 * n_bytes + 7

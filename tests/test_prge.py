@@ -243,3 +243,18 @@ def test_a_fresh_layer_reads_its_upper_stack_and_asks_for_no_gradient():
     assert layer.copies.data_ptr() == layer.up.data_ptr() == layer.stack[0].data_ptr()
     assert layer.down.data_ptr() == layer.stack[1].data_ptr()
     assert layer.weight is base.weight
+
+
+def test_nothing_is_kept_for_a_backward_pass_even_where_weights_ask_for_one():
+    model = tiny_task_model()
+    method = prge.build(model, seed=0)
+    model.requires_grad_(True)
+    assert not method.logits(random_batch()).requires_grad
+    with SavedActivations(model.parameters()) as saved:
+        method.step(random_batch(), 1e-2)
+    assert saved.peak_bytes == 0
+
+
+def test_before_the_first_step_there_is_no_rate_and_no_g():
+    state = prge.build(tiny_task_model(), seed=0).state()
+    assert (state["lr"].item(), state["steps"].item(), state["g"].tolist()) == (0.0, 0, [0.0] * 4)
