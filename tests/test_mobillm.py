@@ -85,7 +85,7 @@ def test_bytes_by_hand():
 def test_what_travels_holds_no_token_ids_and_no_graph():
     method = mobillm.build(tiny_task_model(), seed=0)
     upload = method.device.upload(random_batch())
-    assert set(upload.__dataclass_fields__) == {"sequence", "activations", "mask", "positions", "labels"}
+    assert set(upload.__dataclass_fields__) == {"activations", "mask", "positions", "labels"}
     assert all(a.grad_fn is None and not a.requires_grad for a in upload.activations)
 
 
