@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata
 
 MIB = 2**20
@@ -56,3 +59,15 @@ def fresh_environment(*, threads: int = 1) -> dict[str, str]:
         # the sampler is a fork, of which a parallel tokenizer would warn
         "TOKENIZERS_PARALLELISM": "false",
     }
+
+
+def when_parent_ends(end: Callable[[], object]) -> None:
+    """Call ``end``, in a thread of its own, when the parent closes our standard input: nobody waits for us any more."""
+
+    def _watch() -> None:
+        with suppress(OSError):
+            while os.read(0, 1):  # the bare file: a lock on sys.stdin would be inherited by forks
+                pass
+        end()
+
+    threading.Thread(target=_watch, daemon=True).start()

@@ -17,7 +17,7 @@ from tests.builders import tiny_spec
 @pytest.fixture
 def work(monkeypatch, capfd):
     """Runs a worker's command line here; gives its exit status and what it said."""
-    monkeypatch.setattr(worker, "_stop_with_parent", lambda: None)  # the parent is this test, and it stays
+    monkeypatch.setattr(worker, "when_parent_ends", lambda end: None)  # the parent is this test, and it stays
     monkeypatch.setenv("MOBILLM_COMMAND", "mobillm compare")
 
     def _run(*arguments: object) -> tuple[int, list[Progress]]:

@@ -133,14 +133,13 @@ class Compare(Running, frozen=True, kw_only=True):
             seeds = [int(part) for part in self.seeds.split(",")]
         except ValueError:
             raise BadInput(f"--seeds {self.seeds}: not whole numbers.", "Write them as 0,1,2.") from None
-        presets = self.preset or ("pocket" if self.backbone == "pocket" else kind)
         return [
-            self.spec(name, seed, self._uplink(name, presets))
+            self.spec(name, seed, self._uplink(name, kind))
             for name in names
             for seed in (seeds if method_row(name).trained else seeds[:1])
         ]
 
-    def _uplink(self, method: str, presets: str) -> list[str]:
+    def _uplink(self, method: str, kind: str) -> list[str]:
         """Options of a method that has a server; a cache comes with every server in another process.
 
         A side network that begins as the backbone's own blocks is trained in this process: another has no backbone.
@@ -149,7 +148,7 @@ class Compare(Running, frozen=True, kw_only=True):
 
         if method_row(method).module != "mobillm":
             return []
-        needs_backbone = preset(presets, method).options.get("start") == "backbone"
+        needs_backbone = preset(self, kind, method).options.get("start") == "backbone"
         if self.server == "in-process" or (self.server == "spawn" and needs_backbone):
             return [f"codec={self.codec}"]
         return [f"codec={self.codec}", f"server={self.server}", "cache=true"]

@@ -158,17 +158,14 @@ def choose_device(accelerator: str) -> str:
 
 def chosen_preset(prepared: Prepared) -> Preset:
     """The preset that the specification names, or that belongs to the backbone."""
-    spec = prepared.spec
-    by_backbone = "pocket" if spec.backbone == "pocket" else prepared.backbone.kind
-    return preset(spec.preset or by_backbone, spec.method)
+    return preset(prepared.spec, prepared.backbone.kind, prepared.spec.method)
 
 
 def fit_settings(prepared: Prepared) -> FitSettings:
     """The training settings: what the specification gives, over the preset."""
-    spec, chosen = prepared.spec, chosen_preset(prepared)
+    spec = prepared.spec
     given = {name: value for name in PRESET_FIELDS if (value := getattr(spec, name)) is not None}
-    usual = {name: getattr(chosen, name) for name in PRESET_FIELDS}
-    return FitSettings(**{**usual, **given}, patience=spec.patience, seed=spec.seed)
+    return FitSettings(**{**chosen_preset(prepared).settings, **given}, patience=spec.patience, seed=spec.seed)
 
 
 def training_batches(prepared: Prepared) -> Batches:

@@ -56,11 +56,12 @@ def hardware() -> dict[str, Scalar]:
     """The machine: ``cpu``, ``cores`` usable, ``ram_mib``, ``gpu`` or None, ``platform``, torch's ``threads``."""
     import torch
 
+    mps = "Apple MPS" if torch.backends.mps.is_available() else None
     return {
         "cpu": _cpu(),
         "cores": usable_cores(),
         "ram_mib": psutil.virtual_memory().total // 2**20,
-        "gpu": _gpu(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else mps,
         "platform": f"{platform.system()} {platform.machine()}",
         "threads": torch.get_num_threads(),
     }
@@ -131,14 +132,6 @@ def _cpu() -> str:
     if sys.platform == "darwin":
         names.append(_answer(["sysctl", "-n", "machdep.cpu.brand_string"]) or "")
     return next(filter(None, names), "") or platform.processor() or platform.machine()
-
-
-def _gpu() -> str | None:
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return "Apple MPS" if torch.backends.mps.is_available() else None
 
 
 def _answer(command: list[str]) -> str | None:

@@ -16,7 +16,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +23,7 @@ import msgspec
 import torch
 from safetensors.torch import load, save_file
 
+from mobillm_kit.common import when_parent_ends
 from mobillm_kit.errors import KitError
 from mobillm_kit.files import write_bytes
 from mobillm_kit.memory.measure import measured
@@ -49,7 +49,8 @@ def main(arguments: list[str]) -> int:
     """Do what the command line says; 0 when done, 2 where the user has to put something right."""
     what, *rest = arguments
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    _stop_with_parent()
+    if not sys.stdin.isatty():
+        when_parent_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:
         if what == "train":
             for folder in rest:
@@ -138,18 +139,6 @@ def _read_upload(path: Path) -> Upload:
 def _say(progress: Progress) -> None:
     with suppress(BrokenPipeError):  # nobody listens any more; the run still ends its step and saves
         os.write(STDOUT, msgspec.json.encode(progress) + b"\n")
-
-
-def _stop_with_parent() -> None:
-    """The parent holds our standard input; when it closes, nobody waits for us any more."""
-
-    def _watch() -> None:
-        while os.read(0, 1):  # the bare file: a lock on sys.stdin would be inherited by the memory sampler's fork
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    if not sys.stdin.isatty():
-        threading.Thread(target=_watch, daemon=True).start()
 
 
 if __name__ == "__main__":

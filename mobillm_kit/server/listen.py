@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -21,6 +19,7 @@ import msgspec
 from mobillm_kit.channel.ends import ServerSocket
 from mobillm_kit.channel.join import JoinString
 from mobillm_kit.channel.keys import Door
+from mobillm_kit.common import when_parent_ends
 from mobillm_kit.server.service import Service, ServiceSettings, service_limits
 
 
@@ -67,7 +66,8 @@ def serve_forever(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: service.stop())
     if with_parent:
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        # at once: checkpoints are whole at any moment, and an orderly end takes a busy machine seconds
+        when_parent_ends(lambda: os._exit(0))
     join = "" if door is None else _join_string(door, socket.address, advertise)
     announce(ServiceStart(address=socket.address, join=join, pid=os.getpid()))
     with socket:
@@ -78,14 +78,3 @@ def _join_string(door: Door, address: str, advertise: str | None) -> str:
     port = address.rsplit(":", 1)[1]
     reachable = address if advertise is None else f"tcp://{advertise}:{port}"
     return str(JoinString(reachable, door.keys.public, door.codes.new_code()))
-
-
-def _end_with_parent() -> None:
-    """End at once when our standard input ends: nobody waits for an answer, and checkpoints are whole at any moment.
-
-    An orderly end would take a busy machine seconds to take torch down.
-    """
-    with suppress(OSError):
-        while os.read(0, 1):  # the bare file: a lock on sys.stdin would be inherited by forks
-            pass
-    os._exit(0)

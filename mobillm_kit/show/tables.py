@@ -36,7 +36,6 @@ class Spread:
     mean: float
     std: float | None
     """Sample standard deviation; None for a single seed."""
-    n: int
 
     def text(self, digits: int = 1, scale: float = 1.0) -> str:
         """``mean ± std``, both times ``scale``."""
@@ -239,7 +238,7 @@ def _over(values: Sequence[float]) -> Spread | None:
     if not values:
         return None
     std = statistics.stdev(values) if len(values) > 1 else None
-    return Spread(mean=statistics.fmean(values), std=std, n=len(values))
+    return Spread(statistics.fmean(values), std)
 
 
 def _check_comparable(records: Sequence[RunRecord]) -> None:
