@@ -86,11 +86,8 @@ def load_tokenizer(name: str | Path, *, revision: str | None = None) -> Any:
 
 
 def random_backbone(like: Backbone, *, seed: int) -> Backbone:
-    """The same architecture with fresh random weights: the control for "it is the pretraining that helps".
-
-    Torch's global generator is left as it was.
-    """
-    with torch.random.fork_rng(devices=[]):
+    """The same architecture with fresh random weights: the control for "it is the pretraining that helps"."""
+    with torch.random.fork_rng(devices=[]):  # the global generator stays as it was
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every accelerator for good
         model = from_config(like.config, like.dtype)
     return Backbone(model.to(like.device), name=f"{like.name} (random weights)")
@@ -213,10 +210,6 @@ def architecture(name: str | Path) -> PreTrainedConfig:
     Args:
         name: a built-in architecture (``opt-1.3b``, any case, an organisation before a slash is ignored), ``pocket``, a
             model folder, a JSON file like a ``config.json``, or ``organisation/name`` on the Hugging Face hub.
-
-    Raises:
-        UnknownName: no such architecture or model type.
-        BadInput: a folder without ``config.json``, a file that is no configuration, or a hub that does not give one.
     """
     path = Path(name).expanduser()
     bare = str(name).lower().rpartition("/")[2]
@@ -227,26 +220,22 @@ def architecture(name: str | Path) -> PreTrainedConfig:
     if bare in BUILT_IN:
         return _from_file(_ARCHITECTURES / f"{bare}.json")
     if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
-        return _from_hub(str(name))
+        try:
+            config: PreTrainedConfig = AutoConfig.from_pretrained(str(name), trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BadInput(
+                f"{name}: neither a folder, nor built in, nor given by the Hugging Face hub ({reason}).",
+                f"Built in: {', '.join(BUILT_IN)}. Or name a folder or a file with a config.json.",
+            ) from error
+        family_of(config.model_type)
+        return config
     close = get_close_matches(bare, BUILT_IN, n=1)
     hint = f"Did you mean '{close[0]}'?" if close else f"Built in: {', '.join(BUILT_IN)}."
     raise UnknownName(
         f"There is no model '{name}': no folder, no configuration file, nothing built in.",
         f"{hint} Or name a folder or a file with a config.json.",
     )
-
-
-def _from_hub(name: str) -> PreTrainedConfig:
-    try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BadInput(
-            f"{name}: neither a folder, nor built in, nor given by the Hugging Face hub ({reason}).",
-            f"Built in: {', '.join(BUILT_IN)}. Or name a folder or a file with a config.json.",
-        ) from error
-    family_of(config.model_type)
-    return config
 
 
 def _from_file(path: Path) -> PreTrainedConfig:

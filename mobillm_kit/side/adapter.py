@@ -133,9 +133,6 @@ def new_adapter(
         layers: how many, or which; all by default.
         about: the task's words, as :class:`SideAdapter` takes them.
         given: further fields of the description, over the usual ones.
-
-    Raises:
-        BadInput: ``start="backbone"`` on a family whose blocks are not of BERT's shape.
     """
     spec = SideSpec.of(**given)
     decoder, started = backbone.kind == "decoder", spec.start == "backbone"

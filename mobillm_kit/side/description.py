@@ -103,8 +103,7 @@ def check_layers(layers: Sequence[int]) -> tuple[int, ...]:
 def chosen_layers(n_layers: int, layers: int | Sequence[int] | None, *, last: bool = False) -> list[int]:
     """The layers themselves where they are given; a count of evenly spaced ones of 1 .. L that end in L; all for None.
 
-    Args:
-        last: of a count, the last ones of 0 .. L instead; all where there are no more.
+    With ``last`` a count is of the last ones of 0 .. L; all where there are no more.
     """
     if layers is not None and not isinstance(layers, int):
         return [int(layer) for layer in layers]

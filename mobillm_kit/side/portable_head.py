@@ -86,11 +86,7 @@ def build_head(spec: HeadSpec, tensors: Mapping[str, Tensor]) -> LabelWordHead:
 
 
 def checked_result(data: bytes, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The side network that came back, safe to put into place.
-
-    Raises:
-        ServerRefused: not safetensors, other names, shapes or types than expected, or values that are not finite.
-    """
+    """The side network that came back, safe to put into place."""
     remedy = "Keep the last checkpoint and look at the server."
     try:
         tensors = read_tensors(data)
@@ -112,11 +108,7 @@ class _Described(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def read_tensors(data: bytes | memoryview) -> dict[str, Tensor]:
-    """Tensors from a peer's safetensors; every number of the header is checked before the library sees it.
-
-    Raises:
-        BadInput: not safetensors; a shape that its bytes do not fill; a gap, an overlap, or bytes too many.
-    """
+    """Tensors from a peer's safetensors; every number of the header is checked before the library sees it."""
     raw = bytes(data)
     size = 8 + int.from_bytes(raw[:8], "little")
     try:

@@ -94,12 +94,9 @@ class TextEncoder:
     """One sentence for every call of :meth:`encode` that had to cut texts."""
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("kind", self.kind, ("decoder", "encoder")),
-            ("padding_side", self.padding_side, ("left", "right")),
-        ):
-            if value not in known:
-                raise BadInput(f"The {name} '{value}' does not exist.", f"Give {' or '.join(known)}.")
+        for name, known in {"kind": ("decoder", "encoder"), "padding_side": ("left", "right")}.items():
+            if getattr(self, name) not in known:
+                raise BadInput(f"The {name} '{getattr(self, name)}' does not exist.", f"Give {' or '.join(known)}.")
         _ = self.pad_id
         if self.max_length <= self._frame_tokens():
             raise BadInput(
@@ -121,10 +118,7 @@ class TextEncoder:
         )
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """Token ids of every example, at most ``max_length`` each.
-
-        Texts that had to be cut are counted in :attr:`notes`; the first time also as a warning of the logger.
-        """
+        """Token ids of every example, at most ``max_length`` each; texts that are cut are counted and warned of."""
         self._check(examples)
         if not examples:
             return []

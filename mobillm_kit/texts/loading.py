@@ -199,12 +199,7 @@ def _one_file(task: Task, table: Table, seed: int, seen: Seen) -> tuple[Splits, 
 
 
 def _finished(
-    task: Task,
-    splits: Splits,
-    notes: list[str],
-    limit: Mapping[str, int] | None,
-    seed: int,
-    seen: Seen,
+    task: Task, splits: Splits, notes: list[str], limit: Mapping[str, int] | None, seed: int, seen: Seen
 ) -> TaskData:
     held_out, decided = hold_out(splits, seed, task.name, seen)
     kept, cut = limited(held_out, limit or {}, seed)

@@ -28,7 +28,7 @@ def accuracy(predictions: Tensor, labels: Tensor) -> float:
 
 
 def f1(predictions: Tensor, labels: Tensor) -> float:
-    """F1 of class 1, 0 to 1: ``2 TP / (2 TP + FP + FN)``; 0 where nothing is 1 and nothing was called 1."""
+    """F1 of class 1, 0 to 1; 0 where nothing is 1 and nothing was called 1."""
     _check(predictions, labels)
     said, true = predictions == 1, labels == 1
     denominator = int(said.sum()) + int(true.sum())
@@ -36,10 +36,7 @@ def f1(predictions: Tensor, labels: Tensor) -> float:
 
 
 def matthews(predictions: Tensor, labels: Tensor) -> float:
-    """Matthews correlation, -1 to 1, for any number of classes (Gorodkin's R_K; for two, the usual phi).
-
-    0 where all predictions or all labels are of one class.
-    """
+    """Matthews correlation, -1 to 1, for any number of classes (Gorodkin's R_K); 0 where one side is of one class."""
     _check(predictions, labels)
     classes = int(torch.maximum(predictions.max(), labels.max())) + 1
     said = torch.bincount(predictions, minlength=classes).tolist()
