@@ -96,7 +96,12 @@ def from_frames(frames: Sequence[Payload], *, sender: Party, limits: Limits) -> 
     Raises:
         WireError: names what is wrong; nothing else is raised, whatever the bytes.
     """
-    _check_count(len(frames), limits)
+    if not 2 <= len(frames) <= limits.frames + 2:
+        raise WireError(
+            "bad-frames",
+            f"{len(frames)} frames came.",
+            f"Send a preamble, a header and at most {limits.frames} payload frames.",
+        )
     views = [memoryview(frame).cast("B") for frame in frames]
     _check_sizes(views, limits)
     _check_preamble(views[0])
@@ -109,15 +114,6 @@ def from_frames(frames: Sequence[Payload], *, sender: Party, limits: Limits) -> 
     if not isinstance(message, BatchMessage):
         check_digests(described, views[2:])
     return message, views[2:]
-
-
-def _check_count(n_frames: int, limits: Limits) -> None:
-    if not 2 <= n_frames <= limits.frames + 2:
-        raise WireError(
-            "bad-frames",
-            f"{n_frames} frames came.",
-            f"Send a preamble, a header and at most {limits.frames} payload frames.",
-        )
 
 
 def _check_sizes(views: Sequence[memoryview], limits: Limits) -> None:

@@ -230,23 +230,17 @@ class ServerClient:
                 raise ConnectionLost
             with self._cond:
                 said = self._link.tick(_now())
-            for message in said:
+                upload = self._link.next_upload(_now())
+                request = self._link.next_request() if upload is None else None
+                self._cond.notify_all()
+            for message in said if request is None else [*said, request]:
                 self._say(socket, message)
-            self._send_what_waits(socket)
+            if upload is not None:
+                self._put(socket, upload)
             frames = socket.receive(TIMINGS.tick_s)
             if frames is not None:
                 self._take(socket, frames)
         self._say(socket, Bye())
-
-    def _send_what_waits(self, socket: DeviceSocket) -> None:
-        with self._cond:
-            frames = self._link.next_upload(_now())
-            request = self._link.next_request() if frames is None else None
-            self._cond.notify_all()
-        if frames is not None:
-            self._put(socket, frames)
-        elif request is not None:
-            self._say(socket, request)
 
     def _say(self, socket: DeviceSocket, message: Message) -> None:
         self._put(socket, to_frames(message, self._hello_payloads if isinstance(message, Hello) else ()))

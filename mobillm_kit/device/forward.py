@@ -54,17 +54,8 @@ class Device:
     @torch.no_grad()
     def upload(self, batch: Batch) -> Upload:
         """Forward one batch: (B, T) token ids to the activations of the tapped layers."""
-        taps, kept = self._taps(batch)
-        mask, positions = batch.attention_mask.to(torch.uint8), batch.positions
-        if kept is not None:
-            mask = mask.gather(1, kept)
-            positions = (kept == positions.unsqueeze(1)).int().argmax(dim=1)
-        return Upload(activations=taps, mask=mask, positions=positions.int(), labels=batch.labels.int())
-
-    def _taps(self, batch: Batch) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """Activations per layer, and the (B, K) tokens that they are of; None for all."""
         states = self._backbone.hidden_states(batch.input_ids, batch.attention_mask, batch.token_type_ids)
-        kept = batch.positions.unsqueeze(1) if self.one_token else None
+        kept = batch.positions.unsqueeze(1) if self.one_token else None  # (B, K) tokens that are sent; None for all
         taps: list[Tensor] = []
         first: Tensor | None = None
         for layer, state in enumerate(states):
@@ -75,7 +66,11 @@ class Device:
         if first is not None and self.top_tokens:
             kept = farthest_tokens(first, state, batch.attention_mask, batch.positions, self.top_tokens)
             taps = [_picked(tap, kept) for tap in taps]
-        return tuple(taps), kept
+        mask, positions = batch.attention_mask.to(torch.uint8), batch.positions
+        if kept is not None:
+            mask = mask.gather(1, kept)
+            positions = (kept == positions.unsqueeze(1)).int().argmax(dim=1)
+        return Upload(activations=tuple(taps), mask=mask, positions=positions.int(), labels=batch.labels.int())
 
 
 def farthest_tokens(first: Tensor, last: Tensor, mask: Tensor, positions: Tensor, k: int) -> Tensor:

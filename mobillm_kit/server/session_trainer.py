@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mobillm_kit.channel.checks import KEPT_CHECKPOINTS
 from mobillm_kit.channel.messages import (
@@ -118,7 +119,7 @@ class SessionTrainer:
 
     def roll_back(self, sequence: int) -> None:
         """Go back to the newest checkpoint of at most ``sequence`` steps; later ones are left behind."""
-        older = [path for path in self._checkpoints() if _number(path) <= sequence]
+        older = [path for path in self._checkpoints() if path.name <= _name(sequence)]
         for path in set(self._checkpoints()) - set(older):
             path.unlink(missing_ok=True)
         self._start()
@@ -202,7 +203,7 @@ class SessionTrainer:
         state = {name: tensor.contiguous() for name, tensor in self._server.state().items()}
         state["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         about = {"plan": plan_digest(self.plan), "digest": tensors_digest(state)}
-        path = self._folder / f"checkpoint-{self.sequence:08d}.safetensors"
+        path = self._folder / _name(self.sequence)
         try:
             write_with(path, lambda target: save_file(state, str(target), metadata=about))
         except SafetensorError as error:  # its writer wraps the system's own errors, a full disk among them
@@ -240,8 +241,8 @@ class SessionTrainer:
 _NAMED = re.compile(r"checkpoint-\d{8}\.safetensors")
 
 
-def _number(checkpoint: Path) -> int:
-    return int(checkpoint.stem.removeprefix("checkpoint-"))
+def _name(step: int) -> str:
+    return f"checkpoint-{step:08d}.safetensors"
 
 
 def plan_digest(plan: Plan) -> str:
@@ -301,22 +302,13 @@ def _unpacked(parcels: Sequence[Parcel], message: BatchMessage) -> Upload:
     if len({(parcel.codec, parcel.group) for parcel in parcels}) == 1:
         return unpack(merge(parcels), labels=labels)
     wide = [unpack(parcel) for parcel in parcels]
-    length = max(upload.mask.shape[1] for upload in wide)
-    mask = torch.cat([_right_padded(upload.mask, length) for upload in wide])
     taps = zip(*(upload.activations for upload in wide), strict=True)
     return Upload(
-        activations=tuple(torch.cat([_right_padded(tap, length) for tap in layer]) for layer in taps),
-        mask=mask,
+        activations=tuple(pad_sequence([tap[0] for tap in layer], batch_first=True) for layer in taps),
+        mask=pad_sequence([upload.mask[0] for upload in wide], batch_first=True),
         positions=torch.cat([upload.positions for upload in wide]),
         labels=torch.tensor(labels or [0] * len(wide), dtype=torch.int32),
     )
-
-
-def _right_padded(tensor: Tensor, length: int) -> Tensor:
-    """(1, T, ...) to (1, length, ...), zeros at the end."""
-    padded = tensor.new_zeros(1, length, *tensor.shape[2:])
-    padded[:, : tensor.shape[1]] = tensor
-    return padded
 
 
 def _floats(payload: memoryview, rows: int, columns: int) -> Tensor:
