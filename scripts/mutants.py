@@ -62,7 +62,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "side/description.py": ("test_description", "test_side", "test_wire"),
     "server/side_trainer.py": ("test_side_trainer", "test_oracles", "test_mobillm"),
     "device/forward.py": ("test_device", "test_mobillm"),
-    "training/adamw.py": ("test_adamw", "test_oracles", "test_first_order"),
+    "training/adamw.py": ("test_adamw", "test_side_trainer", "test_oracles", "test_first_order"),
     "training/ledger.py": ("test_memory",),
     "methods/backprop.py": ("test_side_trainer", "test_oracles", "test_first_order"),
     "methods/bitfit.py": ("test_methods", "test_bitfit"),

@@ -64,3 +64,22 @@ def test_training_goes_on_from_its_state_to_the_same_bytes():
     for name, tensor in first.state().items():
         assert torch.equal(tensor, second.state()[name]), name
     assert second.state()["step/b"] == 3
+
+
+def test_the_ledger_of_a_linear_layer_by_hand():
+    """3 x 2 weights in float32; the loss keeps its input of 5 x 3; nothing is trained, no gradient stays."""
+    layer, x = nn.Linear(3, 2, bias=False), torch.ones(5, 3)
+    trained = Trained(dict(layer.named_parameters()))
+    before = layer.weight.detach().clone()
+    counted = trained.count_memory("device", layer, lambda: layer(x).sum())
+    assert (counted.party, counted.weights_bytes) == ("device", 24)
+    assert (counted.gradients_bytes, counted.optimizer_bytes) == (24, 48)
+    assert (counted.saved_activations_bytes, counted.messages_bytes) == (60, 0)
+    received = trained.count_memory("server", layer, lambda: layer(x).sum(), [x], 60)
+    assert (received.party, received.saved_activations_bytes, received.messages_bytes) == ("server", 0, 60)
+    assert torch.equal(layer.weight, before)
+    assert layer.weight.grad is None
+
+
+def test_a_step_goes_weight_by_weight_so_that_no_second_copy_of_them_all_is_ever_made():
+    assert Trained(parameters()).optimizer.defaults["foreach"] is False
