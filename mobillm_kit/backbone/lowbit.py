@@ -139,12 +139,11 @@ def quantize_in_memory(backbone: Backbone, kind: str, *, group: int = GROUP) -> 
 
 
 def quantize_backbone(folder_in: str | Path, folder_out: str | Path, kind: str, *, group: int = GROUP) -> Path:
-    """Write a model's low-precision twin, block by block; the whole model is never in memory.
+    """Write a model's twin in codes of :data:`KINDS`, block by block; the whole model is never in memory.
 
     Args:
         folder_in: a model with safetensors.
         folder_out: empty or not there yet; gets the codes, the configuration and the tokenizer, and is returned.
-        kind: of :data:`KINDS`.
 
     Raises:
         BadInput: no such kind; a folder that holds something; a model that is damaged, another's, or coded already.

@@ -155,9 +155,7 @@ class StreamedBackbone(Backbone):
     def block_major(self, window: Sequence[Tokens], layers: Sequence[int]) -> Iterator[Tap]:
         """Take a window of batches through block 1, then block 2, …: every block is read once per window.
 
-        Args:
-            window: the batches; their hidden states are in memory together.
-            layers: which are wanted, 0 .. L; their taps come layer by layer, within a layer batch by batch.
+        The batches' hidden states are in memory together; taps come layer by layer, within a layer batch by batch.
         """
         self.check_layers(layers)
         begun = [self.begin(*tokens) for tokens in window]

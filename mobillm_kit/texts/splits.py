@@ -144,10 +144,7 @@ def _without(train: Sequence[Example], held_out: Iterable[Example], keys: Keys) 
 
 
 def bare(text: str) -> str:
-    """A text without case, white space and punctuation: texts that are then equal say the same.
-
-    A text of nothing but punctuation stays whole. Symbols such as + or an emoji carry meaning and stay.
-    """
+    """A text without case, white space and punctuation, if anything is left; symbols such as + or an emoji stay."""
     dropped = ("P", "Z", "C", "Sk")  # Sk holds the backtick, a quotation mark in GLUE's tokenised texts
     return "".join(char for char in text.casefold() if not unicodedata.category(char).startswith(dropped)) or text
 
