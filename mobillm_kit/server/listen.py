@@ -65,8 +65,7 @@ def serve_forever(
     service = Service(socket, settings, door)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: service.stop())
-    if with_parent:
-        # at once: checkpoints are whole at any moment, and an orderly end takes a busy machine seconds
+    if with_parent:  # at once: checkpoints are whole at any moment, and an orderly end takes a busy machine seconds
         when_parent_ends(lambda: os._exit(0))
     join = "" if door is None else _join_string(door, socket.address, advertise)
     announce(ServiceStart(address=socket.address, join=join, pid=os.getpid()))
