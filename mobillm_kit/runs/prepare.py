@@ -81,17 +81,8 @@ def prepare(spec: RunSpec, data: TaskData | None = None, tell: Callable[[str], o
     words = encoder.label_ids() if decoder else range(len(data.task.labels))
     model = task_model(backbone, word_ids=words, pooling=spec.pooling, seed=spec.seed)
     by_hand = handwritten() if spec.task == "reviews" else ()
-    return Prepared(
-        spec=spec,
-        data=data,
-        encoder=encoder,
-        model=model,
-        train=encoder.encode(data.train),
-        dev=encoder.encode(data.dev),
-        test=encoder.encode(data.test),
-        handwritten=encoder.encode(by_hand),
-        device=device,
-    )
+    train, dev, test, written = (encoder.encode(texts) for texts in (data.train, data.dev, data.test, by_hand))
+    return Prepared(spec, data, encoder, model, train, dev, test, written, device)
 
 
 def open_backbone(spec: RunSpec, device: str) -> Backbone:

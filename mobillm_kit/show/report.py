@@ -105,27 +105,27 @@ def page(records: Sequence[RunRecord], shown: Sequence[Picture]) -> str:
 
 def findings(table: Sequence[Row]) -> list[str]:
     """What the table says, in a few sentences; only those that its rows allow."""
-    scored = [row for row in table if row.test_accuracy]
+    percent = {row.method: 100 * row.test_accuracy.mean for row in table if row.test_accuracy}
+    scored = sorted((row for row in table if row.method in percent), key=lambda row: -percent[row.method])
     controls = [row for row in scored if row.control]
     counted = {row.method: row.device_mib["total"] for row in scored if row.device_mib.get("total")}
     sentences = []
     if controls:
-        best = max(controls, key=_accuracy)
-        reached = f"{_percent(best)} ({best.label})"
+        reached = f"{percent[controls[0].method]:.1f} % ({controls[0].label})"
         sentences.append(f"Without training a language model, the best control reaches {reached}.")
     if not counted:
         return sentences
-    best = max((row for row in scored if row.method in counted), key=_accuracy)
+    best = next(row for row in scored if row.method in counted)
     sentences.append(
-        f"The highest accuracy is {_percent(best)} ({best.label}), "
+        f"The highest accuracy is {percent[best.method]:.1f} % ({best.label}), "
         f"with {counted[best.method]:,.1f} MiB counted on the device."
     )
     without = [row for row in scored if row.method in counted and row.device_mib["saved"] == 0]
     if without and best not in without:
-        small = max(without, key=_accuracy)
+        small = without[0]
         sentences.append(
             f"Of the methods that keep no activations on the device for a backward pass, {small.label} reaches "
-            f"most: {_percent(small)}, with {counted[small.method]:,.1f} MiB on the device, "
+            f"most: {percent[small.method]:.1f} %, with {counted[small.method]:,.1f} MiB on the device, "
             f"{100 * counted[small.method] / counted[best.method]:.0f} % of what {best.label} needs there."
         )
         if small.server_mib:
@@ -174,14 +174,6 @@ def _shown(value: Scalar) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return "none" if value is None else str(value)
-
-
-def _accuracy(row: Row) -> float:
-    return row.test_accuracy.mean if row.test_accuracy else 0.0
-
-
-def _percent(row: Row) -> str:
-    return f"{100 * _accuracy(row):.1f} %"
 
 
 def _template() -> Any:
