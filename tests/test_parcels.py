@@ -116,7 +116,7 @@ def test_a_parcel_says_what_is_in_it():
     assert parcel.coder == codec("int8", 32)
     assert parcel.n_bytes == 3 * 11 * (64 + 4 * 2)
     assert upload().n_bytes == 3 * 3 * 5 * 64 * 4 + 3 * 5 + 3 * 4 + 3 * 4
-    for thing, field in ((parcel, "codec"), (upload(), "sequence")):
+    for thing, field in ((parcel, "codec"), (upload(), "mask")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(thing, field, None)
 
