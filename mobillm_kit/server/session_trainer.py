@@ -317,7 +317,7 @@ def _floats(payload: memoryview, rows: int, columns: int) -> Tensor:
         raise WireError(
             "bad-shape", f"{values.numel()} bytes for {rows} x {columns} float32 values.", "Send one row per sample."
         )
-    table = values.view(torch.float32).view(rows, columns)
+    table = values.clone().view(torch.float32).view(rows, columns)  # off its frame: a sum depends on where values lie
     if not torch.isfinite(table).all():
         raise WireError("bad-values", "Values that are not finite numbers.", "Send finite values.")
     return table
