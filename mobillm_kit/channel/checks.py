@@ -3,7 +3,6 @@
 A plan is also held against what training would take of the server's memory, before any of it is taken.
 
 Knows: messages and plans.  Knows nothing of: sockets, tensors, sessions.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 

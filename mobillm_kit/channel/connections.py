@@ -8,7 +8,6 @@ connection.  It does say which descriptor it accepted, and from which one a mess
 descriptor has received (TCP_INFO, on Linux; elsewhere time and number alone are bounded), and can shut it down.
 
 Knows: descriptors, bytes, seconds.  Knows nothing of: keys, messages, sessions.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 

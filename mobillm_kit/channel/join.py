@@ -3,7 +3,6 @@
     join string = mobillm://host:port?key=<server's public key>&code=<one-time code>
 
 Knows: text.  Knows nothing of: files, sockets, who may come in.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 

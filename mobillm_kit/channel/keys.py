@@ -5,7 +5,6 @@ one-time code, read aloud in class, puts a new device on the list once.
 
 Knows: files, key texts, codes.  Knows nothing of: sockets, sessions, tensors.  (zmq is asked for one thing: to make
 and match key pairs.)
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
@@ -85,6 +84,8 @@ class _Code(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _File(Generic[T]):
     """What a small JSON file says, which other processes may change at any time; safe to ask from several threads.
 
+    A file that is not there is an empty one.
+
     Raises:
         BadInput: at the beginning and on any use, where the file is damaged.  Who asks whether somebody may enter must
             take that for no.
@@ -128,44 +129,34 @@ class _File(Generic[T]):
         return value
 
 
-class AllowList:
-    """The public keys that may connect.
-
-    Args:
-        path: JSON, ``{"key": "label", ...}``; a file that is not there is an empty list.
-    """
+class AllowList(_File[dict[str, str]]):
+    """The public keys that may connect: JSON, ``{"key": "label", ...}``."""
 
     def __init__(self, path: Path) -> None:
-        self._file = _File(path, dict[str, str], dict)
+        super().__init__(path, dict[str, str], dict)
 
     def __contains__(self, public: str) -> bool:
-        return public in self._file.value
+        return public in self.value
 
     def add(self, public: str, label: str = "") -> None:
         """Let a key in; a key that is there gets the new label."""
         check_key(public, "device's public key")
         if len(label) > LABEL_LENGTH or not label.isprintable():
             raise BadInput(f"The label {label[:80]!r} cannot be used.", f"Up to {LABEL_LENGTH} printable characters.")
-        with self._file.changing() as allowed:
+        with self.changing() as allowed:
             allowed[public] = label
 
 
-class OneTimeCodes:
-    """Codes that put one new device on the allow-list, each once, each for a while.
-
-    Only a salted digest of a code is kept.
-
-    Args:
-        path: JSON; a file that is not there holds no codes.
-    """
+class OneTimeCodes(_File[list[_Code]]):
+    """Codes that put one new device on the allow-list, each once, each for a while; only salted digests are kept."""
 
     def __init__(self, path: Path) -> None:
-        self._file = _File(path, list[_Code], list)
+        super().__init__(path, list[_Code], list)
 
     @property
     def waiting(self) -> bool:
         """Whether some code is still unused and in time: only then need unknown keys be let in to show one."""
-        return bool(_in_time(self._file.value))
+        return bool(_in_time(self.value))
 
     def new_code(self, lifetime_s: float = 600.0) -> str:
         """Three groups of four characters, 59 bits.
@@ -179,7 +170,7 @@ class OneTimeCodes:
         text = "-".join(groups)
         salt = secrets.token_hex(16)
         code = _Code(salt=salt, digest=_digest(salt, text), expires=time.time() + lifetime_s)
-        with self._file.changing() as codes:
+        with self.changing() as codes:
             codes[:] = [*_in_time(codes), code]
         return text
 
@@ -190,7 +181,7 @@ class OneTimeCodes:
             True once for a code that is known and in time; False ever after, and for every other text.
         """
         shown = plain_code(text)
-        with self._file.changing() as codes:
+        with self.changing() as codes:
             fresh = _in_time(codes)
             # every code is compared, in constant time: the answer's time says nothing about how near a guess was
             matches = [hmac.compare_digest(code.digest, _digest(code.salt, shown)) for code in fresh]
@@ -220,10 +211,7 @@ class Door:
         return key in self.known
 
     def use_code(self, key: str, code: str) -> bool:
-        """At the hello of a key that is not known: whether the code was good, which is used up and the key known then.
-
-        It may wait for files.
-        """
+        """At an unknown key's hello: whether its code was good; it is spent then, the key known.  It may wait."""
         if not code or not self.codes.use(code):
             return False
         self.known.add(key, "joined")
@@ -290,11 +278,6 @@ def _load_keys(path: Path) -> KeyPair:
 
 
 def _decoded(path: Path, kind: type[T]) -> T:
-    """A small JSON file of our own.
-
-    Raises:
-        BadInput: damaged or not readable.
-    """
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except ValueError as error:  # msgspec's own errors and broken UTF-8

@@ -1,7 +1,6 @@
 """One message between a device's socket and a server's of this machine, there and back: whether sockets work here.
 
 Knows: the loopback interface.  Knows nothing of: messages, keys, training.
-
 Taught in: notebooks/00_start_here.ipynb
 """
 

@@ -4,7 +4,6 @@ Field types are strict: a bool or a float is no whole number, an unknown or miss
 text has a longest length.  docs/protocol.md is the same in prose, for clients in other languages.
 
 Knows: fields and their bounds.  Knows nothing of: frames, sockets, tensors, sessions.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 

@@ -4,7 +4,6 @@ ZeroMQ's own defaults wait for ever, buffer without limit and drop in silence; e
 set here.  One thread uses a socket; waking and closing it may come from any other.
 
 Knows: zmq, keys, frames.  Knows nothing of: what the frames mean, sessions, tensors.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 

@@ -1,7 +1,6 @@
 """What happens before a connection stands: who may come in, and why one does not get in.
 
 Knows: zmq's authentication, keys, addresses.  Knows nothing of: messages, sessions.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 

@@ -1,7 +1,6 @@
 """Every duration that device, server and socket wait by, each with its reason; nothing else decides about time.
 
 Knows: seconds.  Knows nothing of: clocks, sockets, messages.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 

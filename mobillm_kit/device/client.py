@@ -7,7 +7,6 @@
 What is said when is decided in ``device/conversation.py``; here are clock, lock, thread and connection.
 
 Knows: the conversation, one connection.  Knows nothing of: zmq, backbones, activations, what is trained.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 

@@ -11,7 +11,6 @@ batch that waits to be sent.  When a silence is a loss, and when losses are the 
     ask again    nothing trained for max(stall_s, slack · longest step) · 2^stalls + transfer
 
 Knows: messages, and the moments it is told.  Knows nothing of: clocks, sockets, threads, what is trained.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
@@ -205,7 +204,7 @@ class Conversation:
 
     def _say_hello(self, now: float) -> Hello:
         self.welcome = self._request_sent = False
-        self.patience.asked(now)
+        self.patience.asked = now
         return replace(self._hello, position=self.known)
 
     def _begin(self, message: Welcome, now: float) -> None:
@@ -214,7 +213,7 @@ class Conversation:
             check_welcome(message, self._hello.plan)
         except WireError as error:
             raise ServerRefused(error.problem, error.remedy, error.code) from error
-        self.patience.resumed(now)
+        self.patience.progress = now
         self._credit = message.credit
         self._held = {sample for first, last in message.held for sample in range(first, last + 1)}
         self.welcome = True
@@ -287,7 +286,8 @@ class Patience:
 
     def __init__(self, now: float, patience_s: float) -> None:
         self._patience_s = patience_s
-        self._heard = self._heard_here = self._pinged = self._asked = self._progress = now
+        self._heard = self._heard_here = self._pinged = now
+        self.asked = self.progress = now  # a hello left; a step was trained, or its wait begins anew
         self._stalls = 0
         self._longest_step_s = self._bytes_per_s = 0.0
         self._slower = 1.0
@@ -299,27 +299,19 @@ class Patience:
         self._heard_here = self._pinged = now
         self._stalls = 0
 
-    def asked(self, now: float) -> None:
-        """A hello leaves."""
-        self._asked = now
-
     def heard(self, now: float) -> None:
         """Anything came."""
         self._heard_here = self._heard = now
 
-    def resumed(self, now: float) -> None:
-        """The server said where training stands: the wait for a step begins anew."""
-        self._progress = now
-
     def progressed(self, now: float) -> None:
         """Something was trained, kept or given back."""
-        self._progress = now
+        self.progress = now
         self._stalls = self._lost_in_a_row = 0
         self._slower = 1.0
 
     def trained(self, now: float, n_bytes: int, seconds: float) -> None:
         """A step was acknowledged whose ``n_bytes`` took ``seconds`` on the link."""
-        self._longest_step_s = max(self._longest_step_s, now - self._progress)
+        self._longest_step_s = max(self._longest_step_s, now - self.progress)
         self._bytes_per_s = n_bytes / max(seconds, 1e-3)
 
     def transfer_s(self, up_bytes: int, down_bytes: int) -> float:
@@ -351,12 +343,12 @@ class Patience:
             ServerGone: none has come for very long.
         """
         if not waiting:
-            self._progress = now
+            self.progress = now
             return False
-        if now - self._progress > TIMINGS.stuck_s:
+        if now - self.progress > TIMINGS.stuck_s:
             raise stuck()
         usual_s = max(TIMINGS.stall_s, TIMINGS.slack * self._longest_step_s) * 2**self._stalls
-        due = now - max(self._progress, self._asked) > usual_s + transfer_s
+        due = now - max(self.progress, self.asked) > usual_s + transfer_s
         self._stalls += due
         return due
 

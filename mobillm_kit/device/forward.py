@@ -10,7 +10,6 @@ No gradient is made here and none comes back.  Which tokens' activations are sen
                  score_t = ||h_L,t - h_0,t||; not exact (the paper's future work: task-oriented filtering)
 
 Knows: the backbone and batches.  Knows nothing of: the side network's weights, the loss, the optimizer.
-
 Taught in: notebooks/00_start_here.ipynb, notebooks/08_device_and_server.ipynb
 """
 

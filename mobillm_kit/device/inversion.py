@@ -8,7 +8,6 @@ tapped layers too.  It is a simple attack without any training: what it recovers
 not a ceiling.
 
 Knows: backbones, activations.  Knows nothing of: training, sockets.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 

@@ -1,7 +1,6 @@
 """Ways to a server: one started for this run, one at an address, one behind a join string, or through a slow link.
 
 Knows: addresses, keys, links.  Knows nothing of: sessions, training.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 

@@ -14,7 +14,6 @@ Where the labels go:
                label away too.
 
 Knows: device, batches, remote server.  Knows nothing of: sockets, how the server trains.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
@@ -23,6 +22,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -52,41 +52,25 @@ from mobillm_kit.training.ledger import storage_bytes
 from mobillm_kit.training.method import StepResult
 
 
+@dataclass(eq=False)
 class Messages:
-    """What the device makes of a step, the first time or again: equal bytes.
+    """What the device makes of a step, the first time or again: equal bytes."""
 
-    Args:
-        device, local, coder, group, labels, cache: as for :class:`Wire`.
-        timeline: where the spans are noted.
-    """
-
-    batches: Batches
+    _device: Device
+    _local: SideTrainer
+    _coder: Codec | BitWidthController
+    labels: LabelMode
+    cache: bool
+    _timeline: Timeline
+    batches: Batches = field(init=False)
     """What is trained on; :meth:`Wire.begin` sets it."""
-
-    def __init__(
-        self,
-        device: Device,
-        local: SideTrainer,
-        coder: Codec | None,
-        group: int,
-        labels: LabelMode,
-        cache: bool,
-        timeline: Timeline,
-    ) -> None:
-        self.rates: dict[int, float] = {}
-        """Learning rate of each step that the loop gave."""
-        self.given: StepBatch | None = None
-        """The step that the loop gave last."""
-        self.forwards = 0
-        """Samples that went through the backbone."""
-        self.controller = None if coder else BitWidthController(timeline.average_s, group=group)
-        self._device = device
-        self._local = local
-        self._coder = coder
-        self.labels = labels
-        self.cache = cache
-        self._timeline = timeline
-        self._residual: dict[int, Tensor] = {}
+    rates: dict[int, float] = field(default_factory=dict)
+    """Learning rate of each step that the loop gave."""
+    given: StepBatch | None = None
+    """The step that the loop gave last."""
+    forwards: int = 0
+    """Samples that went through the backbone."""
+    _residual: dict[int, Tensor] = field(default_factory=dict)
 
     def of_step(self, sequence: int, held: Callable[[int], bool]) -> tuple[BatchMessage, list[memoryview]]:
         """The batch of a step as a message and its payloads; samples that the server holds are not among them."""
@@ -143,16 +127,18 @@ class Messages:
         rows = [index for index, sample in enumerate(together) if sample in set(needed)]
         with self._timeline.span("encode", sequence):
             parcel = pack(upload, self.codec(sequence), self._device.layers, rows)
-        if self.controller is not None:
-            self.controller.made(sum(parcel.lengths) * parcel.width * len(parcel.layers), parcel.n_bytes)
+        if isinstance(self._coder, BitWidthController):
+            self._coder.made(sum(parcel.lengths) * parcel.width * len(parcel.layers), parcel.n_bytes)
         return parcel
 
     def codec(self, sequence: int) -> Codec:
         """The codec of a step."""
-        if self.controller is None:
-            assert self._coder is not None
-            return self._coder
-        return self.controller.codec(sequence)
+        return self._coder.codec(sequence) if isinstance(self._coder, BitWidthController) else self._coder
+
+    @property
+    def choices(self) -> Mapping[int, str]:
+        """The codec of each step, where a controller chose them."""
+        return self._coder.choices if isinstance(self._coder, BitWidthController) else {}
 
     def gradient(self, sequence: int, rows: int, columns: int, raw: memoryview) -> tuple[bytes, float]:
         """dL/dlogits of the mean cross-entropy, and the loss in nats."""
@@ -220,10 +206,14 @@ class Wire:
             raise BadInput("start='backbone': a server in another process has no backbone to start from.", remedy)
         if labels not in get_args(LabelMode):
             raise BadInput(f"labels is '{labels}'.", "Choose 'server', 'residual' or 'device'.")
-        coder = None if codec == "adaptive" else codec_of("fp32" if codec == "none" else codec, group)
         place = None if folder is None else folder / "server"
         self.timeline = Timeline()
-        self.messages = Messages(device, local, coder, group, labels, cache, self.timeline)
+        coder = (
+            BitWidthController(self.timeline.average_s, group=group)
+            if codec == "adaptive"
+            else codec_of("fp32" if codec == "none" else codec, group)
+        )
+        self.messages = Messages(device, local, coder, labels, cache, self.timeline)
         self._device = device
         self._local = local
         self._reach = partial(route_to, server, link=link, keys=keys, folder=place)
@@ -275,9 +265,7 @@ class Wire:
     @property
     def codecs(self) -> tuple[str, ...]:
         """The codec of each step, where a controller chose them."""
-        controller = self.messages.controller
-        choices = {} if controller is None else controller.choices
-        return tuple(choices[step] for step in sorted(choices))
+        return tuple(name for _, name in sorted(self.messages.choices.items()))
 
     def logits(self, batch: Batch) -> Tensor:
         """The backbone and the side network as trained so far, on the device."""

@@ -4,7 +4,6 @@ The backbone is frozen, so a sample's activations never change (PAE MobiLLM, arX
 came, encoded; first in memory, then on disk, within two quotas.  What is on disk outlives the server.
 
 Knows: parcels of single samples, files.  Knows nothing of: sessions, training, sockets.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 

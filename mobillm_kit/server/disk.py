@@ -5,7 +5,6 @@
 What is removed costs its device time and nothing else: it sends again from step 0.
 
 Knows: folders, bytes, days.  Knows nothing of: what lies in the folders, training, sockets.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 

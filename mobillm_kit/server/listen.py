@@ -3,7 +3,6 @@
     mobillm server --folder FOLDER …
 
 Knows: the service, keys, signals.  Knows nothing of: how a batch is trained, devices' data.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 

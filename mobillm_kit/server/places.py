@@ -3,7 +3,6 @@
     a connection   one session            a key   a few, never more than half of the server's
 
 Knows: connections, keys, training threads.  Knows nothing of: messages, plans, how a batch is trained.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 

@@ -4,7 +4,6 @@
         train(…, server=server.address)
 
 Knows: processes, join strings, sockets.  Knows nothing of: sessions, training.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 

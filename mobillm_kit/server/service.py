@@ -3,7 +3,6 @@
 The loop never trains and never waits for training; so a slow step of one session delays nobody's answer.
 
 Knows: the socket, sessions, who may come in.  Knows nothing of: how a batch is trained, devices' data.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 

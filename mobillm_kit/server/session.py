@@ -8,7 +8,6 @@ replies go out.  :class:`TrainingThread` is the clock, the lock and the thread a
 never waits for training.
 
 Knows: messages, one trainer.  Knows nothing of: sockets, keys, other sessions.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 

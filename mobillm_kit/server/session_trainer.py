@@ -6,7 +6,6 @@
 So whatever is lost, training goes on from some step e, and the device sends everything from e again.
 
 Knows: the server's training, plans, batches as messages.  Knows nothing of: sockets, threads, other sessions.
-
 Taught in: notebooks/08_device_and_server.ipynb
 """
 

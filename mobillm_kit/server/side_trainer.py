@@ -5,7 +5,6 @@
     device     the logits go back, the loss's gradient with respect to them comes from the device
 
 Knows: uploads and the side network.  Knows nothing of: the backbone's weights, the text, sockets.
-
 Taught in: notebooks/00_start_here.ipynb, notebooks/08_device_and_server.ipynb
 """
 
