@@ -2,8 +2,6 @@
 
     DEALER (device) ───► ROUTER (server)      one message = several frames; CURVE or, on loopback, plain
 
-One thread uses a socket; ``wake`` and ``close`` may come from any other.
-
 Knows: zmq, keys, frames.  Knows nothing of: what the frames mean, sessions, tensors.
 Taught in: notebooks/08_device_and_server.ipynb
 """

@@ -234,12 +234,7 @@ def _signature(path: Path) -> tuple[int, ...]:
 
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
-    """One process at a time changes a file.
-
-    Raises:
-        FolderBusy: another one holds it for more than ``LOCK_LIMIT_S``.
-        SaveFailed: the folder cannot be made, or the file not written.
-    """
+    """One process at a time changes a file; errors as for :func:`load_or_make_keys`."""
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

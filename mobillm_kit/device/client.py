@@ -56,8 +56,7 @@ class ServerClient:
         make: a step's batch and its payloads, the first time or again; told what the server :meth:`holds`.
         gradient: called with (sequence, rows, columns, logits' bytes) where the loss is the device's; gives the
             gradient's bytes and the loss.
-        position: losses that the device knows already.
-        patience_s: silence after which the server counts as gone.
+        position, patience_s: as for :class:`Conversation`.
     """
 
     def __init__(
@@ -78,9 +77,8 @@ class ServerClient:
         self._timeline = timeline
         self._make = make
         self._gradient = gradient
-        self._link = Conversation(
-            hello, position=position, now=_now(), patience_s=patience_s
-        )  # only ever under the lock
+        # only ever under the lock
+        self._link = Conversation(hello, position=position, now=_now(), patience_s=patience_s)
         self._error: KitError | None = None
         self._closing = False
         self._cond = threading.Condition()
@@ -125,12 +123,7 @@ class ServerClient:
             return self._link.take_losses()
 
     def fetch(self, sequence: int, n_bytes: int) -> bytes:
-        """The side network after ``sequence`` steps.
-
-        Args:
-            sequence: steps.
-            n_bytes: about how many bytes it has: a long transfer is no silence.
-        """
+        """The side network after ``sequence`` steps, about ``n_bytes``: a long transfer is no silence."""
         self._ask(Fetch(sequence=sequence), lambda: self._link.result is not None, n_bytes)
         with self._cond:
             result, self._link.result = self._link.result, None
@@ -186,10 +179,7 @@ class ServerClient:
     def _nudge(self) -> None:
         socket = self._socket
         if socket is not None:
-            try:
-                socket.wake()
-            except KitError:  # just closed by the other thread, which will look by itself
-                return
+            socket.wake()  # closed meanwhile by the other thread: that one will look by itself
 
     # ------------------------------------------------------------------ the talking thread
 

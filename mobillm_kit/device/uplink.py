@@ -178,7 +178,7 @@ class Wire:
         labels: where they go.
         cache: whether the server keeps activations, so that each sample is forwarded and sent once.
         checkpoint_every: steps between the server's checkpoints.
-        patience_s: silence after which the server counts as gone.
+        patience_s: as for :class:`~mobillm_kit.device.conversation.Conversation`.
 
     Raises:
         BadInput: an unknown label mode or codec, or a start that needs a backbone.

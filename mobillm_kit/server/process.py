@@ -35,10 +35,8 @@ class ServerProcess:
     holds the other end of a pipe that nobody writes to.
 
     Args:
-        folder: checkpoints and cached activations; survives the process.
+        folder, keys, options: as for :func:`serve`; the folder survives the process.
         bind: where to listen; port 0 takes a free one.
-        keys: folder of keys, for encryption; None for loopback without.
-        options: further options of ``mobillm server``, as on the command line.
     """
 
     def __init__(
@@ -53,8 +51,7 @@ class ServerProcess:
         self._keys = keys
         self._options = options
         self._bind = bind
-        self._process = self._launch(bind)
-        self.start = self._announcement()
+        self._launch(bind)
 
     @property
     def address(self) -> str:
@@ -84,26 +81,25 @@ class ServerProcess:
     def restart(self, *, same_port: bool = True) -> None:
         """Start the process again on the same folder, after it has ended."""
         self.close()
-        self._process = self._launch(self.address if same_port else self._bind)
-        self.start = self._announcement()
+        self._launch(self.address if same_port else self._bind)
 
     def close(self) -> None:
         """End the process; within two seconds."""
         _end(self._process)
 
-    def _launch(self, bind: str) -> subprocess.Popen[bytes]:
+    def _launch(self, bind: str) -> None:
         command = [sys.executable, "-m", "mobillm_kit.cli", "server", "--json", "--with-parent"]
         command += ["--folder", str(self.folder), "--bind", bind]
         command += ["--keys", str(self._keys)] if self._keys is not None else []
-        process = subprocess.Popen(
+        self._process = subprocess.Popen(
             [*command, *self._options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=fresh_environment(threads=int(os.environ.get("OMP_NUM_THREADS", "1"))),
             start_new_session=True,  # an interrupted cell interrupts the cell, not the server
         )
-        weakref.finalize(self, _end, process)
-        return process
+        weakref.finalize(self, _end, self._process)
+        self.start = self._announcement()
 
     def _announcement(self) -> ServiceStart:
         try:
@@ -132,9 +128,9 @@ def serve(
     """A real server process for the time of a ``with`` block.
 
     Args:
-        folder: of checkpoints; a temporary one by default.
-        keys: folder of keys; encrypts the connection.
-        options: further options of ``mobillm server``.
+        folder: of checkpoints and cached activations; a temporary one by default.
+        keys: folder of keys, for encryption; None for loopback without.
+        options: further options of ``mobillm server``, as on the command line.
 
     Raises:
         ServerGone: it did not start.
