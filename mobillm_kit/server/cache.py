@@ -9,7 +9,6 @@ Taught in: notebooks/08_device_and_server.ipynb
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ import msgspec
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from mobillm_kit.channel.frames import digest
 from mobillm_kit.channel.messages import DIGEST_BYTES
 from mobillm_kit.errors import SaveFailed
 from mobillm_kit.files import write_bytes
@@ -106,14 +106,14 @@ def _written(parcel: Parcel) -> bytes:
     about = {name: value for name, value in vars(parcel).items() if name != "payloads"}
     tensors = {f"{number:04d}": payload for number, payload in enumerate(parcel.payloads)}
     body = save(tensors, metadata={"about": msgspec.json.encode(about).decode()})
-    return hashlib.blake2b(body, digest_size=DIGEST_BYTES).digest() + body
+    return digest(body) + body
 
 
 def _read(path: Path) -> Parcel | None:
     try:
         data = path.read_bytes()
-        digest, body = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
-        if hashlib.blake2b(body, digest_size=DIGEST_BYTES).digest() != digest:
+        body = data[DIGEST_BYTES:]
+        if digest(body) != data[:DIGEST_BYTES]:
             return None
         tensors = load(body)
         about = msgspec.json.decode(_metadata(body)["about"])

@@ -203,11 +203,8 @@ class Service:
         with self._disk.session(owner, name, need) as folder:
             cache = None
             if plan.cache:
-                cache = ActivationCache(
-                    folder / "cache",
-                    memory_bytes=settings.cache_memory_bytes,
-                    disk_bytes=settings.cache_disk_bytes,
-                )
+                memory_bytes, disk_bytes = settings.cache_memory_bytes, settings.cache_disk_bytes
+                cache = ActivationCache(folder / "cache", memory_bytes=memory_bytes, disk_bytes=disk_bytes)
             yield SessionTrainer(plan, head, folder, cache)
 
     def _credit(self, plan: Plan) -> int:
