@@ -208,11 +208,8 @@ class Wire:
             raise BadInput(f"labels is '{labels}'.", "Choose 'server', 'residual' or 'device'.")
         place = None if folder is None else folder / "server"
         self.timeline = Timeline()
-        coder = (
-            BitWidthController(self.timeline.average_s, group=group)
-            if codec == "adaptive"
-            else codec_of("fp32" if codec == "none" else codec, group)
-        )
+        name, average_s = "fp32" if codec == "none" else codec, self.timeline.average_s
+        coder = BitWidthController(average_s, group=group) if codec == "adaptive" else codec_of(name, group)
         self.messages = Messages(device, local, coder, labels, cache, self.timeline)
         self._device = device
         self._local = local
