@@ -122,7 +122,7 @@ def bars(found: list[Module]) -> list[Bar]:
     big, big_where = max((methods(c), f"{m.name}:{c.lineno} {c.name}") for m in found for c in m.classes())
     return [
         Bar("files at the top of the package", sum("/" not in m.name for m in found), 8),
-        Bar("lines", sum(m.lines() for m in found), 18_300, goal=18_000),
+        Bar("lines", sum(m.lines() for m in found), 18_210, goal=18_000),
         Bar("lines of code", sum(m.code_lines() for m in found), 12_500),
         Bar("lines of the longest file", file.lines(), 400, file.name),
         Bar("methods of the largest class", big, 20, big_where),
