@@ -57,4 +57,4 @@ def _address(server: str, stack: ExitStack, folder: Path | None) -> tuple[str, s
     if server.startswith("tcp://"):
         return JoinString(server).address, "", ""
     problem = "No file keeps where the server was." if server == "elsewhere" else f"'{server}' is no server."
-    raise BadInput(problem, "Give 'spawn', tcp://127.0.0.1:PORT, a join string mobillm://… or a file that holds one.")
+    raise BadInput(problem, "Give 'spawn', tcp://127.0.0.1:PORT, or a join string mobillm://…")
