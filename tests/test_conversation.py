@@ -205,7 +205,6 @@ def test_logits_are_answered_once_and_the_loss_is_the_devices():
         (Bye(), ConnectionLost),
         (error("diverged"), TrainingDiverged),
         (error("bad-plan"), ServerRefused),
-        (error("bad-sequence", fatal=False), ServerRefused),  # the answer to a question
         (welcome(resume=10**6), ServerRefused),
     ],
 )
@@ -219,6 +218,18 @@ def test_what_ends_a_connection_and_what_ends_the_session(message, raised):
 
 def test_a_refusal_that_is_not_fatal_is_passed_over():
     assert begun().take(error("over-credit", fatal=False), [], BEGAN) is None
+
+
+@pytest.mark.parametrize("asked", [2, 3])
+def test_a_question_about_another_step_is_refused_to_who_asks_it_and_not_to_who_once_did(asked):
+    link = begun()
+    link.ask(Fetch(sequence=asked), 100)
+    refusal = Error(code="bad-sequence", sentence="", remedy="", sequence=2, fatal=False)
+    if asked == 2:
+        with pytest.raises(ServerRefused):
+            link.take(refusal, [], BEGAN)
+    else:
+        assert link.take(refusal, [], BEGAN) is None  # of a message that came a second time
 
 
 # --- time

@@ -182,7 +182,7 @@ class Conversation:
             if not self.welcome:  # else it answers a hello that was answered already
                 self._begin(message, now)
         elif isinstance(message, Error):
-            _refused(message)
+            _refused(message, asked=self._request is not None and self._request.sequence == message.sequence)
         elif not self.welcome:
             return None  # meant for the connection before this one
         elif isinstance(message, Ack):
@@ -272,12 +272,12 @@ class Conversation:
             self.result, self._request = bytes(payloads[0]), None
 
 
-def _refused(message: Error) -> None:
+def _refused(message: Error, *, asked: bool) -> None:
     if message.code == "hello-first":
         raise ConnectionLost  # the server was started again under a connection that stood
     if message.fatal and message.code == "diverged":
         raise TrainingDiverged(message.sentence, message.remedy)
-    if message.fatal or message.code == "bad-sequence":  # the answer to a question, which nothing else will answer
+    if message.fatal or (asked and message.code == "bad-sequence"):  # nothing else will answer that question
         raise ServerRefused(f"The server refused ({message.code}): {message.sentence}", message.remedy, message.code)
 
 
