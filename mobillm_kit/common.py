@@ -6,10 +6,11 @@ Knows: numbers and words.  Knows nothing of: tensors, files, models.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 
 MIB = 2**20
@@ -31,6 +32,17 @@ def installed_version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings of libraries: transformers and PEFT load torchao, and that warns of kernels that nobody asks for."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def usable_cores() -> int:

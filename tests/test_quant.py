@@ -179,8 +179,8 @@ def test_any_finite_values_come_back_within_the_bound_or_are_refused_as_too_larg
 @given(seed=st.integers(0, 2**31), exponent=st.integers(-100, 100), name=st.sampled_from(INTEGERS))
 def test_a_power_of_two_changes_the_scales_and_no_code(seed, exponent, name):
     coder, x = codec(name, 32), activations(2, 64, seed=seed)
-    codes = coder.scale_bytes(x.shape)
-    assert torch.equal(coder.encode(x)[codes:], coder.encode(x * 2.0**exponent)[codes:])
+    _, codes = coder.parts(coder.encode(x), x.shape)
+    assert torch.equal(codes, coder.parts(coder.encode(x * 2.0**exponent), x.shape)[1])
 
 
 # --- bytes ------------------------------------------------------------------------------------------------------
@@ -201,25 +201,23 @@ def test_bytes_by_hand():
 @pytest.mark.parametrize(("name", "group"), EVERY)
 def test_bytes_are_the_same_for_one_token_alone_and_among_others(name, group):
     coder, x = codec(name, group), activations(7, 256)
-    border = coder.scale_bytes(x.shape)
-    whole = coder.encode(x)
-    one = coder.encode(x[3:4])
-    own = coder.scale_bytes((1, 256))
-    assert torch.equal(whole[3 * own : 4 * own], one[:own])
-    assert torch.equal(whole[border:].view(7, -1)[3], one[own:])
+    scales, codes = coder.parts(coder.encode(x), x.shape)
+    own_scales, own_codes = coder.parts(coder.encode(x[3:4]), (1, 256))
+    assert torch.equal(scales[3:4], own_scales)
+    assert torch.equal(codes[3:4], own_codes)
 
 
 @pytest.mark.parametrize("name", CODECS)
 def test_a_tensor_that_is_worked_on_in_pieces_has_the_bytes_of_its_parts(name):
     coder = codec(name, 64)
     x = activations(PIECE // 512 + 3, 512)
-    border, own = coder.scale_bytes(x.shape), coder.scale_bytes((1, 512))
     whole = coder.encode(x)
-    codes = whole[border:].view(x.shape[0], -1)
+    scales, codes = coder.parts(whole, x.shape)
     for part in (slice(0, 5), slice(x.shape[0] - 5, x.shape[0])):
         alone = coder.encode(x[part])
-        assert torch.equal(whole[:border].view(x.shape[0], -1)[part].reshape(-1), alone[: 5 * own])
-        assert torch.equal(codes[part].reshape(-1), alone[5 * own :])
+        own_scales, own_codes = coder.parts(alone, (5, 512))
+        assert torch.equal(scales[part], own_scales)
+        assert torch.equal(codes[part], own_codes)
     assert torch.equal(coder.decode(whole, x.shape)[-5:], coder.decode(alone, (5, 512)))
 
 

@@ -85,9 +85,8 @@ class CodedMatrix:
     def dense(self, codes: Tensor) -> Tensor:
         """(n, d), as the codes say, some rows at a time."""
         rows, width = self.shape
-        per_row = self._coder.scale_bytes((1, width))
         matrix = torch.empty(self.shape, dtype=self.dtype, device=codes.device)
-        scales, codes = codes[: rows * per_row].view(rows, -1), codes[rows * per_row :].view(rows, -1)
+        scales, codes = self._coder.parts(codes, self.shape)
         step = max(1, DECODED_AT_A_TIME // width)
         for start in range(0, rows, step):
             end = min(start + step, rows)

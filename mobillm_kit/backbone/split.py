@@ -141,27 +141,18 @@ class Backbone(nn.Module):
         hidden = returned[0] if self.family.returns_tuple else returned
         return self.closing_norm(hidden) if self.closing_norm and index == self.n_layers - 1 else hidden
 
-    def hidden_states(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> Iterator[Tensor]:
-        """h_0, h_1 … h_L, each (B, T, d), before the final norm; one at a time, so that none has to be kept."""
-        hidden, inputs = self.begin(input_ids, attention_mask, token_type_ids)
+    def hidden_states(self, *tokens: Any) -> Iterator[Tensor]:
+        """h_0, h_1 … h_L, each (B, T, d), before the final norm, one at a time; ``tokens`` as in :meth:`begin`."""
+        hidden, inputs = self.begin(*tokens)
         yield hidden
         for index, handed in enumerate(inputs):
             hidden = self.block(index, hidden, handed)
             yield hidden
 
-    def taps(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor | None = None,
-        *,
-        layers: Sequence[int],
-    ) -> list[Tensor]:
+    def taps(self, *tokens: Any, layers: Sequence[int]) -> list[Tensor]:
         """The activations of the chosen layers, (B, T, d) each, in the order of ``layers`` (1 .. L; 0 = embedding)."""
         self.check_layers(layers)
-        states = enumerate(self.hidden_states(input_ids, attention_mask, token_type_ids))
+        states = enumerate(self.hidden_states(*tokens))
         kept = {index: state for index, state in states if index in layers}
         return [kept[index] for index in layers]
 
@@ -171,9 +162,9 @@ class Backbone(nn.Module):
         if missing:
             raise BadInput(f"Layer {missing[0]} does not exist: '{self.name}' has layers 0 to {self.n_layers}.")
 
-    def last_hidden(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+    def last_hidden(self, *tokens: Any) -> Tensor:
         """h_L, (B, T, d), before the final norm."""
-        for state in self.hidden_states(input_ids, attention_mask, token_type_ids):
+        for state in self.hidden_states(*tokens):
             last = state
         return last
 

@@ -7,7 +7,6 @@
 Everything here is predicted (mobillm_kit/memory/prediction.py); nothing is loaded, run or measured.
 
 Knows: predictions and sizes.  Knows nothing of: this machine, how the blocks are really read.
-
 Taught in: notebooks/01_where_memory_goes.ipynb
 """
 

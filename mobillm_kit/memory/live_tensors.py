@@ -3,7 +3,6 @@
     alive = weights + optimizer state + gradients + saved activations + messages + transients        bytes
 
 Knows: tensors and storages.  Knows nothing of: methods, models, processes.
-
 Taught in: notebooks/01_where_memory_goes.ipynb
 """
 

@@ -10,7 +10,6 @@ process starts. And each method needs a fresh process: a heap is never as clean 
 is never read: a child inherits its parent's.
 
 Knows: processes, /proc, the allocator.  Knows nothing of: tensors, methods, what is run.
-
 Taught in: notebooks/09_comparison.ipynb
 """
 
@@ -34,6 +33,9 @@ import psutil
 from mobillm_kit.common import MMAP_THRESHOLD
 from mobillm_kit.errors import lab
 from mobillm_kit.record import MeasuredMemory
+
+INTERVAL_S = 0.01
+"""Between two samples of the average."""
 
 
 def current_rss_bytes() -> int:
@@ -75,13 +77,7 @@ def give_back_free_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def measured(
-    run: Callable[[], object],
-    *,
-    party: Literal["device", "server", "both"],
-    steps: int,
-    interval_s: float = 0.01,
-) -> MeasuredMemory:
+def measured(run: Callable[[], object], *, party: Literal["device", "server", "both"], steps: int) -> MeasuredMemory:
     """Run training once and measure this process meanwhile.
 
     Call it in a fresh process that was started with :func:`fresh_environment`, after imports, model and data.
@@ -90,7 +86,6 @@ def measured(
         run: the training. What it raises is raised here.
         party: whose part of the work this process does.
         steps: how many steps ``run`` takes, for the record.
-        interval_s: between two samples of the average.
 
     Raises:
         MissingExtra: memory-profiler is not installed.
@@ -100,7 +95,7 @@ def measured(
     give_back_free_memory()
     loaded_bytes = current_rss_bytes()
     reset = reset_peak()
-    samples_mib = _sampled(memory_usage, run, interval_s)
+    samples_mib = _sampled(memory_usage, run)
     has_peak = reset or platform.system() == "Windows"
     peak_bytes = peak_rss_bytes() if has_peak else max(current_rss_bytes(), _mib(max(samples_mib)))
     return MeasuredMemory(
@@ -109,12 +104,12 @@ def measured(
         peak_rss_bytes=peak_bytes,
         average_rss_bytes=_mib(sum(samples_mib) / len(samples_mib)),
         steps=steps,
-        how=_how(reset, interval_s),
+        how=_how(reset),
     )
 
 
-def _sampled(sample: Callable[..., list[float]], run: Callable[[], object], interval_s: float) -> list[float]:
-    """Resident memory in MiB, every ``interval_s`` while ``run`` runs, from a process of its own."""
+def _sampled(sample: Callable[..., list[float]], run: Callable[[], object]) -> list[float]:
+    """Resident memory in MiB while ``run`` runs, from a process of its own."""
     failure: list[BaseException] = []
 
     def _guarded() -> None:
@@ -129,7 +124,7 @@ def _sampled(sample: Callable[..., list[float]], run: Callable[[], object], inte
         # the forked sampler touches neither torch nor threads
         warnings.filterwarnings("ignore", message=".*multi-threaded.*fork", category=DeprecationWarning)
         # without max_iterations a run of fewer than five samples would be run again
-        samples = sample((_guarded, ()), interval=interval_s, max_iterations=1)
+        samples = sample((_guarded, ()), interval=INTERVAL_S, max_iterations=1)
     if failure:
         raise failure[0]
     return samples
@@ -152,7 +147,7 @@ def _interrupts(how: int) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _how(reset: bool, interval_s: float) -> str:
+def _how(reset: bool) -> str:
     if reset:
         peak = "peak: VmHWM, reset before the first step"
     elif platform.system() == "Windows":
@@ -163,7 +158,7 @@ def _how(reset: bool, interval_s: float) -> str:
     allocator = f"{MMAP_THRESHOLD}={threshold}" if threshold else "default allocator settings"
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else os.environ.get("OMP_NUM_THREADS", "not set")
-    return f"{peak}; {allocator}; threads: {threads}; sampled every {1e3 * interval_s:g} ms"
+    return f"{peak}; {allocator}; threads: {threads}; sampled every {1e3 * INTERVAL_S:g} ms"
 
 
 def _mib(mib: float) -> int:

@@ -8,13 +8,11 @@ not, so OPT-6.7B needs no gigabyte and no second of arithmetic, and each operati
 real tensors.  Numbers that code asks for (a loss, a step counter) are answered with 1: memory does not depend on them.
 
 Knows: methods, tensors, storages.  Knows nothing of: processes, machines, what fits where.
-
 Taught in: notebooks/01_where_memory_goes.ipynb
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -27,9 +25,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedConfig
 
-from mobillm_kit.backbone.families import family_of
-from mobillm_kit.backbone.pretrained import DTYPES, from_config
+from mobillm_kit.backbone.pretrained import from_config, torch_dtype
 from mobillm_kit.backbone.split import Backbone
+from mobillm_kit.common import quiet
 from mobillm_kit.errors import BadInput
 from mobillm_kit.memory.live_tensors import Alive, LiveTensors, NotesSaved
 from mobillm_kit.methods import check_options, load_method
@@ -96,13 +94,14 @@ def predict(
         BadInput: a batch, a length, a dtype or an option that cannot be; a text longer than the model's context.
         UnknownName: no such method.
     """
-    _check(config, batch_size, length, dtype)
-    with _quiet():
+    with quiet():
         check_options(method, options or {})
         build = load_method(method)
     with shapes_only():
         model = shape_model(config, dtype=dtype)
-        batch = shape_batch(batch_size, length)
+        batch, context = shape_batch(batch_size, length), model.backbone.context
+        if length > context:
+            raise BadInput(f"{length} tokens are more than this model reads.", f"Its context is {context} tokens.")
         with LiveTensors() as built:
             trained = build(model, seed=0, **(options or {}))
         counted = trained.count_memory(batch)
@@ -173,20 +172,6 @@ def _tensors(batch: Batch) -> list[Tensor]:
     return [tensor for tensor in vars(batch).values() if tensor is not None]
 
 
-def _check(config: PreTrainedConfig, batch_size: int, length: int, dtype: str) -> None:
-    for name, value in (("batch size", batch_size), ("length", length)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise BadInput(f"The {name} is {value}; it must be a whole number from 1 up.")
-    if dtype not in DTYPES:
-        raise BadInput(f"Unknown dtype '{dtype}'.", f"Choose one of: {', '.join(DTYPES)}.")
-    family = family_of(config.model_type)
-    context = int(config.max_position_embeddings)
-    if family.positions_start_after_padding_id:
-        context -= int(config.pad_token_id) + 1
-    if length > context:
-        raise BadInput(f"{length} tokens are more than this model reads.", f"Its context is {context} tokens.")
-
-
 @contextmanager
 def shapes_only() -> Iterator[None]:
     """While it holds, new tensors have a shape and a device and no values; real tensors may not be mixed in."""
@@ -215,26 +200,18 @@ class _Copies(TorchFunctionMode):
 
 def shape_model(config: PreTrainedConfig, *, dtype: str = "float32") -> TaskModel:
     """A task model of that architecture with two labels; call it under :func:`shapes_only`, or it takes real memory."""
-    with _quiet():
-        model = from_config(config, DTYPES[dtype])
+    with quiet():
+        model = from_config(config, torch_dtype(dtype))
     backbone = Backbone(model, name=config.model_type)
     backbone.fingerprint = "shapes only"  # there are no bytes to take one over
     return task_model(backbone, word_ids=range(2))
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers loads torchao where it is installed, and that warns of kernels that nobody asks for here."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
 def shape_batch(rows: int, length: int) -> Batch:
     """(B, T) texts, the first of them a token shorter, so that the mask is one that a model cannot leave out."""
+    for name, value in (("batch size", rows), ("length", length)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise BadInput(f"The {name} is {value}; it must be a whole number from 1 up.")
     ids = torch.zeros(rows, length, dtype=torch.int64)
     mask = torch.ones_like(ids)
     mask[0, length - 1 :] = 0 if length > 1 else 1

@@ -8,7 +8,6 @@ Taught in: notebooks/09_comparison.ipynb
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 
@@ -17,17 +16,12 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from mobillm_kit.backbone.split import Backbone
-from mobillm_kit.common import derived_seed
+from mobillm_kit.common import derived_seed, quiet
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods.task_model import TaskModel
 
-# PEFT loads torchao and bitsandbytes where they are installed, and they warn of kernels that nobody asks for here
-_disabled = logging.root.manager.disable
-logging.disable(logging.WARNING)
-try:
+with quiet():
     from peft import LoraConfig, inject_adapter_in_model
-finally:
-    logging.disable(_disabled)
 
 
 def add_lora(

@@ -83,11 +83,6 @@ class Codec:
         """All but fp32, fp16 and bf16."""
         return self.name not in FLOATS
 
-    def scale_bytes(self, shape: Sequence[int]) -> int:
-        """Bytes of the scales, with which a payload begins."""
-        tokens, width = self._tokens(shape)
-        return tokens * self._token_bytes(width)[0]
-
     def wire_bytes(self, shape: Sequence[int]) -> int:
         """Exact size of a payload of (..., d) values, ``N (4 d / G + ceil(d bits / 8))``."""
         tokens, width = self._tokens(shape)
