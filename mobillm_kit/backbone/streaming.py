@@ -174,13 +174,12 @@ class StreamedBackbone(Backbone):
         matrices = [tensor.shape for tensor in self.blocks[0].parameters() if tensor.dim() > 1]
         widest = max(max(shape) for shape in matrices)
         decoded = max(shape.numel() for shape in matrices) * size if self._low_bit else 0
-        mask = batch_size * length * length
+        inside = 3 * self.width + (1 if self._in_place else 2) * widest
+        mask = tokens * length
         return StreamingNeed(
             runtime_bytes=LEAN_RUNTIME_BYTES,
             weights_bytes=self._streamed.memory_bytes + sum(tensor.nbytes for tensor in self._around),
-            working_bytes=tokens * size * (3 * self.width + (1 if self._in_place else 2) * widest)
-            + mask * size
-            + decoded,
+            working_bytes=(tokens * inside + mask) * size + decoded,
             batch_bytes=tokens * size * self.width + mask,
         )
 

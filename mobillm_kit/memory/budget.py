@@ -4,8 +4,6 @@
     streamed     peak - weights of the backbone + 2 blocks                 one is used while the next is read
     NF4          weights of those blocks at 4.5 bits a value + the largest matrix unpacked
 
-Everything here is predicted (mobillm_kit/memory/prediction.py); nothing is loaded, run or measured.
-
 Knows: predictions and sizes.  Knows nothing of: this machine, how the blocks are really read.
 Taught in: notebooks/01_where_memory_goes.ipynb
 """
@@ -76,11 +74,7 @@ class Step:
 
 
 def parse_bytes(text: str) -> int:
-    """``4GiB``, ``512 MiB``, ``4GB`` (10^9) as a number of bytes.
-
-    Raises:
-        BadInput: not a number with a unit, or less than any process takes.
-    """
+    """``4GiB``, ``512 MiB``, ``4GB`` (10^9) as a number of bytes; less than any process takes is refused."""
     found = _SIZE.fullmatch(text.strip())
     if found is None:
         raise BadInput(
@@ -122,8 +116,7 @@ _WHY = {
 def alternatives(step: Step, ram_bytes: int) -> Iterator[Way]:
     """Other ways of training the same model on the same batch, smaller batches first.
 
-    Yields:
-        One way after the other, each predicted when it is asked for (a second or two on a billion parameters).
+    Each is predicted when it is asked for (a second or two on a billion parameters).
     """
     largest = largest_batch(step, ram_bytes)
     if largest is not None and largest[0] != step.batch_size:
@@ -134,9 +127,8 @@ def alternatives(step: Step, ram_bytes: int) -> Iterator[Way]:
         if method != step.method:
             yield _way(LABELS[method], step.needs(method=method), price)
     if step.dtype == "float32":
-        yield _way(
-            f"{LABELS[FORWARD_ONLY]}, bfloat16", step.needs(method=FORWARD_ONLY, dtype="bfloat16"), "rounded weights"
-        )
+        half = step.needs(method=FORWARD_ONLY, dtype="bfloat16")
+        yield _way(f"{LABELS[FORWARD_ONLY]}, bfloat16", half, "rounded weights")
     yield from streamed(step)
 
 

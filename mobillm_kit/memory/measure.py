@@ -58,11 +58,7 @@ def peak_rss_bytes() -> int:
 
 
 def reset_peak() -> bool:
-    """Let the peak start again from the present resident memory.
-
-    Returns:
-        False where the system does not offer it; the peak then counts from the start of the process.
-    """
+    """Let the peak start again from the present resident memory; False where the system does not offer that."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -78,17 +74,12 @@ def give_back_free_memory() -> None:
 
 
 def measured(run: Callable[[], object], *, party: Literal["device", "server", "both"], steps: int) -> MeasuredMemory:
-    """Run training once and measure this process meanwhile.
-
-    Call it in a fresh process that was started with :func:`fresh_environment`, after imports, model and data.
+    """Run training once and measure this process meanwhile, a fresh one with :func:`fresh_environment`'s settings.
 
     Args:
         run: the training. What it raises is raised here.
         party: whose part of the work this process does.
         steps: how many steps ``run`` takes, for the record.
-
-    Raises:
-        MissingExtra: memory-profiler is not installed.
     """
     with lab("Measuring memory needs memory-profiler"):
         from memory_profiler import memory_usage

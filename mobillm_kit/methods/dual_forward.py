@@ -22,12 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 
 class DualForwardLinear(nn.Module):
-    """A frozen linear layer with a frozen A and stacks of B.
-
-    Args:
-        base: the layer that is wrapped, d_in -> d_out.
-        a: (r, d_in), frozen.
-    """
+    """A frozen linear layer ``base``, d_in -> d_out, with a frozen ``a``, (r, d_in), and stacks of B."""
 
     a: Tensor
     stack: Tensor
@@ -69,12 +64,7 @@ class DualForwardLinear(nn.Module):
         return (self.up + self.down).mean(dim=0) / 2 - self._update(g, lr, eps)
 
     def advance(self, g: Tensor, lr: float, eps: float, z: Tensor) -> None:
-        """Take the last perturbation back, apply its update, perturb by ``z``.
-
-        Args:
-            g, lr: of the last step, (q,) and a number.
-            z: (q, d_out, r).
-        """
+        """Take the last perturbation back, apply its update by the last g, (q,), perturb by z, (q, d_out, r)."""
         noise = (self.up - self.down) / 2
         update = self._update(g, lr, eps)
         move = eps * z - noise

@@ -36,9 +36,6 @@ def add_lora(
 
     Returns:
         What is trained, by name: A and B of every layer, and the classifier of encoders.
-
-    Raises:
-        BadInput: a rank or an alpha out of range, or a target that no layer has.
     """
     check_scale(rank, alpha)
     chosen = target_names(model.backbone, targets)

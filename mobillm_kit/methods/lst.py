@@ -41,9 +41,6 @@ def build(
     Args:
         reduction: k, the ladder's width is d/k; the paper's 8.
         layers: how many layers are tapped, evenly spaced, or which; all by default.
-
-    Raises:
-        BadInput: a reduction or heads that do not divide the width, or layers that are not there.
     """
     backbone = model.backbone
     causal = backbone.kind == "decoder"

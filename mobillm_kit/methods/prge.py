@@ -41,12 +41,8 @@ class PRGE:
         eps: the perturbation; the paper's 1e-2 for LoRA-FA.
         clip: the largest |g_j|.  Not in the paper: the few large g of a run (one in a hundred is ten times the
             median) throw it off what it has found, at any rate that finds it in time.
-        inner: run both signs in the same forward.
-        outer: run all perturbations in the same forward.
+        inner, outer: run both signs, and all perturbations, in the same forward.
         lora: rank, alpha and targets, as :func:`mobillm_kit.methods.lora_layers.add_lora` takes them.
-
-    Raises:
-        BadInput: q, eps, rank, alpha or clip out of range, or a target that no layer has.
     """
 
     name = "p-rge"

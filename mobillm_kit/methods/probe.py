@@ -20,10 +20,7 @@ from mobillm_kit.texts.encode import Batch
 
 
 def build(model: TaskModel, *, seed: int, weight_decay: float = 0.0) -> Backprop:
-    """Train a classifier on the last state and nothing else.
-
-    Encoders already have one; decoders get one in place of their label words.
-    """
+    """Train a classifier on the last state alone: an encoder's own, a decoder's in place of its label words."""
     head = model.head
     if isinstance(head, PooledHead):
         classifier = head

@@ -37,11 +37,8 @@ class ZerothOrder:
 
     Args:
         model: everything that must be in the device's memory.
-        parameters: what is trained, by name.
+        parameters: what is trained, by name; none in 16 bits, where adding and taking back eps z drifts.
         logits: batch to (B, C).
-
-    Raises:
-        BadInput: eps is not above 0, or a weight is kept in 16 bits, where adding and taking back eps z drifts.
     """
 
     def __init__(
@@ -140,9 +137,6 @@ def perturb(weights: Iterable[Tensor], seed: int, scale: float) -> None:
             generators[weight.device] = torch.Generator(weight.device).manual_seed(seed)
         z = torch.randn(weight.shape, generator=generators[weight.device], device=weight.device, dtype=weight.dtype)
         weight.add_(z, alpha=scale)
-
-
-# ---------------------------------------------------------------------- a run as its seed and one number a step
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,7 @@ NEWEST_SHARE = 0.25
 
 
 class BitWidthController:
-    """Chooses a codec per step.
-
-    Args:
-        average_s: a stage's running average of seconds; None where it has not run yet.
-        names: codecs to choose from, from wide to narrow.
-    """
+    """Chooses a codec of ``names``, from wide to narrow, per step; a stage that has not run has no ``average_s``."""
 
     def __init__(
         self, average_s: Callable[[Stage], float | None], *, group: int = 64, names: Sequence[str] = LADDER

@@ -27,7 +27,7 @@ from mobillm_kit.quant.books import BITS, BOOKS, CODECS, FLOATS, TOP
 GROUPS = (0, 32, 64, 128)
 """Values per scale that are taught and measured; 0: one scale per token."""
 _POSSIBLE_GROUPS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
-"""Small ones are for narrow models, whose width 32 does not divide."""
+"""The small ones are for narrow models, whose width 32 does not divide."""
 
 PIECE = 2**19
 """Values worked on at a time on a CPU: 2 MiB of float32.  Less means more starts, more leaves the cache."""
@@ -89,14 +89,11 @@ class Codec:
         return tokens * sum(self._token_bytes(width))
 
     def encode(self, x: Tensor, where: str = "") -> Tensor:
-        """Write activations as bytes.
+        """Activations as flat uint8 of :meth:`wire_bytes`, on their own device.
 
         Args:
-            x: (..., d), any float type, on any device.
+            x: (..., d), any float type.
             where: what ``x`` is, for the error ("layer 3").
-
-        Returns:
-            Flat uint8 of :meth:`wire_bytes`, on x's device.
 
         Raises:
             BadInput: NaN, Inf or a value too large for the codec, groups that do not divide d, or x is no float tensor.
@@ -117,14 +114,10 @@ class Codec:
         return payload
 
     def decode(self, payload: Tensor, shape: Sequence[int], where: str = "") -> Tensor:
-        """Read activations of ``shape`` back from what :meth:`encode` wrote; ``where`` as there.
-
-        Returns:
-            float32 of ``shape``, on the payload's device, every value finite.
+        """float32 of ``shape``, every value finite, on the payload's device; ``where`` as in :meth:`encode`.
 
         Raises:
-            CodecError: a length that does not belong to the shape, a scale that is negative, denormal or not finite, a
-                code outside the codebook, or values that are not finite.
+            CodecError: a length that does not belong to the shape, or what the package's docstring refuses.
         """
         scales, codes = self.parts(payload, shape, where)
         kind = FLOATS.get(self.name, torch.float32)
@@ -203,13 +196,7 @@ class Codec:
 
 
 def codec(name: str, group: int = 64) -> Codec:
-    """The codec of a name.
-
-    Args:
-        name: one of :data:`CODECS`.
-        group: values per scale: 32, 64 or 128 (smaller powers of two for narrow models), or 0: one scale per token.
-            Without meaning for fp32, fp16 and bf16, whose group is always 0.
-    """
+    """The codec of a name; of fp32, fp16 and bf16 the group is 0, whichever possible one is given."""
     return Codec(name, 0 if name in FLOATS and group in _POSSIBLE_GROUPS else group)
 
 
@@ -302,13 +289,9 @@ def _mean(absolute: Tensor, peaks: Tensor) -> Tensor:
 
 
 def nearest(y: Tensor, name: str) -> Tensor:
-    """Codes of the values of a codebook nearest to ``y``.
+    """uint8 codes 0..15 of the values of a codebook nearest to ``y``, of its shape, in a scratch buffer.
 
-    Args:
-        y: contiguous finite float32, in [-1, 1] up to rounding.
-
-    Returns:
-        uint8 codes 0..15, of y's shape, in a scratch buffer.  Half way between two values the lower one is taken.
+    ``y`` is contiguous finite float32, in [-1, 1] up to rounding; half way between two values the lower one is taken.
     """
     order, midpoints, table = books.tables_of(name, y.device)
     flat = y.view(-1)

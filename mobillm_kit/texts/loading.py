@@ -241,10 +241,8 @@ def _used(table: Table, texts: Sequence[str], label: str, why: str) -> tuple[lis
             empty.append(row.line)
     if not rows:
         raise BadInput(f"{table.where}, line {empty[0]}: the text is empty, as in all rows.", why)
-    first = (
-        f"{Path(table.where).name}: {len(empty)} of {len(table.rows)} rows left out because a text of theirs is empty"
-    )
-    return rows, [f"{first} (the first one in line {empty[0]})."] if empty else []
+    said = f"{len(empty)} of {len(table.rows)} rows left out because a text of theirs is empty"
+    return rows, [f"{Path(table.where).name}: {said} (the first one in line {empty[0]})."] if empty else []
 
 
 def _examples(task: Task, table: Table) -> tuple[tuple[Example, ...], list[str]]:

@@ -110,8 +110,7 @@ def find_splits(folder: Path) -> dict[str, Path]:
         raise BadInput(f"There is no folder {folder}.", "Give a folder that holds train.tsv and dev.tsv (or test.tsv).")
     found: dict[str, Path] = {}
     for split, names in SPLIT_FILES.items():
-        files = [folder / (name + suffix) for name in names for suffix in _READERS]
-        files = [file for file in files if file.is_file()]
+        files = [file for name in names for suffix in _READERS if (file := folder / (name + suffix)).is_file()]
         if len(files) > 1:
             raise BadInput(
                 f"{folder} holds {files[0].name} and {files[1].name}, two files for the {split} split.",

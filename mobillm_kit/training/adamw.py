@@ -79,8 +79,7 @@ class Trained:
     ) -> CountedMemory:
         """Weights, gradients, moments and what autograd saves for one backward pass of ``loss``; trains nothing.
 
-        Args:
-            received: what ``loss`` reads of a message, which ``messages_bytes`` counts already.
+        ``received`` is what ``loss`` reads of a message, which ``messages_bytes`` counts already.
         """
         weights = [*model.parameters(), *model.buffers()]
         with SavedActivations([*weights, *received]) as saved:

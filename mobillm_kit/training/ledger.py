@@ -41,12 +41,11 @@ def saved_for_backward(forward: Callable[[], T], exclude: Iterable[Tensor]) -> t
 class SavedActivations(TorchDispatchMode):
     """Counts what autograd saves between forward and backward, as long as it is saved.
 
-    Wrap a whole training step to get its peak. Each storage counts once, from the moment autograd saves it until
-    autograd lets go of it. Under gradient checkpointing the blocks' inputs count from the forward pass on, and the
-    activations that the backward pass computes again, block by block, count while they live: torch's checkpoint puts
-    hooks of its own over ours, but during a backward pass only a recomputation runs with gradients enabled. When it is
-    over, the next operation has gradients disabled, and of the storages made meanwhile just those are alive that
-    checkpoint has kept.
+    Wrap a whole training step to get its peak. Under gradient checkpointing the blocks' inputs count from the forward
+    pass on, and the activations that the backward pass computes again, block by block, count while they live: torch's
+    checkpoint puts hooks of its own over ours, but during a backward pass only a recomputation runs with gradients
+    enabled. When it is over, the next operation has gradients disabled, and of the storages made meanwhile just those
+    are alive that checkpoint has kept.
 
     Args:
         exclude: tensors that are counted elsewhere, as a rule the model's parameters and buffers.
