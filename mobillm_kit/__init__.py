@@ -92,11 +92,7 @@ __all__ = ["__version__", *sorted(_HOME)]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the module that holds the public ``name``.
-
-    Raises:
-        AttributeError: there is no such name; the closest one is named.
-    """
+    """Import the module that holds the public ``name``; an error about a name that nothing has names the closest."""
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     close = get_close_matches(name, _HOME, n=1)

@@ -53,8 +53,6 @@ def usable_cores() -> int:
 
 
 MMAP_THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
-
-
 MMAP_THRESHOLD_BYTES = 131072
 """Blocks from this size on are mapped one by one and go back to the system when they are freed."""
 

@@ -1,7 +1,6 @@
 """Errors that a user can act on.
 
-Every refusal names what was wrong, where, and what would be right.  The command line prints the sentence
-and exits; a notebook shows it as an ordinary exception.
+The command line prints the sentence and exits; a notebook shows it as an ordinary exception.
 
 Knows: words.  Knows nothing of: tensors, models, files.
 """

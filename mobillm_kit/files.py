@@ -1,10 +1,7 @@
-"""Where the packaged data lies, and writing files so that a failure leaves the old file whole.
+"""Where the packaged data lies, and writing files so that a full disk, a kill or a power cut leaves the old file whole.
 
 A wheel carries the data inside the package (``mobillm_kit/_data/``), a checkout beside the package (``data/``), so a
 notebook or a script finds it from any working directory.
-
-A file is written beside its place and moved over it in one step.  A full disk, a kill or a power cut leaves
-either the old bytes or the new ones.
 
 Knows: paths and bytes.  Knows nothing of: what the bytes mean.
 Taught in: notebooks/00_start_here.ipynb
@@ -52,16 +49,13 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
 def only_one(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
     """Hold a folder, made if new, while something is written into it; somebody else's is refused after ``wait_s``."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=wait_s)
     try:
-        lock.acquire()
+        held = FileLock(folder / ".lock", timeout=wait_s).acquire()
     except Timeout as error:
         remedy = "Wait for it to end, or choose another folder."
         raise FolderBusy(f"{folder}: another run is writing into this folder.", remedy) from error
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def _flush_to_disk(path: Path) -> None:

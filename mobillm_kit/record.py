@@ -1,7 +1,6 @@
 """The record of one training run: what was done, on what, and what came out.
 
-A record is a plain value.  It is written as JSON and loads back equal; a record of another format version is
-refused instead of being read half.
+A record is a plain value, written as JSON, that loads back equal.
 
 Knows: numbers and names.  Knows nothing of: tensors, models, how a run is made.
 

@@ -1,8 +1,7 @@
 """The commands that run something: `mobillm compare | train | device | evaluate | predict`.
 
-A command is a description: its fields are the options, the sentence below a field is its help, and calling it does what
-it says.  What a run can be told is not listed here: these commands add to the fields of
-:class:`mobillm_kit.runs.spec.Settings`.
+A command is a description: its fields are the options, those of :class:`mobillm_kit.runs.spec.Settings` among them, the
+sentence below a field is its help, and calling it does what it says.
 
 Knows: runs.  Knows nothing of: how words on a command line become a command.
 Taught in: notebooks/00_start_here.ipynb
@@ -33,7 +32,6 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     """What was typed; a call does it and returns the exit status."""
 
     def __call__(self) -> int:
-        """Do it; each command says how."""
         return 0
 
 
@@ -101,7 +99,6 @@ class Compare(Running, frozen=True, kw_only=True):
     """Folder that holds all comparisons."""
 
     def __call__(self) -> int:
-        """Run what has no record yet, and print the table."""
         from mobillm_kit.backbone.pretrained import backbone_kind
         from mobillm_kit.runs.compare import compare
         from mobillm_kit.runs.progress import Bars
@@ -170,7 +167,6 @@ class Train(Running, frozen=True, kw_only=True):
     """Of initial weights, the order of texts and whatever else the method draws."""
 
     def __call__(self) -> int:
-        """Train, and print the scores."""
         return self.train(self.spec(self.method, self.seed), self.out)
 
 
@@ -200,7 +196,6 @@ class Device(Running, frozen=True, kw_only=True):
     """Of the side network's initial weights and the order of texts."""
 
     def __call__(self) -> int:
-        """Train, and print the scores."""
         names = ("codec", "labels", "cache", "link", "keys")
         uplink = {"server": self.join, **{name: getattr(self, name) for name in names}}
         chosen = [f"{name}={msgspec.json.encode(value).decode()}" for name, value in uplink.items() if value != ""]
@@ -216,7 +211,6 @@ class Evaluate(Command, frozen=True, kw_only=True):
     """Threads of this process."""
 
     def __call__(self) -> int:
-        """Print the scores."""
         import torch
 
         from mobillm_kit.runs.inference import score_run
@@ -244,7 +238,6 @@ class Predict(Command, frozen=True, kw_only=True):
     """Threads of this process."""
 
     def __call__(self) -> int:
-        """Print label, probability and text, a line each."""
         import torch
 
         from mobillm_kit.runs.inference import load_run

@@ -1,7 +1,5 @@
 """The commands around runs: `mobillm doctor | methods | tasks | memory | server | quantize`.
 
-Described as those of ``commands/run.py`` are.
-
 Knows: every room.  Knows nothing that a function below it does not know better.
 Taught in: notebooks/00_start_here.ipynb
 """
@@ -46,7 +44,6 @@ class Methods(Command, frozen=True, kw_only=True):
     """Of a method, for its options."""
 
     def __call__(self) -> int:
-        """Print the table of methods, or of one method's options."""
         if self.name:
             options = Table("--option", "usually", title=f"{LABELS[method_row(self.name).name]}: options")
             for option, usual in options_of(self.name).items():
@@ -65,7 +62,6 @@ class Tasks(Command, frozen=True, kw_only=True):
     """List the tasks, their prompts and label words."""
 
     def __call__(self) -> int:
-        """Print the table of tasks."""
         from mobillm_kit.texts.tasks import TASKS
 
         table = Table("task", "question", "prompt", "label words", "metric", title="Tasks")
@@ -98,7 +94,6 @@ class Memory(Command, frozen=True, kw_only=True):
     """Method option, such as rank=8."""
 
     def __call__(self) -> int:
-        """Print each party's need and, where a memory is named, what would fit into it."""
         from mobillm_kit.backbone.pretrained import architecture
         from mobillm_kit.memory.budget import Step, alternatives, parse_bytes, reason
 
@@ -160,7 +155,6 @@ class Server(Command, frozen=True, kw_only=True):
     """For programs: end when standard input closes."""
 
     def __call__(self) -> int:
-        """Serve until Ctrl-C."""
         from mobillm_kit.server.listen import ServiceStart, serve_forever
         from mobillm_kit.server.service import ServiceSettings
 
@@ -212,7 +206,6 @@ class Quantize(Command, frozen=True, kw_only=True):
     """int8, nf4 or fp4."""
 
     def __call__(self) -> int:
-        """Write the folder and name it."""
         from mobillm_kit.backbone.lowbit import quantize_backbone
 
         with screen.status(f"coding {escape(str(self.model))} as {escape(self.kind)}"):

@@ -1,7 +1,5 @@
 """What this machine brings along, found out before a run needs it.
 
-Each check answers in a limited time, never raises, and says what to do where something is missing.
-
 Knows: versions, memory, disk, threads, packaged files, loopback sockets.  Knows nothing of: training, the
 command line that prints the lines.
 
@@ -23,7 +21,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from mobillm_kit.common import MIB, installed_version, usable_cores
+from mobillm_kit.common import MIB, MMAP_THRESHOLD, installed_version, usable_cores
 from mobillm_kit.errors import KitError
 from mobillm_kit.files import data_folder
 
@@ -58,7 +56,7 @@ class Check:
 def examine() -> list[Check]:
     """Run every check within its time limit; the findings are in the order in which a reader would look for a cause."""
     named = ((probe.__name__.replace("_", " "), probe) for probe in PROBES)
-    return [check for name, probe in named for check in within(name, probe, SLOW_S.get(probe, QUICK_LIMIT_S))]
+    return [check for name, probe in named for check in within(name, probe, PROBES[probe])]
 
 
 def within(name: str, probe: Callable[[], list[Check]], limit_s: float) -> list[Check]:
@@ -89,10 +87,7 @@ def python() -> list[Check]:
 
 
 def packages(distribution: str = DISTRIBUTION) -> list[Check]:
-    """What the package needs against what is installed: one check per core package, one per extra.
-
-    The wanted versions are read from the installed package's own metadata.
-    """
+    """What the package's own metadata wants against what is installed: one check per core package, one per extra."""
     try:
         wanted = [Requirement(line) for line in metadata.requires(distribution) or ()]
     except metadata.PackageNotFoundError:
@@ -170,17 +165,12 @@ def threads() -> list[Check]:
 
 
 def allocator() -> list[Check]:
-    """The memory allocator, because measured peaks depend on it.
-
-    glibc keeps freed blocks for later; with ``MALLOC_MMAP_THRESHOLD_=131072`` a peak RSS means the same in
-    every run.  Compared runs set it in their own processes.
-    """
+    """The memory allocator: measured peaks depend on it, and compared runs set glibc's threshold in their processes."""
     name, version = platform.libc_ver()
-    threshold = os.environ.get("MALLOC_MMAP_THRESHOLD_", "")
-    if name != "glibc":
-        return [Check("allocator", True, "not glibc: compare counted memory across systems, not measured peaks")]
-    setting = f"MALLOC_MMAP_THRESHOLD_={threshold}" if threshold else "default threshold in this process"
-    return [Check("allocator", True, f"glibc {version}, {setting}")]
+    threshold = os.environ.get(MMAP_THRESHOLD, "")
+    setting = f"{MMAP_THRESHOLD}={threshold}" if threshold else "default threshold in this process"
+    elsewhere = "not glibc: compare counted memory across systems, not measured peaks"
+    return [Check("allocator", True, f"glibc {version}, {setting}" if name == "glibc" else elsewhere)]
 
 
 def widgets() -> list[Check]:
@@ -241,7 +231,6 @@ def sockets(limit_s: float = SOCKET_LIMIT_S) -> list[Check]:
     return [Check("sockets", True, detail)]
 
 
-PROBES = (python, packages, accelerators, memory, disk, threads, allocator, widgets, packaged_data, sockets)
-
-SLOW_S: dict[Callable[[], list[Check]], float] = {accelerators: 60.0, sockets: 3 * SOCKET_LIMIT_S}
-"""Time limits of probes that need more than the others: torch is imported, sockets wait for each other."""
+_IN_ORDER = (python, packages, accelerators, memory, disk, threads, allocator, widgets, packaged_data, sockets)
+PROBES = {**dict.fromkeys(_IN_ORDER, QUICK_LIMIT_S), accelerators: 60.0, sockets: 3 * SOCKET_LIMIT_S}
+"""Time limits: torch is imported, sockets wait for each other."""

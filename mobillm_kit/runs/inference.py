@@ -1,8 +1,5 @@
 """A trained run put to use: from its folder, back to a model that labels texts.
 
-    load_run     the folder of any trained run
-    load_side    a side network alone, as it is shared, put back on its backbone
-
 Knows: runs, side networks and their folders.  Knows nothing of: how they were trained.
 Taught in: notebooks/00_start_here.ipynb
 """

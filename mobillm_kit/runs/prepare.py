@@ -32,10 +32,6 @@ LONGEST_TEXT = 256
 """Tokens; longer texts are cut unless the specification says otherwise."""
 
 
-PRESET_FIELDS = ("steps", "batch_size", "lr", "schedule", "warmup", "eval_every")
-"""What a preset decides where the specification does not."""
-
-
 @dataclass(frozen=True, eq=False)
 class Prepared:
     """Texts, tokens and model of a run, before any method touches them."""
@@ -154,9 +150,9 @@ def chosen_preset(prepared: Prepared) -> Preset:
 
 def fit_settings(prepared: Prepared) -> FitSettings:
     """The training settings: what the specification gives, over the preset."""
-    spec = prepared.spec
-    given = {name: value for name in PRESET_FIELDS if (value := getattr(spec, name)) is not None}
-    return FitSettings(**{**chosen_preset(prepared).settings, **given}, patience=spec.patience, seed=spec.seed)
+    spec = {name: getattr(prepared.spec, name) for name in FitSettings.__dataclass_fields__}
+    given = {name: value for name, value in spec.items() if value is not None}
+    return FitSettings(**{**chosen_preset(prepared).settings, **given})
 
 
 def training_batches(prepared: Prepared) -> Batches:

@@ -1,7 +1,5 @@
 """One run, from its specification to its record: data, backbone, method, training, held-out scores.
 
-    RunSpec -> prepare (texts, tokens, model) -> fit -> scores on test -> RunRecord
-
 Knows: every room below it.  Knows nothing of: processes, folders of many runs, pictures.
 Taught in: notebooks/00_start_here.ipynb
 """
@@ -10,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,7 @@ from mobillm_kit.methods.zeroth_order import ZerothOrder
 from mobillm_kit.record import BackboneInfo, MeasuredMemory, RunRecord, Scalar, TaskInfo
 from mobillm_kit.runs.folders import CHECKPOINT, RECORD, check_files, keep_task
 from mobillm_kit.runs.loop import INTERRUPTED, FitResult, evaluate, fit, logits_of
-from mobillm_kit.runs.prepare import (
-    PRESET_FIELDS,
-    Prepared,
-    build_method,
-    chosen_preset,
-    fit_settings,
-    prepare,
-    training_batches,
-)
+from mobillm_kit.runs.prepare import Prepared, build_method, chosen_preset, fit_settings, prepare, training_batches
 from mobillm_kit.runs.progress import Progress, Told
 from mobillm_kit.runs.provenance import provenance
 from mobillm_kit.runs.spec import RunSpec
@@ -218,8 +209,7 @@ def flat_settings(prepared: Prepared) -> dict[str, Scalar]:
     flat |= {name: "|".join(flat[name] or ()) or None for name in ("label_names", "label_words")}
     options = flat.pop("options")
     if method_row(spec.method).trained:
-        settings = fit_settings(prepared)
-        flat |= {name: getattr(settings, name) for name in PRESET_FIELDS}
+        flat |= asdict(fit_settings(prepared))
         options = {**chosen_preset(prepared).options, **options}
     lists = {f"option.{name}": value for name, value in options.items()}
     flat |= {name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in lists.items()}

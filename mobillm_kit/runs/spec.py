@@ -1,8 +1,5 @@
 """What to run: the one description, from the command line to ``spec.json`` and the record.
 
-The command line is made out of these fields, their types and the sentence below each: a field that is added here
-is an option there.
-
 Knows: names and numbers.  Knows nothing of: tensors, models, files, how anything runs.
 Taught in: notebooks/00_start_here.ipynb
 """

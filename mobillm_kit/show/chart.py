@@ -3,9 +3,6 @@
 Colours start from those of Okabe and Ito, the light ones darkened to stand on white too; markers, line styles and
 labels say the same as the colours. A chart has a white ground, so that it can be read on a dark page as well.
 
-Nothing is shown and no global state is touched: a notebook displays what a cell returns, a program calls
-:func:`save`.
-
 Knows: matplotlib, and the look of a chart.  Knows nothing of: what is drawn.
 
 Taught in: notebooks/09_comparison.ipynb
@@ -58,7 +55,6 @@ DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1)))
 
 _STYLE = {
     "font.family": "DejaVu Sans",
-    "font.size": 10,
     "text.parse_math": False,
     "text.color": INK,
     "axes.facecolor": PAPER,
@@ -68,7 +64,6 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "grid.color": GRID,
-    "grid.linewidth": 0.8,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,

@@ -80,10 +80,6 @@ def _slider(options: Sequence[Any], value: Any, description: str) -> Any:
     return widgets.SelectionSlider(options=options, value=value, description=description, continuous_update=False)
 
 
-def _dropdown(options: Sequence[Any], value: Any, description: str) -> Any:
-    return widgets.Dropdown(options=options, value=value, description=description)
-
-
 class MemoryPanel(Panel):
     """Bars of predicted memory, one per method: model, batch and length."""
 
@@ -93,7 +89,7 @@ class MemoryPanel(Panel):
         methods: Sequence[str] = ("full", "lora", "mobillm-full-width"),
     ) -> None:
         self._methods = tuple(methods)
-        self.model = _dropdown(models, models[0], "model")
+        self.model = widgets.Dropdown(options=models, description="model")
         self.batch = _slider(BATCHES, 8, "batch")
         self.length = _slider(LENGTHS, 128, "length")
         super().__init__([self.model, self.batch, self.length])
@@ -111,7 +107,7 @@ class RankPanel(Panel):
 
     def __init__(self, models: Sequence[str] = ("pocket", "opt-125m"), batch_size: int = 16, length: int = 46) -> None:
         self._size = (batch_size, length)
-        self.model = _dropdown(models, models[0], "model")
+        self.model = widgets.Dropdown(options=models, description="model")
         self.rank = _slider(RANKS, 8, "rank")
         super().__init__([self.model, self.rank])
 
@@ -129,9 +125,11 @@ class FitPanel(Panel):
     """Whether a method fits into a device's memory, why, and what would fit instead."""
 
     def __init__(self, models: Sequence[str] = BUILT_IN, methods: Sequence[str] = TRAINED) -> None:
-        self.model = _dropdown(models, "opt-125m" if "opt-125m" in models else models[0], "model")
+        model = "opt-125m" if "opt-125m" in models else models[0]
+        method = "lora" if "lora" in methods else methods[0]
         named = [(LABELS[name], name) for name in methods]
-        self.method = _dropdown(named, "lora" if "lora" in methods else methods[0], "method")
+        self.model = widgets.Dropdown(options=models, value=model, description="model")
+        self.method = widgets.Dropdown(options=named, value=method, description="method")
         self.batch = _slider(BATCHES, 8, "batch")
         self.length = _slider(LENGTHS, 128, "length")
         self.budget = _slider([(f"{size} GiB", size) for size in BUDGETS_GIB], 2, "memory")
@@ -186,7 +184,7 @@ class LinkPanel(Panel):
             raise BadInput("No costs of a step to choose from.", "Give at least one StepCost with a name.")
         self._costs = dict(costs)
         self.bandwidth = _slider(BANDWIDTHS, 20, "Mb/s")
-        self.sent = _dropdown(list(self._costs), next(iter(self._costs)), "sent")
+        self.sent = widgets.Dropdown(options=list(self._costs), description="sent")
         super().__init__([self.bandwidth, self.sent])
 
     def show(self) -> tuple[Chart, str]:
@@ -207,7 +205,6 @@ def pace_text(cost: StepCost, link: Link) -> str:
 
 @cache
 def _ways(model: str, method: str, batch: int, length: int, ram_bytes: int) -> tuple[Way, ...]:
-    """The first ways that fit instead."""
     ways = alternatives(Step(architecture(model), method, batch, length), ram_bytes)
     return tuple(islice((way for way in ways if way.fits(ram_bytes)), ENOUGH_WAYS))
 
