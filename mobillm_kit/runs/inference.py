@@ -13,16 +13,15 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mobillm_kit.backbone.pretrained import load_backbone, load_tokenizer
 from mobillm_kit.device.forward import Device
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import method_row
-from mobillm_kit.methods.task_model import task_model
 from mobillm_kit.runs.folders import CHECKPOINT, SPEC, check_files, load_spec, load_task
 from mobillm_kit.runs.loop import logits_of
 from mobillm_kit.runs.prepare import Prepared, build_method, prepare
 from mobillm_kit.runs.progress import Told
 from mobillm_kit.runs.run import control_scores, held_out_scores
+from mobillm_kit.runs.spec import RunSpec
 from mobillm_kit.side.adapter import SideAdapter, attach
 from mobillm_kit.texts.encode import Batch, TextEncoder
 from mobillm_kit.texts.loading import TaskData
@@ -89,24 +88,17 @@ def load_side(folder: str | Path, backbone: str | Path | None = None) -> Predict
         backbone: ``pocket``, a folder, or a name on the hub; None for the name that the side network knows.
     """
     adapter = SideAdapter.from_pretrained(folder)
-    backbone = backbone or adapter.backbone_name
-    loaded = load_backbone(backbone)
-    encoder = TextEncoder(
-        tokenizer=load_tokenizer(backbone),
-        task=_task(adapter),
-        kind=loaded.kind,
-        max_length=adapter.max_length,
-        vocabulary=loaded.n_tokens,
-    )
-    words = encoder.label_ids() if loaded.kind == "decoder" else range(len(adapter.labels))
-    tuned = attach(adapter, loaded, task_model(loaded, word_ids=words).head)
-    device = Device(loaded, adapter.side.layers, one_token=tuned.one_token_is_enough)
+    name = str(backbone or adapter.backbone_name)
+    spec = RunSpec(method="mobillm", backbone=name, task="custom", max_length=adapter.max_length, accelerator="cpu")
+    prepared = prepare(spec, TaskData(_task(adapter), (), (), (), ()))
+    tuned = attach(adapter, prepared.backbone, prepared.model.head)
+    device = Device(prepared.backbone, adapter.side.layers, one_token=tuned.one_token_is_enough)
 
     def _logits(batch: Batch) -> Tensor:
         upload = device.upload(batch)
         return tuned(upload.activations, upload.mask, upload.positions.long())
 
-    return Predictor(encoder, _logits)
+    return Predictor(prepared.encoder, _logits)
 
 
 def _task(adapter: SideAdapter) -> Task:

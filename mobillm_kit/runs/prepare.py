@@ -73,8 +73,7 @@ def prepare(spec: RunSpec, data: TaskData | None = None, tell: Callable[[str], o
         padding_side=spec.padding_side,
         vocabulary=backbone.n_tokens,
     )
-    decoder = backbone.kind == "decoder"
-    words = encoder.label_ids() if decoder else range(len(data.task.labels))
+    words = encoder.label_ids() if backbone.kind == "decoder" else range(len(data.task.labels))
     model = task_model(backbone, word_ids=words, pooling=spec.pooling, seed=spec.seed)
     by_hand = handwritten() if spec.task == "reviews" else ()
     train, dev, test, written = (encoder.encode(texts) for texts in (data.train, data.dev, data.test, by_hand))
