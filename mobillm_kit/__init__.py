@@ -7,7 +7,6 @@ sockets, no plots.  They are what the notebooks use, and the notebooks use nothi
 the house behind them.
 
 Knows: where each public name lives.  Knows nothing of: what it does.
-
 Taught in: notebooks/00_start_here.ipynb
 """
 

@@ -3,7 +3,6 @@
 A record is a plain value, written as JSON, that loads back equal.
 
 Knows: numbers and names.  Knows nothing of: tensors, models, how a run is made.
-
 Taught in: notebooks/09_comparison.ipynb
 """
 

@@ -1,7 +1,5 @@
 """Is the house still small?  Each bar of its size and shape with today's figure; exit code 1 where one falls short.
 
-A bar that has a goal is not where it shall be: it is marked "open", and until the goal is reached it may not get worse.
-
     python scripts/house.py                  the bars
     python scripts/house.py --before REV     the same at another revision, side by side
 
@@ -39,8 +37,6 @@ class Bar:
     where: str = ""
     """The file, class or function that has the figure; what lacks a docstring."""
     at_least: bool = False
-    goal: float | None = None
-    """Where the limit shall come to; None where it is there."""
 
     @property
     def holds(self) -> bool:
@@ -49,9 +45,8 @@ class Bar:
 
     def __str__(self) -> str:
         sign = "≥" if self.at_least else "≤"
-        verdict = "FAIL" if not self.holds else "ok  " if self.goal is None else "open"
-        goal = "" if self.goal is None else f"goal {self.goal:g}  "
-        return f"[{verdict}] {self.what:<48}{self.figure:>8g} {sign} {self.limit:<7g}{goal}{self.where}".rstrip()
+        verdict = "ok  " if self.holds else "FAIL"
+        return f"[{verdict}] {self.what:<48}{self.figure:>8g} {sign} {self.limit:<7g}{self.where}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -122,7 +117,7 @@ def bars(found: list[Module]) -> list[Bar]:
     big, big_where = max((methods(c), f"{m.name}:{c.lineno} {c.name}") for m in found for c in m.classes())
     return [
         Bar("files at the top of the package", sum("/" not in m.name for m in found), 8),
-        Bar("lines", sum(m.lines() for m in found), 18_210, goal=18_000),
+        Bar("lines", sum(m.lines() for m in found), 18_000),
         Bar("lines of code", sum(m.code_lines() for m in found), 12_500),
         Bar("lines of the longest file", file.lines(), 400, file.name),
         Bar("methods of the largest class", big, 20, big_where),

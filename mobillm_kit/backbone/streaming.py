@@ -80,19 +80,15 @@ class StreamingNeed:
         return self.runtime_bytes + self.weights_bytes + self.working_bytes + window * self.batch_bytes
 
     def largest_window(self, memory_bytes: int) -> int:
-        """The most batches that may go through a block before the next is read."""
-        need_memory(self.process_bytes(1), memory_bytes, "One batch at a time")
-        return 1 + (memory_bytes - self.process_bytes(1)) // self.batch_bytes
-
-
-def need_memory(needed_bytes: int, allowed_bytes: int, what: str) -> None:
-    """Refuse what needs more than is allowed."""
-    if needed_bytes > allowed_bytes:
-        raise NotEnoughMemory(
-            f"{what} needs {needed_bytes / MIB:,.0f} MiB and {allowed_bytes / MIB:,.0f} MiB are allowed; "
-            f"{(needed_bytes - allowed_bytes) / MIB:,.0f} MiB are missing.",
-            "Allow more memory, or choose smaller batches, shorter texts, or low-precision weights.",
-        )
+        """The most batches that may go through a block before the next is read; refused where not one may."""
+        needed = self.process_bytes(1)
+        if needed > memory_bytes:
+            raise NotEnoughMemory(
+                f"One batch at a time needs {needed / MIB:,.0f} MiB and {memory_bytes / MIB:,.0f} MiB are allowed; "
+                f"{(needed - memory_bytes) / MIB:,.0f} MiB are missing.",
+                "Allow more memory, or choose smaller batches, shorter texts, or low-precision weights.",
+            )
+        return 1 + (memory_bytes - needed) // self.batch_bytes
 
 
 class StreamedBackbone(Backbone):
@@ -239,14 +235,12 @@ def stream_backbone(
     *,
     revision: str | None = None,
     dtype: str = "float32",
-    memory_bytes: int | None = None,
     read_ahead: bool = True,
 ) -> StreamedBackbone:
     """Open a backbone whose blocks are read when they are needed.
 
     Args:
         name: ``"pocket"``, or a folder with safetensors; ``revision`` is for the record.
-        memory_bytes: what the whole process may take; a model whose blocks do not fit is refused.  None asks nothing.
         read_ahead: as for :class:`StreamedBackbone`.
     """
     source = resolve(name)
@@ -255,7 +249,7 @@ def stream_backbone(
             f"{name}: only a folder can be streamed.", "Download the model first: huggingface-cli download NAME."
         )
     shards = Shards(source)
-    backbone = StreamedBackbone(
+    return StreamedBackbone(
         meta_model(load_config(source), torch_dtype(dtype)),
         shards,
         name=public_name(name),
@@ -263,6 +257,3 @@ def stream_backbone(
         read_ahead=read_ahead,
         low_bit=read_low_bit(source),
     )
-    if memory_bytes is not None:
-        need_memory(backbone.need(1, 1).process_bytes(), memory_bytes, f"'{backbone.name}', two blocks at a time,")
-    return backbone

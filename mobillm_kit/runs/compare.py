@@ -4,7 +4,6 @@
     runs/NAME/                table.md, table.csv, figures/, index.html
 
 Knows: runs, processes, what is shown.  Knows nothing of: how a method works.
-
 Taught in: notebooks/09_comparison.ipynb
 """
 

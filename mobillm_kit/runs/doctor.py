@@ -2,7 +2,6 @@
 
 Knows: versions, memory, disk, threads, packaged files, loopback sockets.  Knows nothing of: training, the
 command line that prints the lines.
-
 Taught in: notebooks/00_start_here.ipynb
 """
 

@@ -3,7 +3,6 @@
 Records are committed and shared, so nothing here names a host, a user or an absolute path.
 
 Knows: package metadata, the machine, git.  Knows nothing of: training, models.
-
 Taught in: notebooks/09_comparison.ipynb
 """
 

@@ -4,7 +4,6 @@ Colours start from those of Okabe and Ito, the light ones darkened to stand on w
 labels say the same as the colours. A chart has a white ground, so that it can be read on a dark page as well.
 
 Knows: matplotlib, and the look of a chart.  Knows nothing of: what is drawn.
-
 Taught in: notebooks/09_comparison.ipynb
 """
 

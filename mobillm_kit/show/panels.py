@@ -3,7 +3,6 @@
 Nothing is drawn inside an Output widget, so every front end shows it.
 
 Knows: predictions, codecs, the pipeline's arithmetic, and their charts.  Knows nothing of: training, sockets.
-
 Taught in: notebooks/01_where_memory_goes.ipynb, 03_lora, 07_quantized_activations, 08_device_and_server, 10_real_models
 """
 

@@ -1,7 +1,6 @@
 """Charts of activations: channels that stand out, what codecs do to them, what each layer gives the side network.
 
 Knows: tensors and codecs.  Knows nothing of: models, training, widgets.
-
 Taught in: notebooks/06_side_network.ipynb, notebooks/07_quantized_activations.ipynb
 """
 

@@ -1,7 +1,6 @@
 """Charts of memory: counted beside measured, predicted at the worst moment of a step, how it grows, where it fits.
 
 Knows: run records, predictions (mobillm_kit/memory/prediction.py).  Knows nothing of: methods, processes, widgets.
-
 Taught in: notebooks/01_where_memory_goes.ipynb, notebooks/09_comparison.ipynb, notebooks/10_real_models.ipynb
 """
 

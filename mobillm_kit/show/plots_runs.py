@@ -3,7 +3,6 @@
 One message per chart; the controls stand in each that has an axis of accuracy.
 
 Knows: run records and their timelines.  Knows nothing of: how they were made, pages, widgets.
-
 Taught in: notebooks/08_device_and_server.ipynb, notebooks/09_comparison.ipynb
 """
 

@@ -4,7 +4,6 @@ The page is one file without outside resources. It is light or dark as its reade
 in it as inline SVG whose ground, letters and grid take the page's colours.
 
 Knows: run records, tables, figures, a template.  Knows nothing of: how the records were made.
-
 Taught in: notebooks/09_comparison.ipynb
 """
 

@@ -8,7 +8,6 @@ methods; what they do not need is left empty instead of being called zero.
 Units: 1 MB = 10^6 bytes on the network, 1 MiB = 2^20 bytes of memory.
 
 Knows: run records, the names of methods.  Knows nothing of: how they were made, how figures look.
-
 Taught in: notebooks/09_comparison.ipynb
 """
 
