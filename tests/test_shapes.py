@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
+from pathlib import Path
+
+import msgspec
 import pytest
 import torch
 from msgspec.structs import replace
@@ -10,9 +14,10 @@ from transformers import AutoConfig
 
 from mobillm_kit.backbone.pretrained import architecture
 from mobillm_kit.channel.checks import training_bytes
+from mobillm_kit.common import MIB
 from mobillm_kit.errors import BadInput, UnknownName
 from mobillm_kit.memory.live_tensors import Alive, LiveTensors
-from mobillm_kit.memory.prediction import predict, shape_model, shapes_only
+from mobillm_kit.memory.prediction import RUNTIME_BYTES, WORK_BYTES, predict, shape_batch, shape_model, shapes_only
 from mobillm_kit.methods import METHODS, load_method
 from mobillm_kit.methods.mobillm import MobiLLM
 from tests.builders import random_batch, tiny_task_model
@@ -23,6 +28,7 @@ TRAINED = [name for name, row in METHODS.items() if row.trained]
 FAMILIES = ("opt", "opt-350m-like", "llama", "gpt2", "gemma2", "bert", "roberta")
 NO_BIAS = {("bitfit", "llama"), ("bitfit", "gemma2")}
 B, T = 4, 9
+MEASURED = Path(__file__).parent.parent / "benchmarks" / "results" / "memory-prediction.jsonl"
 
 
 def kind_of(family: str) -> str:
@@ -165,6 +171,27 @@ def test_options_reach_the_method():
 def test_a_step_that_cannot_be_is_refused(changes, sentence):
     with pytest.raises(BadInput, match=sentence):
         predicted("opt", "lora", **changes)
+
+
+def test_a_text_as_long_as_the_context_is_predicted():
+    assert predicted("opt", "lora", length=64)
+
+
+@pytest.mark.parametrize(("length", "mask"), [(1, [[1], [1]]), (2, [[1, 0], [1, 1]]), (3, [[1, 1, 0], [1, 1, 1]])])
+def test_the_first_of_the_texts_of_shapes_is_a_token_shorter(length, mask):
+    batch = shape_batch(2, length)
+    assert batch.attention_mask.tolist() == mask
+    assert batch.labels.tolist() == [0, 0]
+
+
+def test_what_a_process_takes_beside_tensors_is_what_was_measured():
+    found = [one for one in map(msgspec.json.decode, MEASURED.read_bytes().splitlines()) if one["measured"]]
+    imports = [one["measured"]["imports_bytes"] for one in found]
+    grown = [one["measured"]["peak_bytes"] - one["measured"]["imports_bytes"] for one in found]
+    tensors = [sum(one["predicted_at_peak"].values()) for one in found]
+    work = statistics.median(whole - known for whole, known in zip(grown, tensors, strict=True))
+    assert abs(RUNTIME_BYTES - WORK_BYTES - statistics.median(imports)) < MIB / 2
+    assert abs(WORK_BYTES - work) < MIB
 
 
 def test_an_unknown_method_is_refused():

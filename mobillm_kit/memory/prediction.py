@@ -110,13 +110,15 @@ def predict(
         weights, kept = _weights(model, trained, built.alive()), built.alive()
         step = partial(trained.step, batch, _LR)
         at_peak = _peak(step, weights=weights, kept=kept, trained=weights, batch=_tensors(batch))
-        return (MemoryNeed("device", counted[0], at_peak),)
+        (device,) = counted
+        return (MemoryNeed("device", device, at_peak),)
 
 
 def _device_and_server(
     method: MobiLLM, model: TaskModel, batch: Batch, counted: tuple[CountedMemory, ...], built: LiveTensors
 ) -> tuple[MemoryNeed, ...]:
     """Two processes: the device runs forward and uploads, the server has the upload and no backbone."""
+    on_device, on_server = counted
     with LiveTensors() as device:
         device.add([*model.backbone.parameters(), *model.backbone.buffers()], "weights")
         device.add(_tensors(batch), "transient")
@@ -129,9 +131,9 @@ def _device_and_server(
     trained = list(server.parameters.values())
     at_peak = _peak(lambda: server.train(sent, _LR), weights=weights, kept=kept, trained=trained, messages=messages)
     alive = device.peak
-    taps = min(counted[0].messages_bytes, alive.transient)  # all there at the end of the forward: that much is message
+    taps = min(on_device.messages_bytes, alive.transient)  # all there at the end of the forward: that much is message
     alive = replace(alive, messages=taps, transient=alive.transient - taps)
-    return MemoryNeed("device", counted[0], alive), MemoryNeed("server", counted[1], at_peak)
+    return MemoryNeed("device", on_device, alive), MemoryNeed("server", on_server, at_peak)
 
 
 def _peak(
