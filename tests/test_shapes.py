@@ -16,7 +16,7 @@ from mobillm_kit.backbone.pretrained import architecture
 from mobillm_kit.channel.checks import training_bytes
 from mobillm_kit.common import MIB
 from mobillm_kit.errors import BadInput, UnknownName
-from mobillm_kit.memory.live_tensors import Alive, LiveTensors
+from mobillm_kit.memory.live_tensors import Alive, LiveTensors, NotesSaved
 from mobillm_kit.memory.prediction import RUNTIME_BYTES, WORK_BYTES, predict, shape_batch, shape_model, shapes_only
 from mobillm_kit.methods import METHODS, load_method
 from mobillm_kit.methods.mobillm import MobiLLM
@@ -117,6 +117,12 @@ def test_a_copy_without_values_is_a_tensor_of_its_own():
         assert twin.weight.untyped_storage() is not layer.weight.untyped_storage()
 
 
+def test_a_number_read_from_shapes_is_one_of_the_tensors_kind():
+    with shapes_only(), LiveTensors():
+        read = [torch.zeros(2).sum().item(), torch.zeros(2, dtype=torch.int64).sum().item()]
+    assert [(type(number), number) for number in read] == [(float, 1.0), (int, 1)]
+
+
 def test_alive_by_hand():
     with LiveTensors() as live:
         weight = torch.ones(100)
@@ -129,6 +135,28 @@ def test_alive_by_hand():
     assert live.now == Alive(gradients=400, transient=40)
     del y, z
     assert live.now == Alive(gradients=400)
+
+
+def test_the_first_of_two_equal_moments_is_the_peak():
+    kept = torch.ones(10)
+    with LiveTensors() as live:
+        assert live.peak == Alive(0, 0, 0, 0, 0, 0)
+        passing = torch.ones(10)
+        del passing
+        live.add([kept], "weights")
+    assert live.now == Alive(weights=40)
+    assert live.peak == Alive(transient=40)
+
+
+def test_what_autograd_lets_go_of_while_it_lives_is_a_transient_again():
+    x = torch.ones(10, requires_grad=True)
+    with LiveTensors() as live, NotesSaved(live):
+        y = x.exp()
+        assert live.now == Alive(saved=40)
+        y.sum().backward()
+        assert live.now.saved == 0
+        assert live.now.transient >= 40
+        del y
 
 
 def test_saved_and_gradients_are_told_apart_at_the_peak():

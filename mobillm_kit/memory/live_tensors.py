@@ -43,7 +43,7 @@ class Alive:
         return sum(vars(self).values())
 
 
-@dataclass(eq=False)
+@dataclass
 class _Entry:
     bytes: int
     category: Category
