@@ -99,6 +99,14 @@ def test_streaming_needs_less_than_the_weights_and_is_offered_in_three_forms():
     assert ways[1].device_bytes < ways[0].device_bytes < plain
     assert ways[0].server_bytes
     assert ways[2].server_bytes is None
+    d, ffn = 768, 3072
+    block, matrix = 4 * d * d + 4 * d + 2 * d * ffn + ffn + d + 4 * d, d * ffn
+    upload = this.needs(method="mobillm-full-width", options={"layers": 1})[0].at_peak
+    assert ways[0].device_bytes == 2 * (2 * block) + upload.messages + upload.transient + RUNTIME_BYTES
+    coded = 2 * block // 2 + 4 * (2 * block) // 64 + 2 * matrix  # halves of bytes, scales, a matrix that is decoded
+    assert ways[0].device_bytes - ways[1].device_bytes == 2 * (2 * block) - coded
+    exact = this.needs(method="lora-checkpointing")[0]
+    assert ways[2].device_bytes == exact.process_bytes - 2 * 125_239_296 + 2 * (2 * block)
 
 
 def test_alternatives_never_offer_the_method_itself_and_say_what_each_costs():
