@@ -74,7 +74,7 @@ class Step:
 
 
 def parse_bytes(text: str) -> int:
-    """``4GiB``, ``512 MiB``, ``4GB`` (10^9) as a number of bytes; less than any process takes is refused."""
+    """``4GiB``, ``512 MiB``, ``4GB`` (10^9) as a number of bytes; BadInput below any process's need."""
     found = _SIZE.fullmatch(text.strip())
     if found is None:
         raise BadInput(

@@ -77,7 +77,7 @@ def measured(run: Callable[[], object], *, party: Literal["device", "server", "b
     """Run training once and measure this process meanwhile, a fresh one with :func:`fresh_environment`'s settings.
 
     Args:
-        run: the training. What it raises is raised here.
+        run: the training. What it raises is raised here, and MissingExtra without memory-profiler.
         party: whose part of the work this process does.
         steps: how many steps ``run`` takes, for the record.
     """

@@ -33,6 +33,7 @@ def add_lora(
         seed: of A.
         rank, alpha: r, and the numerator of the scale alpha / r.
         targets: names of the projections, as a list or with commas; query and value of the family by default.
+            BadInput for one that no layer has, and for a rank or an alpha out of range.
 
     Returns:
         What is trained, by name: A and B of every layer, and the classifier of encoders.

@@ -39,8 +39,8 @@ def build(
     """Train a ladder beside the backbone, and the classifier of encoders.
 
     Args:
-        reduction: k, the ladder's width is d/k; the paper's 8.
-        layers: how many layers are tapped, evenly spaced, or which; all by default.
+        reduction: k, the ladder's width is d/k; the paper's 8.  BadInput where it or the heads do not divide the width.
+        layers: how many layers are tapped, evenly spaced, or which; all by default.  BadInput for others.
     """
     backbone = model.backbone
     causal = backbone.kind == "decoder"

@@ -42,7 +42,7 @@ class PRGE:
         clip: the largest |g_j|.  Not in the paper: the few large g of a run (one in a hundred is ten times the
             median) throw it off what it has found, at any rate that finds it in time.
         inner, outer: run both signs, and all perturbations, in the same forward.
-        lora: rank, alpha and targets, as :func:`mobillm_kit.methods.lora_layers.add_lora` takes them.
+        lora: rank, alpha and targets, as ``add_lora`` takes them.  BadInput for whatever is out of range.
     """
 
     name = "p-rge"

@@ -37,7 +37,8 @@ class ZerothOrder:
 
     Args:
         model: everything that must be in the device's memory.
-        parameters: what is trained, by name; none in 16 bits, where adding and taking back eps z drifts.
+        parameters: what is trained, by name.  BadInput for 16 bits, where adding and taking back eps z drifts, and for
+            an eps that is not above 0.
         logits: batch to (B, C).
     """
 

@@ -196,7 +196,10 @@ class Codec:
 
 
 def codec(name: str, group: int = 64) -> Codec:
-    """The codec of a name; of fp32, fp16 and bf16 the group is 0, whichever possible one is given."""
+    """The codec ``name`` of :data:`CODECS`, with a scale for ``group`` values (:data:`GROUPS`; 0: for a token).
+
+    The group of fp32, fp16 and bf16 is always 0.  BadInput for a group that cannot be, UnknownName for a name.
+    """
     return Codec(name, 0 if name in FLOATS and group in _POSSIBLE_GROUPS else group)
 
 
