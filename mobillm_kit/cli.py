@@ -7,8 +7,6 @@ Knows: words.  Knows nothing of: what any command does.
 Taught in: notebooks/00_start_here.ipynb
 """
 
-from __future__ import annotations
-
 import io
 import sys
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Knows: numbers and words.  Knows nothing of: tensors, files, models.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

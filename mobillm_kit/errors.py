@@ -5,8 +5,6 @@ The command line prints the sentence and exits; a notebook shows it as an ordina
 Knows: words.  Knows nothing of: tensors, models, files.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 

@@ -7,8 +7,6 @@ Knows: paths and bytes.  Knows nothing of: what the bytes mean.
 Taught in: notebooks/00_start_here.ipynb
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress

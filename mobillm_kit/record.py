@@ -6,8 +6,6 @@ Knows: numbers and names.  Knows nothing of: tensors, models, how a run is made.
 Taught in: notebooks/09_comparison.ipynb
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

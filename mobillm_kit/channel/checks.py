@@ -6,8 +6,6 @@ Knows: messages and plans.  Knows nothing of: sockets, tensors, sessions.
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 from mobillm_kit.channel.messages import VERSION, Plan, Welcome, WireError
 from mobillm_kit.common import FLOAT_BYTES
 from mobillm_kit.errors import BadInput, few

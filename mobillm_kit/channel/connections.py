@@ -11,8 +11,6 @@ Knows: descriptors, bytes, seconds.  Knows nothing of: keys, messages, sessions.
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import socket

@@ -13,8 +13,6 @@ Knows: bytes and messages.  Knows nothing of: sockets, tensors, sessions.
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ and match key pairs.)
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import secrets

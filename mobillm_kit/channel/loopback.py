@@ -4,8 +4,6 @@ Knows: the loopback interface.  Knows nothing of: messages, keys, training.
 Taught in: notebooks/00_start_here.ipynb
 """
 
-from __future__ import annotations
-
 import time
 from typing import NoReturn
 

@@ -4,8 +4,6 @@ Knows: zmq's authentication, keys, addresses.  Knows nothing of: messages, sessi
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 import asyncio
 import ctypes
 import errno

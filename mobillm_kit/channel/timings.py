@@ -4,8 +4,6 @@ Knows: seconds.  Knows nothing of: clocks, sockets, messages.
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

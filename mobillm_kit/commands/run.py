@@ -7,8 +7,6 @@ Knows: runs.  Knows nothing of: how words on a command line become a command.
 Taught in: notebooks/00_start_here.ipynb
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from functools import cache

@@ -14,8 +14,6 @@ Knows: messages, and the moments it is told.  Knows nothing of: clocks, sockets,
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

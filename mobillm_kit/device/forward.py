@@ -13,8 +13,6 @@ Knows: the backbone and batches.  Knows nothing of: the side network's weights, 
 Taught in: notebooks/00_start_here.ipynb, notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

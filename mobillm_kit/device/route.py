@@ -4,8 +4,6 @@ Knows: addresses, keys, links.  Knows nothing of: sessions, training.
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial

@@ -17,8 +17,6 @@ Knows: device, batches, remote server.  Knows nothing of: sockets, how the serve
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack

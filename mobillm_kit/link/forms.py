@@ -4,8 +4,6 @@ Knows: these forms.  Knows nothing of: how long bytes take (`rates`), sockets.
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 import csv
 import re
 from collections.abc import Mapping

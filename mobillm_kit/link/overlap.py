@@ -11,8 +11,6 @@ Knows: durations, bytes, links.  Knows nothing of: clocks, sockets, what a stage
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 

@@ -10,8 +10,6 @@ Knows: links, processes.  Knows nothing of: sockets, messages, models.
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import contextlib

@@ -10,8 +10,6 @@ Knows: durations.  Knows nothing of: what happens in a stage.
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Iterator

@@ -10,8 +10,6 @@ Knows: durations and sizes.  Knows nothing of: sockets, models.
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from mobillm_kit.quant import Codec, codec

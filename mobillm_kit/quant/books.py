@@ -10,8 +10,6 @@ Knows: numbers by name of codec.  Knows nothing of: scales to be found, payloads
 Taught in: notebooks/07_quantized_activations.ipynb
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from functools import cache

@@ -13,8 +13,6 @@ Knows: tensors and codecs.  Knows nothing of: sockets, sessions, side networks.
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

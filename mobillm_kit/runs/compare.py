@@ -7,8 +7,6 @@ Knows: runs, processes, what is shown.  Knows nothing of: how a method works.
 Taught in: notebooks/09_comparison.ipynb
 """
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

@@ -5,8 +5,6 @@ command line that prints the lines.
 Taught in: notebooks/00_start_here.ipynb
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

@@ -5,8 +5,6 @@
 Knows: files, specifications and tasks.  Knows nothing of: training, processes.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ Knows: runs, side networks and their folders.  Knows nothing of: how they were t
 Taught in: notebooks/00_start_here.ipynb
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -6,8 +6,6 @@ Knows: the method's protocol, the order of batches, checkpoints.  Knows nothing 
 Taught in: notebooks/09_comparison.ipynb
 """
 
-from __future__ import annotations
-
 import math
 import signal
 import threading

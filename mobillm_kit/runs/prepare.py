@@ -4,8 +4,6 @@ Knows: specifications and every room that one names.  Knows nothing of: training
 Taught in: notebooks/00_start_here.ipynb
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ Knows: numbers.  Knows nothing of: what they do.
 Taught in: notebooks/09_comparison.ipynb
 """
 
-from __future__ import annotations
-
 import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -6,8 +6,6 @@ Knows: package metadata, the machine, git.  Knows nothing of: training, models.
 Taught in: notebooks/09_comparison.ipynb
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import re

@@ -4,8 +4,6 @@ Knows: every room below it.  Knows nothing of: processes, folders of many runs, 
 Taught in: notebooks/00_start_here.ipynb
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict

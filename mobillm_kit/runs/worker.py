@@ -9,8 +9,6 @@ or asks for it (Ctrl-C).
 Knows: runs and processes.  Knows nothing of: which runs there are, what is shown of them.
 """
 
-from __future__ import annotations
-
 import gc
 import os
 import signal

@@ -7,8 +7,6 @@ Knows: parcels of single samples, files.  Knows nothing of: sessions, training, 
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path

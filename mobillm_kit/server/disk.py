@@ -8,8 +8,6 @@ Knows: folders, bytes, days.  Knows nothing of: what lies in the folders, traini
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import threading

@@ -6,8 +6,6 @@ Knows: the service, keys, signals.  Knows nothing of: how a batch is trained, de
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable

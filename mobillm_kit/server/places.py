@@ -6,8 +6,6 @@ Knows: connections, keys, training threads.  Knows nothing of: messages, plans, 
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Sequence

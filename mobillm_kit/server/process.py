@@ -7,8 +7,6 @@ Knows: processes, join strings, sockets.  Knows nothing of: sessions, training.
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 import os
 import queue
 import subprocess

@@ -6,8 +6,6 @@ Knows: the socket, sessions, who may come in.  Knows nothing of: how a batch is 
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections import deque

@@ -11,8 +11,6 @@ Knows: messages, one trainer.  Knows nothing of: sockets, keys, other sessions.
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

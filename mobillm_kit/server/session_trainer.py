@@ -9,8 +9,6 @@ Knows: the server's training, plans, batches as messages.  Knows nothing of: soc
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import re

@@ -8,8 +8,6 @@ Knows: uploads and the side network.  Knows nothing of: the backbone's weights, 
 Taught in: notebooks/00_start_here.ipynb, notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 import copy
 
 import torch

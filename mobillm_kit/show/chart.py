@@ -7,8 +7,6 @@ Knows: matplotlib, and the look of a chart.  Knows nothing of: what is drawn.
 Taught in: notebooks/09_comparison.ipynb
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Sequence
 from functools import wraps

@@ -6,8 +6,6 @@ Knows: predictions, codecs, the pipeline's arithmetic, and their charts.  Knows 
 Taught in: notebooks/01_where_memory_goes.ipynb, 03_lora, 07_quantized_activations, 08_device_and_server, 10_real_models
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import cache
 from html import escape

@@ -4,8 +4,6 @@ Knows: tensors and codecs.  Knows nothing of: models, training, widgets.
 Taught in: notebooks/06_side_network.ipynb, notebooks/07_quantized_activations.ipynb
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

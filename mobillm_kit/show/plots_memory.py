@@ -4,8 +4,6 @@ Knows: run records, predictions (mobillm_kit/memory/prediction.py).  Knows nothi
 Taught in: notebooks/01_where_memory_goes.ipynb, notebooks/09_comparison.ipynb, notebooks/10_real_models.ipynb
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import fill

@@ -6,8 +6,6 @@ Knows: run records and their timelines.  Knows nothing of: how they were made, p
 Taught in: notebooks/08_device_and_server.ipynb, notebooks/09_comparison.ipynb
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -11,8 +11,6 @@ Knows: run records, the names of methods.  Knows nothing of: how they were made,
 Taught in: notebooks/09_comparison.ipynb
 """
 
-from __future__ import annotations
-
 import csv as csv_module
 import io
 import statistics

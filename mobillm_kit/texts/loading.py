@@ -4,8 +4,6 @@ Knows: tables, tasks, splits.  Knows nothing of: tokens, tensors, models.
 Taught in: notebooks/00_start_here.ipynb
 """
 
-from __future__ import annotations
-
 import re
 import statistics
 from collections import Counter

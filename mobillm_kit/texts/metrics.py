@@ -10,8 +10,6 @@ Knows: integer tensors.  Knows nothing of: models, tasks, texts.
 Taught in: notebooks/09_comparison.ipynb
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 

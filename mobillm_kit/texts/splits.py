@@ -9,8 +9,6 @@ Knows: examples.  Knows nothing of: files, tasks, models.
 Taught in: notebooks/00_start_here.ipynb
 """
 
-from __future__ import annotations
-
 import random
 import unicodedata
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence

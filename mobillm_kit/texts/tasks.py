@@ -9,8 +9,6 @@ Knows: prompts, labels, names of columns.  Knows nothing of: files, tokens, tens
 Taught in: notebooks/00_start_here.ipynb
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import re

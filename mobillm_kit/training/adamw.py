@@ -6,8 +6,6 @@ Knows: parameters and losses.  Knows nothing of: which parameters, and why.
 Taught in: notebooks/02_full_finetuning.ipynb
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 

@@ -10,8 +10,6 @@ Knows: tensors, storages, autograd's hooks.  Knows nothing of: methods, models, 
 Taught in: notebooks/09_comparison.ipynb
 """
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
