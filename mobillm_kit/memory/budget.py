@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,8 +125,9 @@ def alternatives(step: Step, ram_bytes: int) -> Iterator[Way]:
         times = -(-step.batch_size // size)
         yield _way(f"{LABELS[step.method]}, batch {size}", needs, f"{times} × the steps for the same texts")
     for method, price in ALTERNATIVES.items():
-        if method != step.method:
-            yield _way(LABELS[method], step.needs(method=method), price)
+        with suppress(BadInput):  # MeZO takes no rounded weights
+            if method != step.method:
+                yield _way(LABELS[method], step.needs(method=method), price)
     if step.dtype == "float32":
         half = step.needs(method=FORWARD_ONLY, dtype="bfloat16")
         yield _way(f"{LABELS[FORWARD_ONLY]}, bfloat16", half, "rounded weights")
