@@ -46,8 +46,10 @@ from recipes.pocket.gate import Bar
 
 RESULTS = Path(__file__).resolve().parent / "results" / "pipeline.json"
 LIMIT = 1.05
-SOONER = 2.3
+PAPER = 2.3
 """MobiLLM's headline: convergence time divided by so much."""
+NAMED_WAY = ("MobiLLM, one token, cache", 60.0)
+"""Way and Mb/s that the bar stands on, named before any run: the best of many cells says nothing."""
 POINTS_BELOW_FULL = 0.02
 BANDWIDTHS = (20, 60, 200, 1000)
 REALLY_RUN = (20, 200)
@@ -625,47 +627,50 @@ def steady_bars(part: Steady) -> list[Bar]:
 
 def convergence_bars(part: Convergence) -> list[Bar]:
     rows = 2 + len(BANDWIDTHS) * 4
-    sooner = max((gain for _, _, gain in gains(part)), default=0.0)
+    named = dict(per_seed(part))[NAMED_WAY]
     off = max(abs(check.measured_s / check.predicted_s - 1) for check in part.checks)
     return [
         Bar("rows of the table", len(part.times), rows),
         Bar("bandwidths really run", len({check.mbit_per_s for check in part.checks}), 2),
         Bar("largest distance of measured from predicted", off, high=PREDICTED_WITHIN),
-        Bar("full fine-tuning's time / MobiLLM's, at best", sooner, SOONER),
+        Bar(f"full's time / that of {NAMED_WAY[0]} at {NAMED_WAY[1]:g} Mb/s, worst seed", min(named), 1.0),
+        Bar(f"no bar: the same, median of {len(named)} seeds (the paper: {PAPER})", statistics.median(named)),
     ]
 
 
-def gains(part: Convergence) -> list[tuple[str, float, float]]:
-    """Way, bandwidth, and how many times sooner than full fine-tuning, by the means over seeds."""
-    by_way = {time_.way: time_ for time_ in part.times if not time_.mbit_per_s}
-    full = mean_to_goal(by_way["full"])
+def per_seed(part: Convergence) -> list[tuple[tuple[str, float], list[float]]]:
+    """Way and bandwidth, and how many times sooner than full fine-tuning each seed is; 0 where it is not reached."""
+    full = next(time_.to_goal_s for time_ in part.times if time_.way == "full")
     return [
-        (time_.way, time_.mbit_per_s, full / own)
+        (
+            (time_.way, time_.mbit_per_s),
+            [(theirs or 0.0) / own if own else 0.0 for theirs, own in zip(full, time_.to_goal_s, strict=True)],
+        )
         for time_ in part.times
-        if time_.mbit_per_s and full is not None and (own := mean_to_goal(time_)) is not None
+        if time_.mbit_per_s
     ]
 
 
-def mean_to_goal(time_: Time) -> float | None:
+def median_to_goal(time_: Time) -> float | None:
     reached = [seconds for seconds in time_.to_goal_s if seconds is not None]
-    return statistics.mean(reached) if len(reached) == len(time_.to_goal_s) else None
+    return statistics.median(reached) if len(reached) == len(time_.to_goal_s) else None
 
 
 def table(part: Convergence) -> str:
     """Seconds to the goal by way and bandwidth, as Markdown."""
     ways = list(dict.fromkeys(time_.way for time_ in part.times if time_.mbit_per_s))
-    sooner = {(way, mbit): gain for way, mbit, gain in gains(part)}
-    lines = [f"| s to full − 2 points | {' | '.join(f'{mbit} Mb/s' for mbit in BANDWIDTHS)} |"]
+    sooner = dict(per_seed(part))
+    lines = [f"| s to full − 2 points, median of seeds | {' | '.join(f'{mbit} Mb/s' for mbit in BANDWIDTHS)} |"]
     lines.append("|---" * (len(BANDWIDTHS) + 1) + "|")
     for time_ in part.times:
         if not time_.mbit_per_s:
-            lines.append(f"| {time_.way}, on the device |" + f" {in_words(mean_to_goal(time_))} |" * len(BANDWIDTHS))
+            lines.append(f"| {time_.way}, on the device |" + f" {in_words(median_to_goal(time_))} |" * len(BANDWIDTHS))
     for way in ways:
         cells = []
         for mbit in BANDWIDTHS:
             here = next(t for t in part.times if t.way == way and t.mbit_per_s == mbit)
-            gain = sooner.get((way, float(mbit)))
-            cells.append(in_words(mean_to_goal(here)) + (f" (÷ {gain:.1f})" if gain else ""))
+            each = ", ".join(f"{gain:.1f}" for gain in sooner[way, float(mbit)])
+            cells.append(f"{in_words(median_to_goal(here))} (÷ {each})")
         lines.append(f"| {way} | {' | '.join(cells)} |")
     lines.append("")
     lines.append(f"| s for all {part.steps} steps | {' | '.join(f'{mbit} Mb/s' for mbit in BANDWIDTHS)} |")

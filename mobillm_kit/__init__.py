@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mobillm_kit.channel.messages import BatchMessage
     from mobillm_kit.common import derived_seed, fresh_environment
     from mobillm_kit.device.forward import Device
-    from mobillm_kit.device.inversion import NearestToken, labels_by_sign, recovered
+    from mobillm_kit.device.inversion import NearestToken, TrainedInverter, labels_by_sign, recovery, search
     from mobillm_kit.errors import BadInput, NotEnoughMemory
     from mobillm_kit.link.overlap import StepCost, slowest
     from mobillm_kit.link.rates import Link

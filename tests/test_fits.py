@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from mobillm_kit.backbone.pretrained import architecture
 from mobillm_kit.cli import main
@@ -11,6 +11,7 @@ from mobillm_kit.commands import run as cli_run
 from mobillm_kit.errors import BadInput
 from mobillm_kit.memory.budget import (
     Step,
+    Way,
     alternatives,
     backbone_bytes,
     largest_batch,
@@ -25,11 +26,15 @@ from tests.families import TINY
 MIB, GIB = 2**20, 2**30
 
 
-def step(method: str = "lora", batch: int = 64, **changes) -> Step:
+def small() -> PreTrainedConfig:
+    """Three OPT blocks: a prediction takes a fraction of a second."""
     model_type, settings = TINY["opt"]
     wide = {"hidden_size": 256, "ffn_dim": 1024, "word_embed_proj_dim": 256}
-    config = AutoConfig.for_model(model_type, **{**settings, **wide})
-    return Step(config, method, batch, 64, **changes)
+    return AutoConfig.for_model(model_type, **{**settings, **wide})
+
+
+def step(method: str = "lora", batch: int = 64, **changes) -> Step:
+    return Step(small(), method, batch, 64, **changes)
 
 
 @pytest.mark.parametrize(
@@ -48,8 +53,10 @@ def test_nonsense_is_refused_with_an_example(text):
 
 @pytest.mark.parametrize("text", ["0GiB", "4B", "100MiB"])
 def test_less_than_python_takes_is_refused(text):
-    with pytest.raises(BadInput, match="is less than Python and torch take"):
+    named = rf"is less than Python and torch take before any model \({RUNTIME_BYTES // MIB} MiB\)"
+    with pytest.raises(BadInput, match=named):
         parse_bytes(text)
+    assert parse_bytes(f"{RUNTIME_BYTES}B") == RUNTIME_BYTES
 
 
 def test_the_largest_batch_fits_and_one_text_more_does_not():
@@ -65,6 +72,14 @@ def test_a_batch_that_fits_is_the_largest_and_a_text_that_does_not_leaves_none()
     this = step()
     assert largest_batch(this, 100 * GIB)[0] == 64
     assert largest_batch(this, RUNTIME_BYTES) is None
+
+
+def test_it_is_the_device_that_a_batch_has_to_fit_into():
+    this = step("mobillm-ladder", batch=8)
+    device, server = this.needs(batch_size=2)
+    assert server.process_bytes < device.process_bytes  # it would take more texts than the device can
+    size, needs = largest_batch(this, device.process_bytes)
+    assert (size, needs[0].process_bytes, len(needs)) == (2, device.process_bytes, 2)
 
 
 def test_the_reason_names_what_takes_the_room():
@@ -92,27 +107,76 @@ def test_backbone_bytes_by_hand():
 
 
 def test_streaming_needs_less_than_the_weights_and_is_offered_in_three_forms():
-    this = Step(architecture("opt-125m"), "lora", 8, 128, "bfloat16")
+    this = step(batch=8, dtype="bfloat16")
     ways = list(streamed(this))
     assert [way.label.split(",")[0] for way in ways] == ["MobiLLM", "MobiLLM", "LoRA + checkpointing"]
     plain = this.needs(method="mobillm-full-width")[0].process_bytes
     assert ways[1].device_bytes < ways[0].device_bytes < plain
     assert ways[0].server_bytes
     assert ways[2].server_bytes is None
-    d, ffn = 768, 3072
+    d, ffn, rows = 256, 1024, this.config.vocab_size + this.config.max_position_embeddings + 2
     block, matrix = 4 * d * d + 4 * d + 2 * d * ffn + ffn + d + 4 * d, d * ffn
     upload = this.needs(method="mobillm-full-width", options={"layers": 1})[0].at_peak
     assert ways[0].device_bytes == 2 * (2 * block) + upload.messages + upload.transient + RUNTIME_BYTES
     coded = 2 * block // 2 + 4 * (2 * block) // 64 + 2 * matrix  # halves of bytes, scales, a matrix that is decoded
     assert ways[0].device_bytes - ways[1].device_bytes == 2 * (2 * block) - coded
     exact = this.needs(method="lora-checkpointing")[0]
-    assert ways[2].device_bytes == exact.process_bytes - 2 * 125_239_296 + 2 * (2 * block)
+    assert ways[2].device_bytes == exact.process_bytes - 2 * (rows * d + 3 * block + 2 * d) + 2 * (2 * block)
+
+
+def test_what_exactly_fills_the_memory_fits():
+    this = step()
+    one, two, whole = (this.needs(batch_size=n)[0] for n in (1, 2, 64))
+    assert largest_batch(this, whole.process_bytes)[0] == 64
+    assert largest_batch(this, two.process_bytes)[0] == 2
+    assert largest_batch(this, one.process_bytes)[0] == 1
+    assert largest_batch(this, one.process_bytes - 1) is None
+    assert reason(one, one.process_bytes) == "It fits: 0 MiB are left."
+    assert reason(one, one.process_bytes - 1).startswith("It does not fit: 0 MiB too much")
+    assert Way("", 7, None, "").fits(7)
+    assert not Way("", 8, None, "").fits(7)
+
+
+def test_the_reason_counts_in_mib():
+    lora = step().needs()[0]
+    weights = lora.at_peak.weights
+    over = (lora.process_bytes - RUNTIME_BYTES - weights) / MIB
+    assert reason(lora, lora.process_bytes + 3 * MIB) == "It fits: 3 MiB are left."
+    only_the_weights = reason(lora, RUNTIME_BYTES + weights)
+    assert only_the_weights.startswith(f"It does not fit: {over:,.0f} MiB too much. Beside the weights most goes to")
+    assert f"The weights alone take {weights / MIB:,.0f} MiB; " in reason(lora, RUNTIME_BYTES + weights - 1)
+
+
+def test_a_smaller_batch_is_offered_first_at_its_price_in_steps():
+    this = step()
+    two = this.needs(batch_size=2)[0].process_bytes
+    first = next(alternatives(this, two))
+    assert (first.label, first.device_bytes, first.price) == ("LoRA, batch 2", two, "32 × the steps for the same texts")
+    uneven = next(alternatives(step(batch=7), two))
+    assert (uneven.label, uneven.price) == ("LoRA, batch 2", "4 × the steps for the same texts")
+    assert next(alternatives(this, RUNTIME_BYTES)).label == "MobiLLM, full width"  # not one text fits
+
+
+def test_a_bfloat16_twin_is_offered_to_float32_alone():
+    twin = "MobiLLM, full width, bfloat16"
+    ways = {way.label: way for way in alternatives(step(batch=2), 100 * GIB)}
+    assert twin not in [way.label for way in alternatives(step(batch=2, dtype="bfloat16"), 100 * GIB)]
+    plain = ways["MobiLLM, full width"]
+    assert ways[twin].device_bytes < plain.device_bytes
+    assert ways[twin].server_bytes < plain.server_bytes
+    assert ways["LoRA + checkpointing"].server_bytes is None
+
+
+def test_the_options_of_a_method_are_not_given_to_another():
+    this = step(batch=2, options={"rank": 64})
+    assert this.needs()[0].process_bytes > step(batch=2).needs()[0].process_bytes
+    assert this.needs(method="full") == step("full", 2).needs()
 
 
 def test_alternatives_never_offer_the_method_itself_and_say_what_each_costs():
     ways = list(alternatives(step(batch=2), 100 * GIB))
     labels = [way.label for way in ways]
-    assert "LoRA" not in labels
+    assert not any(label == "LoRA" or label.startswith("LoRA, batch") for label in labels)  # its own batch fits
     assert {"MobiLLM, full width", "MeZO", "LoRA + checkpointing", "Full fine-tuning"} <= set(labels)
     assert all(way.price for way in ways)
 
@@ -143,8 +207,10 @@ def test_the_command_prints_the_table_of_both_parties(memory):
     assert "Predicted from shapes" in output
 
 
-def test_the_command_says_whether_it_fits_why_and_what_would(memory):
-    status, output = memory("--model", "opt-125m", "--batch", "8", "--length", "64", "--device-ram", "1GiB")
+def test_the_command_says_whether_it_fits_why_and_what_would(memory, tmp_path):
+    small().save_pretrained(tmp_path)
+    model = str(tmp_path / "config.json")
+    status, output = memory("--model", model, "--batch", "64", "--length", "64", "--device-ram", "410MiB")
     assert status == 0
     assert "It does not fit" in output
     assert "saved activations" in output

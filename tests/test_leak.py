@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mobillm_kit.device.inversion import NearestToken, labels_by_sign, recovered
+from mobillm_kit.device.inversion import NearestToken, TrainedInverter, labels_by_sign, recovery, search
 from mobillm_kit.errors import BadInput
 from tests.builders import random_batch, tiny_task_model
 
@@ -27,21 +27,21 @@ def test_the_embedding_gives_every_token_back(name, pad):
     backbone = tiny_task_model(name).backbone
     batch = random_batch(rows=6, length=12, pad=pad)
     found = NearestToken(backbone, 2, 0).read(state(backbone, batch, 0), batch.attention_mask)
-    assert recovered(found, batch.input_ids, batch.attention_mask) == 1.0
+    assert recovery(found, batch.input_ids, batch.attention_mask).share == 1.0
 
 
 def test_activations_of_other_texts_give_nothing_back(backbone):
     """The negative control: the same attack on somebody else's text reads that text."""
     batch, other = random_batch(rows=6, length=12, seed=0), random_batch(rows=6, length=12, seed=1)
     found = NearestToken(backbone, 2, 0).read(state(backbone, other, 0), other.attention_mask)
-    assert recovered(found, batch.input_ids, batch.attention_mask) < 0.1
+    assert recovery(found, batch.input_ids, batch.attention_mask).share < 0.1
 
 
 def test_noise_gives_nothing_back(backbone):
     batch = random_batch(rows=6, length=12)
     noise = torch.randn(6, 12, backbone.width, generator=torch.Generator().manual_seed(0))
     found = NearestToken(backbone, 2, 0).read(noise, batch.attention_mask)
-    assert recovered(found, batch.input_ids, batch.attention_mask) < 0.15
+    assert recovery(found, batch.input_ids, batch.attention_mask).share < 0.15
 
 
 def test_a_later_layer_is_read_with_its_own_table(backbone):
@@ -54,7 +54,74 @@ def test_a_later_layer_is_read_with_its_own_table(backbone):
 
 def test_padding_is_not_counted():
     found, truth = torch.tensor([[1, 2, 9]]), torch.tensor([[1, 3, 0]])
-    assert recovered(found, truth, torch.tensor([[1, 1, 0]])) == 0.5
+    result = recovery(found, truth, torch.tensor([[1, 1, 0]]))
+    assert (result.share, result.tokens) == (0.5, 2)
+
+
+def test_recovery_by_hand():
+    """Two texts, of 3 and 1 tokens: 1 of 3 and 1 of 1 read."""
+    found, truth = torch.tensor([[1, 1, 1], [2, 0, 0]]), torch.tensor([[1, 3, 3], [2, 9, 9]])
+    result = recovery(found, truth, torch.tensor([[1, 1, 1], [1, 0, 0]]))
+    assert result.share == 0.5
+    assert result.chance == pytest.approx(3 / 4 * 1 / 4 + 1 / 4 * 1 / 4)  # tokens 1 and 2
+    assert (result.low, result.high) == pytest.approx((1 / 3, 1.0))  # both samples the same text, a quarter each
+
+
+# ---------------------------------------------------------------------- the trained ones
+
+
+def known(backbone, layer, rows, seed):
+    batch = random_batch(rows=rows, length=12, seed=seed)
+    return batch, state(backbone, batch, layer)
+
+
+@pytest.fixture(scope="module")
+def inverter(backbone):
+    """Trained on the last layer of other texts than those that are read."""
+    batch, states = known(backbone, backbone.n_layers, 200, seed=7)
+    real = batch.attention_mask.bool()
+    trained = TrainedInverter(backbone)
+    trained.fit(states[real], batch.input_ids[real], steps=150)
+    return trained
+
+
+def test_a_trained_inverter_reads_the_last_layer_of_other_texts_and_a_search_reads_the_rest(backbone, inverter):
+    last = backbone.n_layers
+    batch, states = known(backbone, last, 8, seed=0)
+    ids, mask = batch.input_ids, batch.attention_mask
+    scores = inverter.scores(states)
+    trained = recovery(scores.argmax(dim=-1), ids, mask)
+    assert trained.low <= trained.share <= trained.high
+    assert trained.share > 0.5 > 5 * trained.chance
+    searched = search(backbone, last, states, mask, scores, k=backbone.n_tokens)
+    assert recovery(searched, ids, mask).share == 1.0  # every token is a candidate, and the states are exact
+    assert recovery(search(backbone, last, states, mask, scores, k=8), ids, mask).share >= trained.share
+
+
+def test_they_read_nothing_of_a_text_that_was_not_sent(backbone, inverter):
+    """The negative control: within the interval, no better than the same guesses dealt out anew."""
+    sent, states = known(backbone, backbone.n_layers, 40, seed=0)
+    other, _ = known(backbone, backbone.n_layers, 40, seed=1)
+    found = inverter.scores(states).argmax(dim=-1)
+    result = recovery(found, other.input_ids, sent.attention_mask & other.attention_mask)
+    assert abs(result.share - result.chance) < 0.02 + (result.high - result.low) / 2
+
+
+def test_the_same_seed_reads_the_same(backbone):
+    batch, states = known(backbone, 1, 8, seed=0)
+    real = batch.attention_mask.bool()
+    twice = []
+    for _ in range(2):
+        trained = TrainedInverter(backbone, seed=3)
+        trained.fit(states[real], batch.input_ids[real], steps=3)
+        twice.append(trained.scores(states))
+    assert torch.equal(*twice)
+
+
+def test_an_encoder_is_not_searched():
+    encoder = tiny_task_model("bert").backbone
+    with pytest.raises(BadInput, match="is an encoder"):
+        search(encoder, 1, torch.zeros(1, 2, encoder.width), torch.ones(1, 2), torch.zeros(1, 2, encoder.n_tokens))
 
 
 def test_another_width_is_refused(backbone):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -57,6 +58,9 @@ def test_a_shared_side_network_labels_texts_as_its_run_does(tmp_path, side, mode
     card = (folder / "side" / "README.md").read_text()
     assert SideAdapter.from_pretrained(folder / "side").fingerprint in card
     assert "Raw text is not sent" in card
+    (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    snippet = snippet.replace("this folder", str(folder / "side"))
+    exec(snippet.replace("the backbone's folder or name", str(backbone)), {})
 
 
 def test_a_side_network_on_another_backbone_is_refused(tmp_path):

@@ -1,23 +1,29 @@
-"""What can be read back from activations: the nearest token.
+"""What can be read back from activations: a leak meter of four attacks, each stronger than the one before.
 
-    token(a) = argmin_v || a - h_l(v) ||²        h_l(v): layer l's state of v, alone after the text's first token
+    labels     y = argmax_c r_c                                              r, or -dL/dlogits: the sign alone tells
+    nearest    v_t = argmin_v || a_t - h_l(v) ||²                            h_l(v): v alone after the first token
+    inverter   v_t = argmax_v s e_v · W_2 gelu(W_1 norm(a_t))                trained on activations of other texts
+    search     v_t = argmin_v || a_t - h_l(v_1 … v_{t-1} v)_t ||²            decoders, over the likeliest candidates
 
-Whoever knows the backbone knows every h_l(v).  At layer 0, where nothing but the position has been added, this gives
-every token back; the residual stream carries the token on from block to block, so that it gives many back at the first
-tapped layers too.  It is a simple attack without any training: what it recovers is a floor of what a server can read,
-not a ceiling.
+e_v is row v of the backbone's embedding, centred and of length 1.  All of it is public but the activations, so
+that a server can do the same.  What is recovered is a floor of what can be read, not a ceiling.
 
-Knows: backbones, activations.  Knows nothing of: training, sockets.
+Knows: backbones, activations.  Knows nothing of: training the side network, sockets.
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
 from __future__ import annotations
 
+from operator import attrgetter
+
+import msgspec
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mobillm_kit.backbone.split import Backbone
 from mobillm_kit.errors import BadInput
+from mobillm_kit.side.full_width import linear
 
 CHUNK = 1024
 """Tokens of the vocabulary that are forwarded together."""
@@ -46,15 +52,15 @@ class NearestToken:
         self._tokens = torch.cat(parts)  # (V, d)
 
     @torch.no_grad()
-    def read(self, activations: Tensor, mask: Tensor) -> Tensor:
-        """The likeliest token of each activation.
+    def scores(self, activations: Tensor, mask: Tensor) -> Tensor:
+        """How likely each token is at each place, the higher the likelier.
 
         Args:
             activations: (B, T, d) of this layer, every token sent.
             mask: (B, T), 1 at real tokens; positions count them from the left.
 
         Returns:
-            (B, T) token ids; what they are at padding means nothing.
+            (B, T, V); what stands at padding means nothing.
 
         Raises:
             BadInput: another width than the backbone's.
@@ -64,7 +70,11 @@ class NearestToken:
         places = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
         states = activations.float() - self._of_position(max(2, int(places.max()) + 1))[places]
         # ||a - e||² = ||a||² - 2 a·e + ||e||², and ||a||² is the same for every token
-        return (self._tokens.square().sum(dim=1) - 2 * states @ self._tokens.T).argmin(dim=-1)
+        return 2 * states @ self._tokens.T - self._tokens.square().sum(dim=1)
+
+    def read(self, activations: Tensor, mask: Tensor) -> Tensor:
+        """The likeliest token of each activation, (B, T)."""
+        return self.scores(activations, mask).argmax(dim=-1)
 
     def _of_position(self, length: int) -> Tensor:
         """What a position adds to the embedding, (T, d), less what the second one adds."""
@@ -73,10 +83,108 @@ class NearestToken:
         return states[0].float() - states[0, 1].float()
 
 
-def recovered(found: Tensor, truth: Tensor, mask: Tensor) -> float:
-    """Share of the real tokens that were read right, 0 .. 1; all (B, T)."""
-    real = mask.bool()
-    return (found == truth)[real].float().mean().item()
+class TrainedInverter(nn.Module):
+    """Reads tokens from the activations of any layers, after training on texts that the attacker knows.
+
+    Args:
+        backbone: whose embedding names the tokens.
+        n_layers: whose activations are read together, each token's concatenated.
+        seed: of the first weights and of the order of training.
+    """
+
+    def __init__(self, backbone: Backbone, n_layers: int = 1, *, seed: int = 0) -> None:
+        super().__init__()
+        embedding = attrgetter(backbone.family.embedding)(backbone.base).weight.detach().float()
+        rows = embedding - embedding.mean(dim=0)
+        self._rows = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-6)
+        self._generator = torch.Generator().manual_seed(seed)
+        width, own = n_layers * backbone.width, rows.shape[1]
+        self.down, self.up = linear(width, 4 * own, self._generator), linear(4 * own, own, self._generator)
+        self.scale = nn.Parameter(torch.tensor(10.0))
+        self._mean, self._deviation = torch.zeros(width), torch.ones(width)
+
+    def fit(self, activations: Tensor, ids: Tensor, *, steps: int = 400, lr: float = 3e-3) -> None:
+        """Train on known tokens.
+
+        Args:
+            activations: (N, n_layers d) of N real tokens.
+            ids: (N,) what they were.
+            steps: of 256 tokens each, with AdamW at the constant rate ``lr`` and weight decay 0.01.
+        """
+        known = activations.float()
+        self._mean, self._deviation = known.mean(dim=0), known.std(dim=0).clamp(min=1e-6)
+        optimizer = torch.optim.AdamW(self.parameters(), lr, weight_decay=0.01)
+        for _ in range(steps):
+            drawn = torch.randint(len(ids), (256,), generator=self._generator)
+            optimizer.zero_grad()
+            F.cross_entropy(self._logits(known[drawn]), ids[drawn]).backward()
+            optimizer.step()
+
+    @torch.no_grad()
+    def scores(self, activations: Tensor) -> Tensor:
+        """(…, n_layers d) to (…, V), the higher the likelier."""
+        return self._logits(activations.float())
+
+    def _logits(self, activations: Tensor) -> Tensor:
+        known = (activations - self._mean) / self._deviation
+        return self.scale * self.up(F.gelu(self.down(known))) @ self._rows.T
+
+
+@torch.no_grad()
+def search(backbone: Backbone, layer: int, activations: Tensor, mask: Tensor, scores: Tensor, k: int = 16) -> Tensor:
+    """Read one text after the other from left to right: the candidate whose own state comes nearest.
+
+    Exact in float32 as long as the token is among the candidates, for what stands to the left is known by then.
+
+    Args:
+        backbone: a decoder; an encoder's states depend on what stands to the right.
+        activations: (B, T, d) of ``layer``, 1 .. L, every token sent.
+        mask: (B, T), 1 at real tokens.
+        scores: (B, T, V), how likely another attack holds each token.
+        k: candidates per token.
+
+    Returns:
+        (B, T) token ids; 0 at padding.
+
+    Raises:
+        BadInput: an encoder.
+    """
+    if backbone.kind != "decoder":
+        raise BadInput(f"'{backbone.name}' is an encoder; a search from left to right needs a decoder.")
+    found = torch.zeros(mask.shape, dtype=torch.long)
+    for row, real in enumerate(mask.bool()):
+        candidates, read = scores[row, real].topk(k).indices, torch.zeros(1, 0, dtype=torch.long)
+        for state, options in zip(activations[row, real], candidates, strict=True):
+            tried = torch.cat((read.expand(k, -1), options.unsqueeze(1)), dim=1)
+            (states,) = backbone.taps(tried, torch.ones_like(tried), layers=[layer])
+            read = tried[(states[:, -1].float() - state.float()).square().sum(dim=1).argmin()].unsqueeze(0)
+        found[row, real] = read[0]
+    return found
+
+
+class Recovery(msgspec.Struct, frozen=True):
+    """How much of the texts was read."""
+
+    share: float
+    """Of the real tokens, read right: 0 .. 1."""
+    low: float
+    high: float
+    """95 % interval, by 2 000 bootstrap samples of whole texts: tokens of one text are not independent."""
+    chance: float
+    """What the same guesses get when they are dealt out anew: sum_v p_found(v) p_truth(v)."""
+    tokens: int
+
+
+def recovery(found: Tensor, truth: Tensor, mask: Tensor) -> Recovery:
+    """Guesses against what was sent, all (B, T); padding is not counted."""
+    right, real = ((found == truth) & mask.bool()).sum(dim=1).double(), mask.bool().sum(dim=1).double()
+    drawn = torch.randint(len(right), (2000, len(right)), generator=torch.Generator().manual_seed(0))
+    shares = right[drawn].sum(dim=1) / real[drawn].sum(dim=1)
+    low, high = shares.quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
+    size = int(max(found.max(), truth.max())) + 1
+    guessed, true = (each[mask.bool()].bincount(minlength=size) / real.sum() for each in (found, truth))
+    chance = float(guessed @ true)
+    return Recovery(float(right.sum() / real.sum()), low, high, chance, int(real.sum()))
 
 
 def labels_by_sign(values: Tensor) -> Tensor:

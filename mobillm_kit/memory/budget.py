@@ -11,7 +11,9 @@ Taught in: notebooks/01_where_memory_goes.ipynb
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,8 +126,9 @@ def alternatives(step: Step, ram_bytes: int) -> Iterator[Way]:
         times = -(-step.batch_size // size)
         yield _way(f"{LABELS[step.method]}, batch {size}", needs, f"{times} × the steps for the same texts")
     for method, price in ALTERNATIVES.items():
-        if method != step.method:
-            yield _way(LABELS[method], step.needs(method=method), price)
+        with suppress(BadInput):  # MeZO takes no rounded weights
+            if method != step.method:
+                yield _way(LABELS[method], step.needs(method=method), price)
     if step.dtype == "float32":
         half = step.needs(method=FORWARD_ONLY, dtype="bfloat16")
         yield _way(f"{LABELS[FORWARD_ONLY]}, bfloat16", half, "rounded weights")
@@ -135,20 +138,11 @@ def alternatives(step: Step, ram_bytes: int) -> Iterator[Way]:
 def largest_batch(step: Step, ram_bytes: int) -> tuple[int, tuple[MemoryNeed, ...]] | None:
     """The largest batch up to the step's own with which its method fits, and its need; None where one text is too much.
 
-    Memory is close to a straight line in the batch, so a line finds the place and a prediction proves it.
+    More texts never take less memory, so the place is found by bisection: log2(B) + 1 predictions.
     """
-    whole, one = step.needs(), step.needs(batch_size=1)
-    most, least = whole[0].process_bytes, one[0].process_bytes
-    if most <= ram_bytes:
-        return step.batch_size, whole
-    if least > ram_bytes:
-        return None
-    slope = (most - least) / (step.batch_size - 1)
-    for size in range(min(step.batch_size - 1, 1 + int((ram_bytes - least) / slope)), 1, -1):
-        needs = step.needs(batch_size=size)
-        if needs[0].process_bytes <= ram_bytes:
-            return size, needs
-    return 1, one
+    sizes = range(1, step.batch_size + 1)
+    size = bisect_right(sizes, ram_bytes, key=lambda size: step.needs(batch_size=size)[0].process_bytes)
+    return (size, step.needs(batch_size=size)) if size else None
 
 
 def streamed(step: Step) -> Iterator[Way]:
