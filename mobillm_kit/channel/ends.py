@@ -72,7 +72,7 @@ class ServerSocket(End):
         keys: the server's key pair; None runs plain, on a loopback address only.
         admit: whether a device's public key (z85) may connect; asked during each handshake, from another thread; an
             exception counts as no.
-        limits: bounds of one message; what exceeds them is cut short so that ``wire.from_frames`` refuses it.  libzmq
+        limits: bounds of one message; what exceeds them is cut short so that ``frames.from_frames`` refuses it.  libzmq
             itself bounds the single frame only, and takes in a whole message before anybody can look at it.
         high_water: messages kept per device and direction.
 
