@@ -2,6 +2,7 @@
 
     opt-1.3b    device of MobiLLM (8 x 128, 16 x 512, 1 x 64; bf16 and NF4) beside the whole model and LoRA (PEFT, fp32)
     more        int8 and FP4 weights; a window of eight batches
+    exact       one training step of LoRA with checkpointing: the whole model in bf16, and streamed (bf16, int8, NF4)
     opt-6.7b    one full training step: the device streams, the server trains its side network on what was sent
     time        block-major streaming, a window of eight batches, interleaved with the whole model on the same batches
     accuracy    MobiLLM on low-precision backbones, with and without int4 activations (pocket, MiniLM)
@@ -42,14 +43,15 @@ WINDOW = 8
 ROUNDS = 3
 LR = 1e-3
 SEEDS = (0, 1, 2)
-PARTS = ("opt-1.3b", "opt-6.7b", "more", "time", "accuracy")
+PARTS = ("opt-1.3b", "opt-6.7b", "more", "exact", "time", "accuracy")
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
     """What one fresh process does."""
 
     role: str
-    """``device``, ``whole``, ``lora``, ``peft``, ``server``, ``time`` or ``accuracy``."""
+    """``device``, ``whole``, ``lora``, ``peft``, ``exact`` (LoRA with checkpointing), ``streamed`` (the same, blocks
+    streamed), ``server``, ``time`` or ``accuracy``."""
     model: str = "opt-1.3b"
     batch: int = 8
     length: int = 128
@@ -75,7 +77,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     imports_bytes: int = 0
     """Resident with every module loaded."""
     predicted_bytes: int = 0
-    """By ``StreamedBackbone.need``."""
+    """By ``StreamedBackbone.need``; of a training step by ``mobillm memory``, where it has such a row."""
     seconds: float = 0.0
     """Of the forward passes or of the step."""
     figures: dict[str, float] = {}
@@ -237,22 +239,44 @@ def whole(case: Case, folder: Path) -> dict[str, Any]:
 
 
 def lora(case: Case, folder: Path) -> dict[str, Any]:
-    """One training step of this kit's LoRA r8 (PEFT's layers, logits of two label words), the whole model in memory."""
-    from mobillm_kit.backbone.pretrained import load_backbone
+    """One training step of this kit's LoRA r8 (PEFT's layers, logits of two label words), the whole model in memory.
+
+    The same with checkpointing (``exact``), and over blocks that are read from the folder (``streamed``).
+    """
+    from mobillm_kit.backbone.pretrained import DTYPES, load_backbone
+    from mobillm_kit.backbone.streaming import stream_backbone
     from mobillm_kit.methods import load_method
     from mobillm_kit.methods.task_model import task_model
 
+    opened = stream_backbone if case.role == "streamed" else load_backbone
     with Pages() as pages:
-        model = task_model(load_backbone(folder, dtype=case.weights), word_ids=(10, 11))
-        method = load_method("lora")(model, seed=0)
-        started = time.perf_counter()
-        method.step(random_batch(case.batch, case.length), LR)
-        seconds = time.perf_counter() - started
-    return {
+        backbone = opened(folder, dtype=case.weights if case.weights in DTYPES else "bfloat16")
+        model = task_model(backbone, word_ids=(10, 11))
+        method = load_method("lora" if case.role == "lora" else "lora-checkpointing")(model, seed=0)
+        opened_bytes = pages.now("VmRSS")
+        started, cpu = time.perf_counter(), time.process_time()
+        loss = method.step(random_batch(case.batch, case.length), LR).loss
+        seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu
+    found = {
         "anonymous_bytes": pages.largest["RssAnon"],
         "file_bytes": pages.largest["RssFile"],
         "seconds": seconds,
     }
+    if case.role == "lora":
+        return found
+    return found | {"figures": {"loss": loss, "cpu_s": cpu_s, "opened_bytes": opened_bytes}}
+
+
+def predicted_step(case: Case) -> int:
+    """The process of a training step from shapes alone, in this process: it needs memory of its own."""
+    from mobillm_kit.backbone.pretrained import architecture
+    from mobillm_kit.memory.budget import Step, streamed
+
+    step = Step(architecture(case.model), "lora-checkpointing", case.batch, case.length, "bfloat16")
+    if case.role == "exact":
+        return step.needs()[0].process_bytes
+    *_, way = streamed(step)
+    return way.device_bytes if case.weights == "bfloat16" else 0
 
 
 def peft(case: Case, folder: Path) -> dict[str, Any]:
@@ -308,7 +332,7 @@ def timing(case: Case, folder: Path) -> dict[str, Any]:
     }
 
 
-ROLES = {"whole": whole, "lora": lora, "peft": peft, "time": timing}
+ROLES = {"whole": whole, "lora": lora, "exact": lora, "streamed": lora, "peft": peft, "time": timing}
 
 
 def child(case: Case, folder: Path, sent: Path | None) -> Result:
@@ -364,11 +388,14 @@ BIG = msgspec.structs.replace(_DEVICE, model="opt-6.7b")
 BIG_SERVER = Case(role="server", model="opt-6.7b", codec="int4")
 OF_EIGHT = msgspec.structs.replace(_DEVICE, window=WINDOW)
 TIMED = Case(role="time", window=WINDOW)
+EXACT = Case(role="exact")
+STREAMED = Case(role="streamed")
 
 CASES = {
     "opt-1.3b": (SMALL, TINY, NF4, WHOLE, LORA, PEFT, LARGE),
     "opt-6.7b": (BIG, BIG_SERVER),
     "more": (OF_EIGHT, *(msgspec.structs.replace(_DEVICE, weights=kind) for kind in ("int8", "fp4"))),
+    "exact": (EXACT, STREAMED, *(msgspec.structs.replace(STREAMED, weights=kind) for kind in ("int8", "nf4"))),
     "time": (TIMED,),
 }
 
@@ -400,6 +427,8 @@ def keep(result: Result, file: Path, command: str) -> None:
     from mobillm_kit.runs.provenance import provenance
 
     result = msgspec.structs.replace(result, provenance=provenance(command))
+    if result.case.role in ("exact", "streamed"):
+        result = msgspec.structs.replace(result, predicted_bytes=predicted_step(result.case))
     with file.open("ab") as lines:
         lines.write(msgspec.json.encode(result) + b"\n")
     print(line(result), flush=True)
@@ -522,8 +551,16 @@ def bars(found: dict[Case, Result]) -> list[Bar]:
         ("OPT-1.3B, a window of eight, per batch, over the whole model", timed and timed.figures["ratio"], 1.10, "x"),
         ("OPT-6.7B, 8 x 128, device of a training step", one_step, 1.6 * 1024, "MiB"),
         ("OPT-1.3B, NF4, 8 x 128, device", peak(found.get(NF4)), 500, "MiB"),
+        ("OPT-1.3B, LoRA + checkpointing streamed, 8 x 128, one step", peak(found.get(STREAMED)), 1024, "MiB"),
+        ("  over the same with the whole model in memory", over(found.get(STREAMED), found.get(EXACT)), 0.33, "x"),
+        ("  its prediction, off by", _off(found.get(STREAMED)), 10, "%"),
         ("pocket, NF4 weights + int4 activations, points below fp32", _lost(found), 2, "points"),
     ]
+
+
+def _off(result: Result | None) -> float | None:
+    """Per cent by which the predicted process misses the measured one."""
+    return None if result is None else 100 * abs(result.predicted_bytes / result.peak_bytes - 1)
 
 
 def _lost(found: dict[Case, Result]) -> float | None:

@@ -94,6 +94,7 @@ class BufferedBlocks:
     def tensors(self, index: int) -> dict[str, Tensor]:
         """Block ``index``, by the names in it; the next call with another index may overwrite them."""
         if index != self._held:
+            back = self._held == index + 1 and index > 0  # a backward pass, from the last block to the first
             self._held = None
             if not self.memory:
                 self.memory += [torch.empty(self._largest, dtype=torch.uint8) for _ in range(self._buffers)]
@@ -104,7 +105,7 @@ class BufferedBlocks:
                 self._read(index, self._turn)
             self._held = index
             if self._reader:
-                following = (index + 1) % len(self._places)
+                following = (index + (-1 if back else 1)) % len(self._places)
                 self._reading = following, self._reader.submit(self._read, following, 1 - self._turn)
         return {place.key: place.view(self.memory[self._turn]) for place in self._places[index]}
 

@@ -8,7 +8,8 @@
     memory(window) = runtime + 2 block + around + working + window · (B T d + mask)       see :class:`StreamingNeed`
 
 The taps are those of the whole model, bit for bit: the same modules run on the same values.  The embedding and the
-language-model head stay in their file; only the rows that a batch or a label word asks for are read.
+language-model head stay in their file; only the rows that a batch or a label word asks for are read.  Gradients reach
+what a method puts beside the weights, where each block is a checkpoint: it is read again in the backward pass.
 
 Knows: backbones and files.  Knows nothing of: tasks, methods, the link.
 Taught in: notebooks/06_side_network.ipynb
@@ -92,7 +93,7 @@ class StreamingNeed:
 
 
 class StreamedBackbone(Backbone):
-    """A backbone whose blocks are read from their files; it runs forward as any other, and cannot be trained.
+    """A backbone whose blocks are read from their files; it runs forward as any other, its weights stay as they are.
 
     Args:
         model: without values, as :func:`mobillm_kit.backbone.meta_model.meta_model` gives it.
@@ -120,7 +121,12 @@ class StreamedBackbone(Backbone):
         for relu in relus:
             relu.inplace = True  # over what it reads, the widest state of a block, which nobody else reads
         self._in_place = bool(relus)
-        self._streamed = BufferedBlocks([self._places(block) for block in self.blocks], shards, ahead=read_ahead)
+        places = [self._places(block) for block in self.blocks]
+        self._owners = [
+            {place.key: block.get_submodule(place.key.rpartition(".")[0]) for place in those}
+            for block, those in zip(self.blocks, places, strict=True)
+        ]
+        self._streamed = BufferedBlocks(places, shards, ahead=read_ahead)
 
     @property
     def device(self) -> torch.device:
@@ -141,12 +147,15 @@ class StreamedBackbone(Backbone):
 
     def resident(self) -> list[Tensor]:
         """The weights that this process holds at the moment."""
-        return [*self._around, *self._streamed.memory]
+        return [*super().resident(), *self._streamed.memory]
 
     def block(self, index: int, hidden: Tensor, inputs: BlockInputs) -> Tensor:
         """h_i from h_{i-1}: (B, T, d) to (B, T, d); reads the block where it is not there yet."""
-        tensors = self._streamed.tensors(index)
-        return self.state(index, functional_call(self.blocks[index], tensors, (hidden, *inputs.args), inputs.kwargs))
+        block, owners = self.blocks[index], self._owners[index]
+        now = {module: f"{path}." if path else "" for path, module in block.named_modules()}  # LoRA wraps some of them
+        read = self._streamed.tensors(index).items()
+        tensors = {now[owners[key]] + key.rpartition(".")[2]: tensor for key, tensor in read}
+        return self.state(index, functional_call(block, tensors, (hidden, *inputs.args), inputs.kwargs))
 
     def block_major(self, window: Sequence[Tokens], layers: Sequence[int]) -> Iterator[Tap]:
         """Take a window of batches through block 1, then block 2, …: every block is read once per window.

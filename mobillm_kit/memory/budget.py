@@ -166,7 +166,7 @@ def streamed(step: Step) -> Iterator[Way]:
         "LoRA + checkpointing, bfloat16 blocks streamed",
         exact.total - whole + 2 * block + RUNTIME_BYTES,
         None,
-        "three readings of the model a step; no server",
+        "two readings of the model a step; no server",
     )
 
 

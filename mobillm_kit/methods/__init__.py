@@ -40,6 +40,8 @@ class MethodRow:
     """Passed to ``build``; what a user gives goes over them."""
     forward_only: bool = False
     """Whether the device never differentiates through the backbone: it may be streamed or in few bits."""
+    streams: bool = False
+    """Whether it may be so although the device differentiates through the backbone: block by block."""
     trained: bool = True
     """False for the controls, which show what a table's figures have to be compared with."""
 

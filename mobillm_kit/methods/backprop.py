@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mobillm_kit.backbone.split import Backbone
 from mobillm_kit.record import CountedMemory
 from mobillm_kit.texts.encode import Batch
 from mobillm_kit.training.adamw import Trained
@@ -57,7 +58,11 @@ class Backprop:
 
     def count_memory(self, batch: Batch) -> tuple[CountedMemory, ...]:
         """The device's ledger of one training step; trains nothing."""
-        return (self._trained.count_memory("device", self._model, lambda: self._loss(batch)),)
+        backbones = [module for module in self._model.modules() if isinstance(module, Backbone)]
+        if any(parameter.is_meta for parameter in self._model.parameters()):
+            self.logits(batch)  # a streamed backbone makes its buffers when it first runs
+        held = [tensor for backbone in backbones for tensor in backbone.resident()]
+        return (self._trained.count_memory("device", self._model, lambda: self._loss(batch), held=held),)
 
     def _loss(self, batch: Batch) -> Tensor:
         return F.cross_entropy(self._logits(batch), batch.labels)

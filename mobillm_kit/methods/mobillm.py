@@ -11,7 +11,7 @@ Taught in: notebooks/00_start_here.ipynb, notebooks/09_comparison.ipynb
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,11 +85,11 @@ class MobiLLM:
 
     Args:
         server: trains; where the uplink leads to another process, it holds the weights that come back.
-        device_weights: what the device holds, for the ledger.
+        device_weights: what the device holds once it has run, for the ledger.
     """
 
     def __init__(
-        self, device: Device, server: SideTrainer, uplink: InProcess | Wire, device_weights: Sequence[Tensor]
+        self, device: Device, server: SideTrainer, uplink: InProcess | Wire, device_weights: Callable[[], list[Tensor]]
     ) -> None:
         self.adapter = server.model.adapter
         self.name = f"mobillm-{'full-width' if self.adapter.side.token_wise else 'ladder'}"
@@ -98,7 +98,7 @@ class MobiLLM:
         self.uplink = uplink
         self.step, self.settle, self.logits = uplink.step, uplink.settle, uplink.logits
         self.state, self.load_state, self.close = uplink.state, uplink.load_state, uplink.close
-        self._device_weights = list(device_weights)
+        self._device_weights = device_weights
 
     @property
     def timeline(self) -> Timeline:
@@ -119,7 +119,7 @@ class MobiLLM:
         upload = self.device.upload(batch)
         device = CountedMemory(
             party="device",
-            weights_bytes=storage_bytes(self._device_weights),
+            weights_bytes=storage_bytes(self._device_weights()),
             messages_bytes=upload.n_bytes + self.uplink.waiting_bytes(upload),
         )
         return device, self.server.count_memory(upload)
@@ -160,11 +160,11 @@ def build(
     device = Device(model.backbone, adapter.side.layers, one_token=one_token, top_tokens=top_tokens)
     trainer = SideTrainer(tuned, weight_decay=weight_decay)
     if server == "in-process":
-        return MobiLLM(device, trainer, _in_process(device, trainer, codec, group, options), model.backbone.resident())
+        return MobiLLM(device, trainer, _in_process(device, trainer, codec, group, options), model.backbone.resident)
     from mobillm_kit.device.uplink import Wire  # sockets and keys: only where there is a server
 
     uplink = Wire(device, trainer, server, codec, group, weight_decay, folder, **options)
-    return MobiLLM(device, trainer, uplink, model.backbone.resident())
+    return MobiLLM(device, trainer, uplink, model.backbone.resident)
 
 
 def _in_process(device: Device, trainer: SideTrainer, codec: str, group: int, options: Mapping[str, Any]) -> InProcess:

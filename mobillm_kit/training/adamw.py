@@ -74,12 +74,14 @@ class Trained:
         loss: Callable[[], Tensor],
         received: Iterable[Tensor] = (),
         messages_bytes: int = 0,
+        held: Iterable[Tensor] = (),
     ) -> CountedMemory:
         """Weights, gradients, moments and what autograd saves for one backward pass of ``loss``; trains nothing.
 
-        ``received`` is what ``loss`` reads of a message, which ``messages_bytes`` counts already.
+        ``received`` is what ``loss`` reads of a message, which ``messages_bytes`` counts already; ``held`` are weights
+        beside the model's parameters: the buffers of a streamed backbone.
         """
-        weights = [*model.parameters(), *model.buffers()]
+        weights = [t for t in (*model.parameters(), *model.buffers(), *held) if not t.is_meta]
         with SavedActivations([*weights, *received]) as saved:
             torch.autograd.grad(loss(), list(self.parameters.values()), allow_unused=True)
         trained_bytes = storage_bytes(self.parameters.values())
