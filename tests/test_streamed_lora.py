@@ -114,6 +114,14 @@ def test_gradients_beside_codes_are_those_of_the_matrices_that_they_stand_for(tm
     assert equal(gradients(lora(coded)), gradients(lora(plain, "lora")))
 
 
+def test_a_graph_over_overwritten_blocks_fails_and_gives_no_wrong_gradients(tmp_path):
+    """Without checkpoints the weights that autograd has saved are another block's by then."""
+    model, _ = lora(stream_backbone(folder_of(tmp_path, "opt")))
+    loss = model.logits(batches(model)[0]).sum()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 # ---------------------------------------------------------------------- what is read, and what is in memory
 
 
@@ -147,6 +155,18 @@ def test_two_blocks_and_the_adapters_are_in_memory_and_the_ledger_says_so(tmp_pa
     assert counted.saved_activations_bytes == whole.saved_activations_bytes  # no weight among them
     assert counted.weights_bytes < 0.5 * whole.weights_bytes
     assert equal(method.trained(), lora(load_backbone(tmp_path / "llama"))[1].trained())  # counting trains nothing
+
+
+@pytest.mark.parametrize("name", ["probe", "mobillm-full-width"])
+def test_the_ledgers_of_other_methods_count_the_buffers_and_not_the_model(name, tmp_path):
+    """Before the first step too, when there is no buffer yet."""
+    backbone = stream_backbone(folder_of(tmp_path, "opt", num_hidden_layers=8))
+    method = load_method(name)(task_model(backbone, word_ids=(10, 11)), seed=0)
+    counted = method.count_memory(random_batch())[0].weights_bytes
+    held = sum(tensor.nbytes for tensor in backbone.resident())
+    assert held > backbone._streamed.memory_bytes > 0
+    classifier = sum(tensor.nbytes for tensor in method.trained().values()) + 2 * 8 if name == "probe" else 0
+    assert counted == held + classifier
 
 
 # ---------------------------------------------------------------------- from the command line to a loaded run

@@ -118,6 +118,10 @@ class BufferedBlocks:
     def _read(self, index: int, turn: int) -> None:
         for place in self._places[index]:
             self._shards.read_into(place.name, place.view(self.memory[turn]))
+        if not self.memory[
+            turn
+        ].is_inference():  # a graph that still holds these weights must fail, not go on with others
+            torch.autograd.graph.increment_version(self.memory[turn])
 
     def _awaited(self) -> int | None:
         """Which block was being read, and now is."""

@@ -148,7 +148,8 @@ def largest_batch(step: Step, ram_bytes: int) -> tuple[int, tuple[MemoryNeed, ..
 def streamed(step: Step) -> Iterator[Way]:
     """Ways in which the backbone's blocks are read from disk one after the other and dropped again.
 
-    MobiLLM's device, also with NF4 weights, and LoRA with checkpointing (the idea of MeBP, arXiv 2510.03425).
+    MobiLLM's device, also with NF4 weights, and LoRA with checkpointing (the idea of MeBP, arXiv 2510.03425), each of
+    which ``--stream`` runs.
     """
     half = "bfloat16"
     whole, block, matrix = backbone_bytes(step.config, half)
