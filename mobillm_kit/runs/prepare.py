@@ -80,8 +80,7 @@ def prepare(spec: RunSpec, data: TaskData | None = None, tell: Callable[[str], o
 
 def open_backbone(spec: RunSpec, device: str) -> Backbone:
     """The specification's backbone: whole or streamed, pretrained or random, as it is or in few bits."""
-    row = method_row(spec.method)
-    if (spec.stream or spec.weights) and not (row.forward_only or row.streams):
+    if (spec.stream or spec.weights) and not ((row := method_row(spec.method)).forward_only or row.streams):
         able = ", ".join(row.name for row in METHODS.values() if (row.forward_only or row.streams) and row.trained)
         raise BadInput(
             f"Method '{spec.method}' trains through the backbone, which must be whole and in floating point for that.",
