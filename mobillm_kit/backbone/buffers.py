@@ -75,16 +75,15 @@ class Place:
 
 
 class BufferedBlocks:
-    """Blocks in two buffers: one works while the other is filled; in one, without ``ahead``."""
+    """Blocks in two buffers: one works while the other is filled."""
 
-    def __init__(self, places: Sequence[Sequence[Place]], shards: Shards, *, ahead: bool) -> None:
+    def __init__(self, places: Sequence[Sequence[Place]], shards: Shards) -> None:
         self._places = places
         self._shards = shards
-        self._buffers = 1 + ahead
         self._largest = max(place.end for block in places for place in block)
-        self.memory_bytes = self._buffers * self._largest
+        self.memory_bytes = 2 * self._largest
         """Of the buffers, each as large as the largest block."""
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="block-reader") if ahead else None
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="block-reader")
         self._reading: tuple[int, Future[None]] | None = None
         self.memory: list[Tensor] = []
         """The buffers, as far as they are made."""
@@ -97,16 +96,15 @@ class BufferedBlocks:
             back = self._held == index + 1 and index > 0  # a backward pass, from the last block to the first
             self._held = None
             if not self.memory:
-                self.memory += [torch.empty(self._largest, dtype=torch.uint8) for _ in range(self._buffers)]
+                self.memory += [torch.empty(self._largest, dtype=torch.uint8) for _ in range(2)]
             ready = self._awaited()
             if ready is not None:
                 self._turn = 1 - self._turn
             if ready != index:
                 self._read(index, self._turn)
             self._held = index
-            if self._reader:
-                following = (index + (-1 if back else 1)) % len(self._places)
-                self._reading = following, self._reader.submit(self._read, following, 1 - self._turn)
+            following = (index + (-1 if back else 1)) % len(self._places)
+            self._reading = following, self._reader.submit(self._read, following, 1 - self._turn)
         return {place.key: place.view(self.memory[self._turn]) for place in self._places[index]}
 
     def release(self) -> None:
@@ -118,9 +116,7 @@ class BufferedBlocks:
     def _read(self, index: int, turn: int) -> None:
         for place in self._places[index]:
             self._shards.read_into(place.name, place.view(self.memory[turn]))
-        if not self.memory[
-            turn
-        ].is_inference():  # a graph that still holds these weights must fail, not go on with others
+        if not self.memory[turn].is_inference():  # a graph that holds these weights must fail, not go on with others
             torch.autograd.graph.increment_version(self.memory[turn])
 
     def _awaited(self) -> int | None:

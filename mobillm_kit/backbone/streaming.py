@@ -97,7 +97,6 @@ class StreamedBackbone(Backbone):
 
     Args:
         model: without values, as :func:`mobillm_kit.backbone.meta_model.meta_model` gives it.
-        read_ahead: read the next block while one works; False halves the weights in memory and waits for the disk.
         low_bit: what the files' codes are, where the blocks' matrices are codes.
     """
 
@@ -108,7 +107,6 @@ class StreamedBackbone(Backbone):
         *,
         name: str = "",
         revision: str = "",
-        read_ahead: bool = True,
         low_bit: LowBit | None = None,
     ) -> None:
         self._low_bit = low_bit
@@ -126,7 +124,7 @@ class StreamedBackbone(Backbone):
             {place.key: block.get_submodule(place.key.rpartition(".")[0]) for place in those}
             for block, those in zip(self.blocks, places, strict=True)
         ]
-        self._streamed = BufferedBlocks(places, shards, ahead=read_ahead)
+        self._streamed = BufferedBlocks(places, shards)
 
     @property
     def device(self) -> torch.device:
@@ -244,13 +242,11 @@ def stream_backbone(
     *,
     revision: str | None = None,
     dtype: str = "float32",
-    read_ahead: bool = True,
 ) -> StreamedBackbone:
     """Open a backbone whose blocks are read when they are needed.
 
     Args:
         name: ``"pocket"``, or a folder with safetensors; ``revision`` is for the record.
-        read_ahead: as for :class:`StreamedBackbone`.
     """
     source = resolve(name)
     if not Path(source).is_dir():
@@ -263,6 +259,5 @@ def stream_backbone(
         shards,
         name=public_name(name),
         revision=revision or "",
-        read_ahead=read_ahead,
         low_bit=read_low_bit(source),
     )

@@ -10,6 +10,7 @@ import platform
 import shutil
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -213,21 +214,29 @@ def _folder(name: str, data: str, wanted: tuple[str, ...]) -> Check:
 
 def sockets(limit_s: float = SOCKET_LIMIT_S) -> list[Check]:
     """Two real sockets, one message there and back over the loopback interface on a random port."""
-    from mobillm_kit.channel.loopback import round_trip
+    from mobillm_kit.channel.ends import DeviceSocket, ServerSocket
+    from mobillm_kit.channel.frames import Limits
 
     payload = bytes(range(256)) * 256
     try:
-        port, returned, elapsed_ms = round_trip(payload, limit_s)
+        with ServerSocket("tcp://127.0.0.1:0", limits=Limits()) as server:
+            started = time.perf_counter()
+            with DeviceSocket(server.address, limits=Limits()) as device:
+                device.wait_connected(limit_s)
+                device.send([payload], limit_s)
+                arrived = server.receive(limit_s)
+                returned = device.receive(limit_s) if arrived and server.send(*arrived) else None
+                elapsed_ms = (time.perf_counter() - started) * 1e3
     except KitError as error:
-        return [Check("sockets", False, error.problem, error.remedy)]
-    if returned != payload:
-        return [Check("sockets", False, "the message came back changed", "Reinstall pyzmq.")]
-    size_kib = len(payload) // 1024
-    version = metadata.version("pyzmq")
-    detail = f"{size_kib} KiB there and back over 127.0.0.1:{port} in {elapsed_ms:.1f} ms, pyzmq {version}"
+        return [Check("sockets", False, f"no round trip over 127.0.0.1: {error.problem}", _BLOCKED)]
+    if returned != [payload]:
+        return [Check("sockets", False, "the message came back changed, or not in time", _BLOCKED)]
+    route, size_kib = server.address.removeprefix("tcp://"), len(payload) // 1024
+    detail = f"{size_kib} KiB there and back over {route} in {elapsed_ms:.1f} ms, pyzmq {metadata.version('pyzmq')}"
     return [Check("sockets", True, detail)]
 
 
+_BLOCKED = "Allow programs to talk over the loopback interface (firewall, security software), or reinstall pyzmq."
 _IN_ORDER = (python, packages, accelerators, memory, disk, threads, allocator, widgets, packaged_data, sockets)
 PROBES = {**dict.fromkeys(_IN_ORDER, QUICK_LIMIT_S), accelerators: 60.0, sockets: 3 * SOCKET_LIMIT_S}
 """Time limits: torch is imported, sockets wait for each other."""
