@@ -1,6 +1,6 @@
 """Where the parts of each Hugging Face model family lie: embedding, blocks, final norm, output projection.
 
-A new family is a new row (and a tiny configuration in ``tests/families.py``).
+A new family is a new row in ``families.toml`` (and a tiny configuration in ``tests/families.py``).
 
 Knows: names.  Knows nothing of: tensors, tasks, training.
 Taught in: notebooks/00_start_here.ipynb
@@ -8,8 +8,12 @@ Taught in: notebooks/00_start_here.ipynb
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+import msgspec
 
 from mobillm_kit.errors import UnknownName
 
@@ -45,41 +49,9 @@ class Family:
     """A setting that puts something between the blocks: such a model is refused."""
 
 
-_FUSED = ("query_key_value",)
-_LLAMA_LIKE = Family("decoder", "model", "embed_tokens", "layers", "norm", "lm_head")
-_BERT_LIKE = Family(
-    "encoder", "", "embeddings.word_embeddings", "encoder.layer", "", "", attention_targets=("query", "value")
-)
-_ROBERTA_LIKE = replace(_BERT_LIKE, positions_start_after_padding_id=True)
-_BARE_BERT = replace(_BERT_LIKE, poolable=False)
-_DEBERTA = replace(_BARE_BERT, returns_tuple=True, whole=("encoder.rel_embeddings",), cannot="conv_kernel_size")
-
-_LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "olmo2", "granite")
-
-FAMILIES: dict[str, Family] = {
-    "opt": Family("decoder", "model.decoder", "embed_tokens", "layers", "final_layer_norm", "lm_head", "project_out"),
-    **dict.fromkeys((*_LLAMAS, "cohere", "starcoder2"), _LLAMA_LIKE),
-    "phi": replace(_LLAMA_LIKE, norm="final_layernorm"),
-    "phi3": replace(_LLAMA_LIKE, attention_targets=("qkv_proj",)),
-    "gptj": Family("decoder", "transformer", "wte", "h", "ln_f", "lm_head"),
-    "gpt2": Family("decoder", "transformer", "wte", "h", "ln_f", "lm_head", attention_targets=("c_attn",)),
-    "gpt_neox": Family(
-        "decoder", "gpt_neox", "embed_in", "layers", "final_layer_norm", "lm_head", attention_targets=_FUSED
-    ),
-    **dict.fromkeys(("bert", "mobilebert"), _BERT_LIKE),
-    **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), _ROBERTA_LIKE),
-    "electra": _BARE_BERT,
-    "distilbert": replace(_BARE_BERT, blocks="transformer.layer", attention_targets=("q_lin", "v_lin")),
-    "deberta": replace(_DEBERTA, attention_targets=("in_proj",)),
-    "deberta-v2": replace(_DEBERTA, attention_targets=("query_proj", "value_proj")),
-    "modernbert": replace(
-        _BARE_BERT,
-        embedding="embeddings.tok_embeddings",
-        blocks="layers",
-        norm="final_norm",
-        attention_targets=("Wqkv",),
-    ),
-}
+_ROWS = tomllib.loads(Path(__file__).with_name("families.toml").read_text(encoding="utf-8"))
+FAMILIES = {name: msgspec.convert(row, Family) for row in _ROWS.values() for name in row["types"]}
+"""By transformers' model type."""
 
 
 def family_of(model_type: str) -> Family:
@@ -88,6 +60,6 @@ def family_of(model_type: str) -> Family:
         return FAMILIES[model_type]
     except KeyError:
         raise UnknownName(
-            f"Model type '{model_type}' has no row in mobillm_kit/backbone/families.py.",
+            f"Model type '{model_type}' has no row in mobillm_kit/backbone/families.toml.",
             f"Supported: {', '.join(sorted(FAMILIES))}.",
         ) from None

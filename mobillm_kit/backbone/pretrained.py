@@ -51,7 +51,7 @@ def load_backbone(
 
     Raises:
         BadInput: no such folder or name, a folder without ``config.json`` or weights, an unknown dtype.
-        UnknownName: a model family without a row in ``backbone/families.py``.
+        UnknownName: a model family without a row in ``backbone/families.toml``.
     """
     from mobillm_kit.backbone.lowbit import read_low_bit  # it codes what this module loads
 
