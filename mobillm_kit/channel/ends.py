@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import zmq
 
 from mobillm_kit.channel.connections import Connections
+from mobillm_kit.channel.frames import Limits
 from mobillm_kit.channel.join import check_key, split_address
 from mobillm_kit.channel.keys import KeyPair
 from mobillm_kit.channel.sockets import End, checked, take_message
@@ -32,9 +32,6 @@ from mobillm_kit.channel.threshold import (
 )
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.errors import BadInput, HandshakeFailed
-
-if TYPE_CHECKING:
-    from mobillm_kit.channel.frames import Limits
 
 _DEVICE_INBOX = 32  # answers are small; a device that does not read for a while loses none
 _CUTS = 3  # one connection cut during the handshake may be the network's fault, three in a row are not

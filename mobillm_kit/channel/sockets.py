@@ -18,16 +18,14 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import zmq
 import zmq.utils.garbage  # registers its end of program here, so that ours, registered later, comes before it
 
+from mobillm_kit.channel.frames import Limits
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.errors import BadInput, SocketClosed
-
-if TYPE_CHECKING:
-    from mobillm_kit.channel.frames import Limits
 
 log = logging.getLogger(__name__)
 

@@ -36,7 +36,8 @@ P = ParamSpec("P")
 Look: TypeAlias = tuple[str, str, Any]
 """Colour, marker, line style."""
 
-PAPER, INK, MUTED, GRID = "#ffffff", "#1c2126", "#59616b", "#dfe3e8"
+_STYLE = mpl.rc_params_from_file(Path(__file__).with_suffix(".mplstyle"), use_default_template=False)
+PAPER, INK, MUTED, GRID = (str(_STYLE[of]) for of in ("axes.facecolor", "text.color", "axes.edgecolor", "grid.color"))
 """Ground, letters, secondary letters and lines, grid. A page that wants a dark chart replaces these four in its SVG:
 nothing else has these colours, and those of the data stand on dark as well."""
 
@@ -49,30 +50,6 @@ COLORS = (
 )  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h", "d")
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1)))
-
-_STYLE = {
-    "font.family": "DejaVu Sans",
-    "text.parse_math": False,
-    "text.color": INK,
-    "axes.facecolor": PAPER,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": GRID,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "legend.handletextpad": 0.5,
-    "legend.columnspacing": 1.2,
-    "legend.borderaxespad": 0.2,
-    "hatch.linewidth": 1.2,
-    "hatch.color": PAPER,
-}
 
 
 class Chart(Figure):

@@ -159,15 +159,10 @@ def _name(row: Row) -> str:
     return f"{row.label} ({row.interrupted} interrupted)" if row.interrupted else row.label
 
 
-def _own_metric(row: Row) -> str | None:
-    text = _spread(row.test_metric, scale=100)
-    return None if text is None else f"{row.metric} {text}"
-
-
 RESULTS: Columns = {
     "Method": _name,
     "Test accuracy, %": lambda row: _spread(row.test_accuracy, scale=100),
-    "Task's metric, × 100": _own_metric,
+    "Task's metric, × 100": lambda row: (text := _spread(row.test_metric, scale=100)) and f"{row.metric} {text}",
     "Handwritten, %": lambda row: _spread(row.handwritten_accuracy, scale=100),
     "Seeds": lambda row: str(row.seeds),
     "Trainable parameters": lambda row: _number(row.trainable_parameters),
