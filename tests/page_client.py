@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import zmq
 
-VERSION = 2  # the page's title
+VERSION = 3  # the page's title
 HEADER_BYTES, MOST_PAYLOADS = 65_536, 130  # section 2
 QUEUE = 5  # section 1, SNDHWM
 QUIET_S, SILENCE_S = 1.0, 5.0  # section 4, seconds
@@ -146,7 +146,7 @@ def predict(plan: Message, head: Tensors, trained: Tensors, samples: Sequence[Sa
 def _full_width(side: Message, own: Tensors, layers: Sequence[np.ndarray]) -> np.ndarray:
     state, total = layers[0], np.zeros_like(layers[0])
     for i, tap in enumerate(layers):
-        gate = _logistic(own["gates"][i])
+        gate = _logistic(own["gates"][i - 1]) if i else 0.0
         x = (1 - gate) * tap + gate * state
         change = _gelu(_linear(own, f"down.{i}", x)) @ own[f"up.{i}.weight"].T
         total, state = gate * total + change, x + change
@@ -156,7 +156,7 @@ def _full_width(side: Message, own: Tensors, layers: Sequence[np.ndarray]) -> np
 def _ladder(side: Message, own: Tensors, layers: Sequence[np.ndarray]) -> np.ndarray:
     state = 0.0
     for i, tap in enumerate(layers):
-        gate = _logistic(10 * own["gates"][i]) if i else 0.0
+        gate = _logistic(10 * own["gates"][i - 1]) if i else 0.0
         narrow = _linear(own, f"down.{i}", _normed(own, f"norms.{i}", tap))
         state = gate * state + (1 - gate) * narrow
         block = f"blocks.{i}."

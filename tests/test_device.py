@@ -102,23 +102,23 @@ def test_shares_of_a_fresh_side_network_by_hand():
 
 @pytest.mark.parametrize("side", [FullWidthSide(8, (1, 2, 3, 4, 5), rank=2), LadderSide(8, (1, 2, 3, 4, 5))])
 def test_shares_sum_to_one_whatever_the_gates(side):
-    set_gates(side, 0.3, -1.2, 2.0, 0.05, -0.4)
+    set_gates(side, -1.2, 2.0, 0.05, -0.4)
     assert sum(gate_shares(side)) == pytest.approx(1.0)
 
 
 def test_shares_are_what_the_side_state_is_made_of():
     """Without adapters the state is linear in the taps: a tap of ones with zeros elsewhere gives its share."""
-    side = set_gates(FullWidthSide(4, (1, 2, 3), rank=2), 0.0, 0.7, -0.6)
+    side = set_gates(FullWidthSide(4, (1, 2, 3), rank=2), 0.7, -0.6)
     for place, share in enumerate(gate_shares(side)):
         taps = [torch.full((1, 1, 4), float(index == place)) for index in range(3)]
         state = taps[0]
-        for tap, gate in zip(taps, side.gates.sigmoid(), strict=True):
+        for tap, gate in zip(taps[1:], side.gates.sigmoid(), strict=True):
             state = (1 - gate) * tap + gate * state
         assert state[0, 0, 0].item() == pytest.approx(share, abs=1e-6)
 
 
 def test_the_heaviest_layers_are_chosen_and_the_last_one_always():
-    side = set_gates(FullWidthSide(8, (1, 2, 3, 4), rank=2), 0.0, -6.0, 3.0, 4.0)
+    side = set_gates(FullWidthSide(8, (1, 2, 3, 4), rank=2), -6.0, 3.0, 4.0)
     assert layers_by_gate(side, 1) == (4,)
     assert layers_by_gate(side, 2) == (2, 4)
     assert layers_by_gate(side, 4) == (1, 2, 3, 4)
@@ -126,7 +126,7 @@ def test_the_heaviest_layers_are_chosen_and_the_last_one_always():
 
 def test_a_ladders_gates_are_ten_times_as_steep():
     wide, steep = FullWidthSide(8, (1, 2), rank=2), LadderSide(8, (1, 2))
-    assert gate_shares(set_gates(wide, 0.0, 1.0)) == pytest.approx(gate_shares(set_gates(steep, 0.0, 0.1)))
+    assert gate_shares(set_gates(wide, 1.0)) == pytest.approx(gate_shares(set_gates(steep, 0.1)))
 
 
 @pytest.mark.parametrize("count", [0, 5])

@@ -156,6 +156,7 @@ def test_of_several_targets_that_are_not_there_the_first_is_named():
             target_names(backbone, targets)
     assert target_names(backbone, None) == target_names(backbone, []) == ("q_proj", "v_proj")
     assert target_names(backbone, " fc1 ,k_proj") == ("fc1", "k_proj")
+    assert target_names(backbone, "all") == ("fc1", "fc2", "k_proj", "out_proj", "q_proj", "v_proj")
 
 
 # ---------------------------------------------------------------------- what is put on a backbone

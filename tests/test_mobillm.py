@@ -182,7 +182,7 @@ def test_the_ledger_by_hand():
     held = {tensor.data_ptr(): tensor.nbytes for tensor in (*model.backbone.parameters(), *model.backbone.buffers())}
     assert device.weights_bytes == sum(held.values())
     assert device.messages_bytes == 3 * 4 * 9 * 32 * 4 + 4 * 9 + 4 * 4 + 4 * 4
-    trained = 4 * (3 + 3 * (4 * 32 + 4) + 3 * 32 * 4)  # gates, down with bias, up
+    trained = 4 * (2 + 3 * (4 * 32 + 4) + 3 * 32 * 4)  # gates, down with bias, up
     assert (server.gradients_bytes, server.optimizer_bytes) == (trained, 2 * trained)
 
 

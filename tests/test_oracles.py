@@ -33,7 +33,7 @@ def full_width(p: dict[str, Tensor], taps: list[Tensor]) -> Tensor:
     """Equation 1 with adapters, minus the same recursion without."""
     state = plain = taps[0]
     for i, tap in enumerate(taps):
-        mu = 1 / (1 + torch.exp(-p["gates"][i]))
+        mu = 1 / (1 + torch.exp(-p["gates"][i - 1])) if i else 0.0
         x = (1 - mu) * tap + mu * state
         bottleneck = F.gelu(x @ p[f"down.{i}.weight"].T + p[f"down.{i}.bias"])
         state, plain = x + bottleneck @ p[f"up.{i}.weight"].T, (1 - mu) * tap + mu * plain
@@ -70,7 +70,7 @@ def ladder(p: dict[str, Tensor], taps: list[Tensor], mask: Tensor, causal: bool)
     state = None
     for i, tap in enumerate(taps):
         fed = linear(p, f"down.{i}", norm(p, f"norms.{i}", tap))
-        gate = 1 / (1 + torch.exp(-10 * p["gates"][i]))
+        gate = 1 / (1 + torch.exp(-10 * p["gates"][i - 1])) if i else 0.0
         state = ladder_block(p, f"blocks.{i}", fed if state is None else gate * state + (1 - gate) * fed, mask, causal)
     return norm(p, "norm", state) @ p["up.weight"].T
 
@@ -89,7 +89,7 @@ def test_a_pruned_ladder_is_fed_by_all_taps_but_the_last_through_its_gates_writt
     mask = torch.tensor([[1, 1, 1, 0, 0], [0, 1, 1, 1, 1]])
     p = {key: value.detach() for key, value in side.state_dict().items()}
     state = post_norm_block(p, "blocks.0", linear(p, "down.0", taps[0]), mask)
-    gate = 1 / (1 + torch.exp(-10 * p["gates"][1]))
+    gate = 1 / (1 + torch.exp(-10 * p["gates"][0]))
     state = post_norm_block(p, "blocks.1", gate * state + (1 - gate) * linear(p, "down.1", taps[1]), mask)
     torch.testing.assert_close(side(taps, mask).detach(), state @ p["up.weight"].T, atol=2e-6, rtol=2e-5)
 

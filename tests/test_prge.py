@@ -98,11 +98,14 @@ def test_a_run_equals_spsa_on_pefts_own_lora(name, inner, outer):
     assert max(abs(g) for g in gs) > 1e-4
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_every_family_is_trained_and_its_own_weights_stay(name):
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [*((name, None) for name in TINY), *((name, "all") for name in ("opt", "llama", "gpt2", "bert", "deberta"))],
+)
+def test_every_family_is_trained_and_its_own_weights_stay(name, targets):
     model = tiny_task_model(name)
     before = {key: value.clone() for key, value in model.named_parameters()}
-    method = prge.build(model, seed=0)
+    method = prge.build(model, seed=0, targets=targets)
     for step in range(3):
         method.step(batch_for(name, step), 1e-1)
     after = {key.replace(".base.", "."): value for key, value in model.named_parameters()}

@@ -188,7 +188,7 @@ def first_weights(spec: SideSpec) -> dict[str, torch.Tensor]:
         for name, *row in tables[spec.kind]
         if (".i" in name or i == 0) and (".blocks." in name) == in_blocks
     ]
-    made = {"adapter.side.gates": torch.zeros(count)}
+    made = {"adapter.side.gates": torch.zeros(count - 1)}
     for rows in (side, tables["with a pooling"] if spec.pooling else []):
         generator = torch.Generator().manual_seed(spec.seed)
         for name, shape, start, bias in rows:

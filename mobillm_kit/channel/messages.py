@@ -17,7 +17,7 @@ from msgspec import Meta
 from mobillm_kit.errors import KitError
 from mobillm_kit.side.description import MOST_LAYERS, HeadSpec, Labels, Layers, SideSpec
 
-VERSION = 2
+VERSION = 3
 """Of the protocol; raised whenever a message changes its meaning."""
 
 DIGEST_BYTES = 16

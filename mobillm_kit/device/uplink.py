@@ -46,6 +46,7 @@ from mobillm_kit.side.heads import LabelWordHead
 from mobillm_kit.side.portable_head import checked_result, describe_head
 from mobillm_kit.texts.batches import Batches, StepBatch
 from mobillm_kit.texts.encode import Batch
+from mobillm_kit.training.adamw import without_idle_gate
 from mobillm_kit.training.ledger import storage_bytes
 from mobillm_kit.training.method import StepResult
 
@@ -335,7 +336,7 @@ class Wire:
     def _put_weights(self, tensors: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             for name, parameter in self._local.parameters.items():
-                parameter.copy_(tensors[name])
+                parameter.copy_(without_idle_gate(name, tensors[name], parameter))
 
     def plan(self) -> tuple[Plan, dict[str, Tensor]]:
         """What the server is asked to train, and its head's tensors."""

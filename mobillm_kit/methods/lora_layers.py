@@ -32,7 +32,7 @@ def add_lora(
     Args:
         seed: of A.
         rank, alpha: r, and the numerator of the scale alpha / r.
-        targets: names of the projections, as a list or with commas; query and value of the family by default.
+        targets: names of the projections, a list or with commas, or ``all``; query and value of the family by default.
             BadInput for one that no layer has, and for a rank or an alpha out of range.
 
     Returns:
@@ -67,13 +67,15 @@ def check_scale(rank: int, alpha: float) -> None:
 
 def target_names(backbone: Backbone, targets: str | Sequence[str] | None) -> tuple[str, ...]:
     """The projections to adapt; one that no layer has is refused, with a list of those there are."""
-    given = [name.strip() for name in targets.split(",")] if isinstance(targets, str) else targets
-    chosen = tuple(given or backbone.family.attention_targets)
     there = {
         name.split(".")[-1]
         for name, module in backbone.blocks.named_modules()
         if isinstance(module, (nn.Linear, Conv1D))
     }
+    if targets == "all":
+        return tuple(sorted(name for name in there if not name.startswith("pos_")))  # those read no tokens (DeBERTa)
+    given = [name.strip() for name in targets.split(",")] if isinstance(targets, str) else targets
+    chosen = tuple(given or backbone.family.attention_targets)
     missing = [target for target in chosen if target not in there]
     if missing:
         raise BadInput(

@@ -1,13 +1,14 @@
 """Ladder side tuning on the device itself: no server, and no backward pass through the backbone (arXiv 2206.06522).
 
     A_1 … A_L = backbone(tokens), without gradient          s_i = Block_i(g_i s_{i-1} + (1 - g_i) W_i norm(A_i))
-    logits = head(pool(A_L + W_up norm(s_L)))               g_i = sigmoid(alpha_i / 0.1)
+    logits = head(pool(A_L + W_up norm(s_L)))               g_1 = 0, g_i = sigmoid(alpha_i / 0.1)
 
     memory = weights + every A_i + the ladder's own gradients, moments and saved activations (width d/k)
 
-The ladder is the one that MobiLLM's server trains (side/ladders.py).  It differs from the paper's in two ways: the
-backbone's last state is added, so that step 0 is the pretrained model, and it starts from random weights, not from
-pruned ones.
+The ladder is the one that MobiLLM's server trains (side/ladders.py).  It departs from the paper's in five points: each
+A_i is normalized before W_i; no s_0 is made of the embedding, so that the first gate is nothing to learn; there is no
+dropout; the backbone's last state is added, so that step 0 is the pretrained model; the blocks start at random, not as
+the backbone's, pruned.
 
 Knows: the task model and the ladder.  Knows nothing of: other methods, servers.
 Taught in: notebooks/01_where_memory_goes.ipynb

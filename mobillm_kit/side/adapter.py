@@ -178,13 +178,13 @@ def gate_shares(side: FullWidthSide | LadderSide) -> tuple[float, ...]:
 
         share_i = (1 - mu_i) prod_{j>i} mu_j            share_1 = prod_{j>1} mu_j
 
-    since the first tap enters whole.  mu is the gate: sigmoid(alpha), of the ladder sigmoid(alpha / 0.1).
+    since the first tap enters whole, mu_1 = 0.  mu is the gate: sigmoid(alpha), of the ladder sigmoid(alpha / 0.1).
     """
-    gates = (side.gates if side.token_wise else side.gates / 0.1).detach().sigmoid().double().tolist()
+    mus = (side.gates if side.token_wise else side.gates / 0.1).detach().sigmoid().double()
+    gates = [0.0, *mus.tolist()]
     shares, kept = [], 1.0
     for place in range(len(gates) - 1, -1, -1):
-        enters = 1 - gates[place] if place else 1.0
-        shares.append(enters * kept)
+        shares.append((1 - gates[place]) * kept)
         kept *= gates[place]
     return tuple(reversed(shares))
 

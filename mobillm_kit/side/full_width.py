@@ -1,6 +1,6 @@
 """The side network of full width: one bottleneck adapter per tapped layer (PAE MobiLLM, arXiv 2507.01216, eq. 1).
 
-    x_i = (1 - mu_i) A_i + mu_i h_{i-1}         mu_i = sigmoid(alpha_i)
+    x_i = (1 - mu_i) A_i + mu_i h_{i-1}         x_1 = A_1, mu_i = sigmoid(alpha_i) from the second layer on
     h_i = x_i + W_up,i gelu(W_down,i x_i)       W_up = 0 at the start: step 0 *is* the pretrained model, to the bit
 
 What it adds to the backbone's last state is h_L minus the same recursion without adapters, kept as a recursion of its
@@ -15,12 +15,14 @@ Taught in: notebooks/00_start_here.ipynb
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mobillm_kit.side.description import check_layers, check_rank
+from mobillm_kit.training.adamw import without_idle_gate
 
 
 class FullWidthSide(nn.Module):
@@ -33,20 +35,27 @@ class FullWidthSide(nn.Module):
         self.layers = check_layers(layers)
         check_rank(width, rank)
         generator = torch.Generator().manual_seed(seed)
-        self.gates = nn.Parameter(torch.zeros(len(self.layers)))  # mu_i = 1/2
+        self.gates = nn.Parameter(torch.zeros(len(self.layers) - 1))  # mu_i = 1/2
         self.down = nn.ModuleList(linear(width, rank, generator) for _ in self.layers)
         self.up = nn.ModuleList(zero_linear(rank, width) for _ in self.layers)  # zero: the side starts as nothing
+        self.register_load_state_dict_pre_hook(take_gates)
 
     def forward(self, taps: Sequence[Tensor], mask: Tensor) -> Tensor:
         """Taps and mask (B, T) to what is added to the last state, (B, T, d)."""
-        delta = torch.zeros_like(taps[0])
-        state = taps[0]  # h_0: the first tap stands in, so that x_1 = A_1
-        for tap, gate, down, up in zip(taps, self.gates.sigmoid(), self.down, self.up, strict=True):
-            x = (1 - gate) * tap + gate * state
+        state: Any = None
+        delta: Any = 0.0
+        for tap, gate, down, up in zip(taps, (0.0, *self.gates.sigmoid()), self.down, self.up, strict=True):
+            x = tap if state is None else (1 - gate) * tap + gate * state
             change = up(F.gelu(down(x)))
             delta = gate * delta + change
             state = x + change
         return delta
+
+
+def take_gates(side: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Before weights are loaded: of L gates in a file the last L - 1."""
+    if (name := f"{prefix}gates") in state:
+        state[name] = without_idle_gate(name, state[name], side.get_parameter("gates"))
 
 
 def linear(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:

@@ -1,6 +1,6 @@
 """Side networks of width d/k with attention of their own: ladders (LST, arXiv 2206.06522).
 
-    s_i = Block_i(g_i s_{i-1} + (1 - g_i) W_i norm(A_i))        g_i = sigmoid(alpha_i / 0.1)
+    s_i = Block_i(g_i s_{i-1} + (1 - g_i) W_i norm(A_i))        g_1 = 0, g_i = sigmoid(alpha_i / 0.1)
 
 or, started from the backbone's own blocks pruned to that width (LST section 3.2), fed by each block's input:
 
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from mobillm_kit.errors import BadInput
 from mobillm_kit.side.description import check_ladder, check_layers
-from mobillm_kit.side.full_width import linear, zero_linear
+from mobillm_kit.side.full_width import linear, take_gates, zero_linear
 
 OWN_STATE_FIRST = 0.2
 """alpha of blocks that begin as the backbone's: sigmoid(0.2 / 0.1) = 0.88 of the side's own state, 0.12 of the tap."""
@@ -50,12 +50,13 @@ class LadderSide(nn.Module):
         self.causal = causal
         narrow = width // reduction
         generator = torch.Generator().manual_seed(seed)
-        self.gates = nn.Parameter(torch.zeros(len(self.layers)))
+        self.gates = nn.Parameter(torch.zeros(len(self.layers) - 1))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in self.layers)
         self.down = nn.ModuleList(linear(width, narrow, generator) for _ in self.layers)
         self.blocks = nn.ModuleList(LadderBlock(narrow, heads, generator) for _ in self.layers)
         self.norm = nn.LayerNorm(narrow)
         self.up = zero_linear(narrow, width)  # zero: the side starts as nothing
+        self.register_load_state_dict_pre_hook(take_gates)
 
     def forward(self, taps: Sequence[Tensor], mask: Tensor) -> Tensor:
         """Taps and mask (B, T) to what is added to the last state, (B, T, d)."""
@@ -114,10 +115,11 @@ class PrunedLadderSide(nn.Module):
         narrow = width // reduction
         generator = torch.Generator().manual_seed(seed)
         fed = self.layers[:-1]
-        self.gates = nn.Parameter(torch.full((len(fed),), OWN_STATE_FIRST))
+        self.gates = nn.Parameter(torch.full((len(fed) - 1,), OWN_STATE_FIRST))
         self.down = nn.ModuleList(linear(width, narrow, generator) for _ in fed)
         self.blocks = nn.ModuleList(PostNormBlock(narrow, heads, feed_forward, norm_eps, generator) for _ in fed)
         self.up = zero_linear(narrow, width)  # zero: the side starts as nothing
+        self.register_load_state_dict_pre_hook(take_gates)
 
     def forward(self, taps: Sequence[Tensor], mask: Tensor) -> Tensor:
         """Taps and mask (B, T) to what is added to the last state, (B, T, d)."""
@@ -147,7 +149,7 @@ class PostNormBlock(nn.Module):
 def _climbed(fed: Iterable[Tensor], gates: Tensor, blocks: nn.ModuleList, allowed: Tensor) -> Tensor:
     """s_L of what each block is fed with."""
     state: Any = None
-    for narrow, gate, block in zip(fed, (gates / 0.1).sigmoid(), blocks, strict=True):
+    for narrow, gate, block in zip(fed, (0.0, *(gates / 0.1).sigmoid()), blocks, strict=True):
         state = block(narrow if state is None else gate * state + (1 - gate) * narrow, allowed)
     return state
 
