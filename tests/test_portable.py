@@ -206,7 +206,7 @@ def test_a_side_network_that_came_back_is_what_was_sent():
 
 NOT_OURS = [
     ({**OURS, "up": torch.zeros(2, 2)}, "is not ours: 'up' has shape (2, 2); it must have (2, 1)"),
-    ({**OURS, "up": torch.zeros(2, 1)}, "'up' came back as torch.float32, ours is torch.float64"),
+    ({**OURS, "up": torch.zeros(2, 1)}, "is not ours: 'up' came as torch.float32; it must be torch.float64"),
     ({**OURS, "gates": torch.tensor([float("nan")])}, "is not ours: 'gates' holds values that are not finite numbers"),
     (
         {"down": OURS["down"], "up": OURS["up"]},

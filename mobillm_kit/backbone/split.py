@@ -102,6 +102,15 @@ class Backbone(nn.Module):
         """The weights that this process holds, in whatever form."""
         return [tensor for tensor in (*self.model.parameters(), *self.model.buffers()) if not tensor.is_meta]
 
+    def tensors(self, index: int) -> dict[str, Tensor]:
+        """Parameters and buffers of block ``index``, by their names in it."""
+        return dict(self.blocks[index].named_parameters()) | dict(self.blocks[index].named_buffers())
+
+    def dense(self, index: int) -> dict[str, Tensor]:
+        """The same with codes decoded; of a streamed backbone they are good until another block is asked for."""
+        tensors = self.tensors(index)
+        return tensors | {key: dense(tensors) for key, dense in getattr(self.blocks[index], "coded", {}).items()}
+
     def freeze(self) -> None:
         """No gradient and no dropout, from here on, until a method asks for its own parameters."""
         self.model.requires_grad_(False)
