@@ -21,6 +21,7 @@ from mobillm_kit.runs.inference import score_run
 from mobillm_kit.runs.loop import fit
 from mobillm_kit.runs.prepare import build_method, prepare, training_batches
 from mobillm_kit.runs.run import run
+from mobillm_kit.server.process import serve
 from mobillm_kit.side.ladders import PrunedLadderSide
 from mobillm_kit.side.pruning import start_from
 from tests.builders import tiny_spec
@@ -32,8 +33,11 @@ def trained(place: Path, method: str = "mobillm-ladder", **fields) -> bytes:
     prepared = prepare(spec)
     assert isinstance(prepared.backbone, StreamedBackbone) == spec.stream
     built = build_method(prepared)
-    fit(built, training_batches(prepared), dev=prepared.dev[:8])
-    return save({name: tensor.contiguous() for name, tensor in built.trained().items()})
+    try:
+        fit(built, training_batches(prepared), dev=prepared.dev[:8])
+        return save({name: tensor.contiguous() for name, tensor in built.trained().items()})
+    finally:
+        built.close()
 
 
 @pytest.mark.parametrize("model", ["opt", "llama", "bert"])
@@ -107,6 +111,19 @@ def test_a_side_network_that_begins_as_coded_blocks_begins_as_what_their_codes_s
     coded = quantize_backbone(Path(spec.backbone), tmp_path / "coded", kind)
     streamed = trained(tmp_path, model="bert", options=options, backbone=str(coded), stream=True)
     assert streamed == trained(tmp_path, model="bert", options=options, weights=kind)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with serve(tmp_path_factory.mktemp("server")) as process:
+        yield process
+
+
+@pytest.mark.parametrize("fields", [{"stream": True}, {"weights": "int8"}, {"weights": "nf4"}], ids=str)
+def test_across_a_server_a_copy_of_such_blocks_ends_in_the_bytes_of_one_process(tmp_path, server, fields):
+    options = {"start": "backbone", "reduction": 1, "layers": 3, "codec": "int8", "group": 8}
+    here = trained(tmp_path, model="bert", options=options, **fields)
+    assert trained(tmp_path, model="bert", options={**options, "server": server.address}, **fields) == here
 
 
 @pytest.mark.parametrize("kind", ["", "int8", "nf4"])

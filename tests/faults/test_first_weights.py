@@ -11,10 +11,11 @@ from mobillm_kit.channel.frames import Limits, from_frames
 from mobillm_kit.channel.messages import First
 from mobillm_kit.device import client
 from mobillm_kit.errors import ServerRefused
-from tests.faults.scenes import GOES_ON_S, Script, attempt, busy, identical, refused
+from tests.faults.scenes import CONFIGS, GOES_ON_S, STEPS, Script, attempt, busy, identical, refused
 from tests.faults.test_messages import Tampered
 from tests.faults.test_network import cut_upload, reset
 from tests.faults.test_servers import PATIENT_S, Restart, killed
+from tests.uplink import trained
 
 CONFIG = "copy-fp32"
 PART_BYTES = 16 * 2**10
@@ -41,8 +42,8 @@ class Noted(Script):
 def test_two_processes_end_in_the_bytes_of_one(place, steady):
     script = Noted()
     apart = attempt(place, steady.address, CONFIG, script)
-    together = attempt(place, "in-process", CONFIG, steps=12, checkpoint_every=None)
-    identical(apart, together.side)
+    together, _ = trained(place, "in-process", steps=STEPS, **CONFIGS[CONFIG])
+    identical(apart, together)
     assert script.offsets == list(range(0, PART_BYTES * len(script.offsets), PART_BYTES))
     assert len(script.offsets) > 3
 
@@ -93,19 +94,3 @@ def test_other_first_weights_than_the_plan_announces_are_refused(place, steady):
     error = refused(attempt(place, steady.address, CONFIG, Other()))
     assert isinstance(error, ServerRefused)
     assert "The first weights are not those whose digest the plan gives" in error.problem
-
-
-def test_a_session_goes_on_beside_its_own_backbone_alone(place, steady, monkeypatch):
-    """Another backbone is another digest, which is another plan."""
-    session = "cd" * 16
-    said: list = []
-
-    def same(method) -> None:
-        method.uplink._session = session
-        if said:
-            method.device.backbone.blocks[2].output.dense.bias.data += 0.5
-        said.append(method)
-
-    assert attempt(place, steady.address, CONFIG, before=same).error is None
-    error = refused(attempt(place, steady.address, CONFIG, before=same))
-    assert "begun with another plan" in error.problem or "digest" in error.problem
