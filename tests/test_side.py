@@ -278,7 +278,6 @@ def test_initial_weights_come_from_their_seed_and_leave_the_global_generator_alo
         ),
         (lambda: started(tiny_task_model("opt")), "not of BERT's shape"),
         (lambda: started(tiny_task_model("bert"), reduction=8), "does not divide"),
-        (lambda: PrunedLadderSide(16, [1, 2], reduction=2, heads=2, feed_forward=0), "feed_forward is 0"),
         (lambda: build_side(SideSpec.of(kind="wide", width=8, layers=[1], n_labels=2)), "Unknown side network"),
     ],
 )

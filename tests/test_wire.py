@@ -484,15 +484,15 @@ def test_what_a_plan_would_take_of_the_servers_memory_is_counted_before_it_does(
 
 
 FIRST = FrameInfo(n_bytes=1000, digest=bytes(16))
-STARTED = msgspec.structs.replace(
-    PLAN, side=msgspec.structs.replace(SIDE, start="backbone", feed_forward=8), first=FIRST
-)
+COPY = msgspec.structs.replace(SIDE, start="backbone", feed_forward=8)
+STARTED = msgspec.structs.replace(PLAN, side=COPY, first=FIRST)
 
 
 def test_first_weights_are_announced_exactly_where_the_side_network_starts_from_a_backbone():
     check_plan(STARTED)
-    for plan in (msgspec.structs.replace(STARTED, first=None), msgspec.structs.replace(PLAN, first=FIRST)):
-        with pytest.raises(WireError, match="First weights are announced exactly where") as found:
+    flat = msgspec.structs.replace(STARTED, side=msgspec.structs.replace(COPY, feed_forward=0))
+    for plan in (msgspec.structs.replace(STARTED, first=None), msgspec.structs.replace(PLAN, first=FIRST), flat):
+        with pytest.raises(WireError, match="have first weights and a feed_forward; no others have") as found:
             check_plan(plan)
         assert found.value.code == "bad-plan"
 

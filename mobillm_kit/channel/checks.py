@@ -25,8 +25,8 @@ def training_bytes(plan: Plan) -> int:
         17 n + c · 4 L B T d + 4 L B T² [ladder]
 
     17 n: n weights with gradient and two moments, and an optimizer's temporaries, or 12 n and twice the first weights
-    as they came, where that is more; c: :data:`ACTIVATION_COPIES`, of a copy of the backbone's blocks 2 + (5 m + 2 F) / d
-    with m = d / k; the last term is a ladder's attention.
+    as they came, where that is more; c: :data:`ACTIVATION_COPIES`, for a copy of the backbone's blocks
+    2 + (5 m + 2 F) / d, m = d / k; the last term is a ladder's attention.
     """
     side = plan.side
     pairs = plan.max_rows * plan.max_tokens**2 if side.kind == "ladder" else 0
@@ -61,8 +61,9 @@ def check_plan(plan: Plan) -> None:
         WireError: ``bad-plan``.
     """
     side = plan.side
-    if (side.start == "backbone") != (plan.first is not None):
-        raise _bad_plan("First weights are announced exactly where the side network starts from the backbone's.")
+    copied = side.start == "backbone"
+    if copied != (plan.first is not None) or (copied and not side.feed_forward):
+        raise _bad_plan("Blocks that start from the backbone's have first weights and a feed_forward; no others have.")
     try:
         side.check()
     except BadInput as error:

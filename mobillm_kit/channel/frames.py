@@ -174,8 +174,7 @@ def _check_form(message: Message, described: Sequence[FrameInfo]) -> None:
             "Send one; a hello without a head sends none.",
         )
     if isinstance(message, First) and described[0].n_bytes > PART_BYTES:
-        problem = f"{described[0].n_bytes} bytes of the first weights in one message."
-        raise WireError("too-large", problem, f"Send at most {PART_BYTES} at a time.")
+        raise WireError("too-large", "The part of the first weights is too long.", f"Send at most {PART_BYTES} bytes.")
     if isinstance(message, Logits) and described[0].n_bytes != message.rows * message.columns * FLOAT_BYTES:
         raise WireError(
             "bad-shape",

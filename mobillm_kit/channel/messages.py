@@ -149,10 +149,9 @@ class Hello(_Message, frozen=True):
 
 
 class First(_Message, frozen=True):
-    """A part of the first weights."""
+    """A part of the first weights, from byte ``offset`` on."""
 
     offset: Count
-    """Of its first byte."""
     frames: Frames = []
 
 

@@ -111,7 +111,6 @@ class ServerClient:
                 missing, sequence = not self._link.welcome, self._link.wanted
             self._first_data = self._first() if missing else b""  # on this thread: a backbone is for one at a time
             if missing:
-                self._nudge()
                 continue
             if sequence >= upto:
                 return

@@ -78,10 +78,8 @@ class Conversation:
         self.wanted = self.acked = self.known = position
         """``known``: steps whose losses are known."""
         self.welcome = False
-        self.first_at: int | None = None
-        """The byte of the first weights that the server waits for."""
-        self.part_bytes = 0
-        """Of them on their way."""
+        self.first_at: int | None = None  # the byte of the first weights that the server waits for
+        self.part_bytes = 0  # of them on their way
         self.outbox: Outgoing | None = None
         self.durable = 0
         self.result: bytes | None = None

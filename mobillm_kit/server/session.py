@@ -84,7 +84,7 @@ class Session:
         self._trained = 0
         self._asked: int | None = None
         self._working: list[Job] = []  # the one in training, which counts as waiting
-        self._hello: Hello | None = None
+        self.hello: Hello
         self._jobs: deque[Job] = deque()
         self._replies: deque[Reply] = deque()
 
@@ -105,7 +105,7 @@ class Session:
             raise WireError(
                 "bad-plan", "This session was begun with another plan.", "Begin a new session, or send the same plan."
             )
-        self._hello = hello
+        self.hello = hello
         self._expected = self._asked = None
         self._replies.clear()  # the welcome says it all again
         self._put(Job(hello, [], now, again))
@@ -170,7 +170,7 @@ class Session:
 
     def resume(self, hello: Hello, sequence: int) -> None:
         """Training stands at ``sequence``: take batches in from there, unless the device has asked again meanwhile."""
-        if hello is self._hello:
+        if hello is self.hello:
             self._expected = sequence
 
     def done(self, job: Job, replies: Sequence[Reply], trained: int) -> None:
@@ -246,7 +246,6 @@ class TrainingThread:
         self._session = session
         self._make_trainer = trainer
         self._trainer: SessionTrainer | None = None
-        self._greeted: Hello
         self._held = ExitStack()
         self._closing = False
         self._wake = wake
@@ -336,11 +335,10 @@ class TrainingThread:
     def _answer(self, trainer: SessionTrainer, job: Job) -> list[Reply]:
         message = job.message
         if isinstance(message, Hello):
-            self._greeted = message
             return self._welcome(trainer, message, job.again)
         if isinstance(message, First):
             taken = trainer.first(message.offset, job.payloads[0])
-            return self._welcome(trainer, self._greeted, True) if taken else []
+            return self._welcome(trainer, self._session.hello, True) if taken else []
         if isinstance(message, BatchMessage):
             try:
                 check_digests(message.frames, job.payloads)

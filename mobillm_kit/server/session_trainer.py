@@ -68,7 +68,6 @@ class SessionTrainer:
         self._head = head
         self._folder = folder
         self._waiting: tuple[BatchMessage, bool, float, float] | None = None
-        self._first: bytearray | None
         self._asked_for: int | None = None
         self._start()
         self._load(self._checkpoints())
@@ -82,37 +81,6 @@ class SessionTrainer:
     def waiting(self) -> bool:
         """Whether a step stands in its middle, waiting for the device's gradient."""
         return self._waiting is not None
-
-    @property
-    def first_at(self) -> int | None:
-        """The byte of the first weights that comes next; None where none is missing."""
-        return None if self._first is None else len(self._first)
-
-    def first(self, offset: int, payload: memoryview) -> bool:
-        """Take the next part of the first weights; False where it is not the next.
-
-        Raises:
-            WireError: ``bad-digest`` or ``bad-plan``; together they are not those that the plan announces.
-        """
-        announced = self.plan.first
-        if announced is None or self._first is None or offset != len(self._first):
-            return False
-        self._first += payload
-        if len(self._first) < announced.n_bytes:
-            return True
-        whole, self._first = bytes(self._first), None
-        remedy = "Begin a new session beside the backbone that the plan names."
-        if digest(whole) != announced.digest:
-            raise WireError("bad-digest", "The first weights are not those whose digest the plan gives.", remedy)
-        try:
-            tensors = tensors_like(whole, self._server.parameters)
-        except BadInput as error:
-            raise WireError("bad-plan", f"The first weights: {error.problem}", remedy) from error
-        with torch.no_grad():
-            for name, parameter in self._server.parameters.items():
-                parameter.copy_(tensors[name])
-        self._due_checkpoint()
-        return True
 
     def batch(self, message: BatchMessage, payloads: Sequence[memoryview], queue_s: float = 0.0) -> list[Reply]:
         """Train on a batch; a batch out of turn is left out without a word (its turn comes again)."""
@@ -252,7 +220,7 @@ class SessionTrainer:
         except BadInput as error:
             raise WireError("bad-plan", error.problem, error.remedy) from error
         self.losses: list[float] = []
-        self._first = bytearray() if plan.first else None
+        self._first: bytearray | None = bytearray() if plan.first else None
 
     def _load(self, checkpoints: Sequence[Path]) -> None:
         """The first checkpoint that is whole; a damaged one is passed over."""
@@ -263,6 +231,33 @@ class SessionTrainer:
                 self._server.load_state(state)
                 self._first = None
                 return
+
+    @property
+    def first_at(self) -> int | None:
+        """The byte of the first weights that comes next; None where none is missing."""
+        return None if self._first is None else len(self._first)
+
+    def first(self, offset: int, payload: memoryview) -> bool:
+        """Take the next part of the first weights, False for another; others than the plan's are refused."""
+        announced = self.plan.first
+        if announced is None or self._first is None or offset != len(self._first):
+            return False
+        self._first += payload
+        if len(self._first) < announced.n_bytes:
+            return True
+        whole, self._first = bytes(self._first), None
+        remedy = "Begin a new session beside the backbone that the plan names."
+        if digest(whole) != announced.digest:
+            raise WireError("bad-digest", "The first weights are not those whose digest the plan gives.", remedy)
+        try:
+            tensors = tensors_like(whole, self._server.parameters)
+        except BadInput as error:
+            raise WireError("bad-plan", f"The first weights: {error.problem}", remedy) from error
+        with torch.no_grad():
+            for name, parameter in self._server.parameters.items():
+                parameter.copy_(tensors[name])
+        self._due_checkpoint()
+        return True
 
     def _checkpoints(self) -> list[Path]:
         """The newest first; whatever else lies there is passed over."""

@@ -82,8 +82,7 @@ class SideSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Weights, biases and norms aside; Python's whole numbers do not overflow.
 
         full-width   2 · L · d · r
-        ladder       L · (4 n² + 2 n F + n d) + n d,  n = d / reduction, F = 2 n      (attention, feed-forward, down)
-                     one of L - 1 blocks, with F of its own, where it starts from the backbone's
+        ladder       B · (4 n² + 2 n F + n d) + n d,  n = d / reduction;  B = L, F = 2 n;  of a copy L - 1, its own F
         both         + C · d where the side network has a head of its own
         """
         own_head = self.n_labels * self.width if self.pooling is not None else 0

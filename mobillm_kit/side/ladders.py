@@ -111,8 +111,6 @@ class PrunedLadderSide(nn.Module):
                 "Give a count (4: the last four layers) or consecutive layers, at least two.",
             )
         check_ladder(width, reduction, heads)
-        if feed_forward < 1:
-            raise BadInput(f"feed_forward is {feed_forward}; a block is at least 1 wide inside.")
         narrow = width // reduction
         generator = torch.Generator().manual_seed(seed)
         fed = self.layers[:-1]

@@ -6,9 +6,8 @@
     W_i = the rows of the identity at the kept features
 
 LST prunes each layer on its own; here one choice of features holds for all of them, since they meet in one residual
-stream.  The server needs these weights: they are the public backbone's, and hold nothing of the user's.
-
-Blocks are read one at a time, and decoded where they are in few bits: once for the choice, once for the copy.
+stream.  The server needs these weights: they are the public backbone's, and hold nothing of the user's.  Blocks are
+read, and decoded, one at a time: once for the choice, once for the copy.
 
 Knows: BERT-like blocks and the side network of their shape.  Knows nothing of: training, tasks, sockets.
 Taught in: notebooks/09_comparison.ipynb
@@ -28,7 +27,6 @@ from mobillm_kit.side.ladders import PostNormBlock, PrunedLadderSide
 if TYPE_CHECKING:
     from mobillm_kit.backbone.split import Backbone
 
-Tensors = Mapping[str, Tensor]
 READERS = ("attention.self.query", "attention.self.key", "attention.self.value", "intermediate.dense")
 """What reads the residual stream."""
 
@@ -70,13 +68,13 @@ def start_from(side: PrunedLadderSide, backbone: Backbone) -> None:
         down.bias.zero_()
 
 
-def kept_features(blocks: Iterable[Tensors], count: int) -> Tensor:
+def kept_features(blocks: Iterable[Mapping[str, Tensor]], count: int) -> Tensor:
     """(count,) indices, ascending: the residual stream's features that the blocks read with the largest weights."""
     each = (block[f"{name}.weight"].float().abs().sum(dim=0) for block in blocks for name in READERS)
     return _largest(sum(each, torch.zeros(())), count)
 
 
-def _fill(block: PostNormBlock, source: Tensors, features: Tensor) -> None:
+def _fill(block: PostNormBlock, source: Mapping[str, Tensor], features: Tensor) -> None:
     *projections, wide = READERS
     head_width = block.query.out_features // block.heads
     each = (source[f"{name}.weight"][:, features].float().abs().sum(dim=1) for name in projections)
@@ -98,6 +96,6 @@ def _largest(values: Tensor, count: int) -> Tensor:
     return values.topk(count).indices.sort().values.cpu()
 
 
-def _copy(target: nn.Linear, source: Tensors, name: str, rows: Tensor, columns: Tensor) -> None:
+def _copy(target: nn.Linear, source: Mapping[str, Tensor], name: str, rows: Tensor, columns: Tensor) -> None:
     target.weight.copy_(source[f"{name}.weight"][rows][:, columns])
     target.bias.copy_(source[f"{name}.bias"][rows])
