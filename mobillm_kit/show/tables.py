@@ -272,7 +272,7 @@ def _flat(row: Row) -> dict[str, object]:
     flat: dict[str, object] = {}
     for field in fields(row):
         value = getattr(row, field.name)
-        if field.type == "Spread | None":
+        if field.type == Spread | None:
             flat[f"{field.name}_mean"] = value and value.mean
             flat[f"{field.name}_std"] = value and value.std
         elif field.name in _COUNTED:
