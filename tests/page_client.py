@@ -20,6 +20,7 @@ import zmq
 
 VERSION = 3  # the page's title
 HEADER_BYTES, MOST_PAYLOADS = 65_536, 130  # section 2
+PART_BYTES = 1_048_576  # section 3, first
 QUEUE = 5  # section 1, SNDHWM
 QUIET_S, SILENCE_S = 1.0, 5.0  # section 4, seconds
 TABLE = np.dtype("<f4")  # section 7, float tables
@@ -229,6 +230,8 @@ class PageClient:
     plan: Message
     head: bytes = b""
     """The head's tensors as safetensors, where the plan has a head."""
+    first: bytes = b""
+    """The first weights as safetensors, where the side network starts from the backbone."""
     codec: str = "fp32"
     group: int = 0
     session: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -325,6 +328,9 @@ class PageClient:
         known = {"session": self.session, "position": len(self.losses), "plan": self.plan}
         self.send("hello", payloads, name="a client of the page", code=code, **known)
         welcome, _ = self.expect("welcome")
+        while (at := welcome["first"]) is not None:
+            self.send("first", [self.first[at : at + PART_BYTES]], offset=at)
+            welcome, _ = self.expect("welcome")
         assert welcome["version"] == VERSION
         self.credit, self.budget_bytes = welcome["credit"], welcome["budget_bytes"]
         self.held = {sample for first, last in welcome["held"] for sample in range(first, last + 1)}

@@ -222,6 +222,14 @@ def test_a_comparison_gives_each_seed_to_each_method_and_one_to_a_control():
     assert specs[-1].options == {"codec": "int8"}
 
 
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_a_comparison_has_a_server_process_for_every_side_network_unless_it_is_told_otherwise(kind):
+    """On encoders a ladder begins as the backbone's own blocks; that too is trained across a server."""
+    methods = ["mobillm-full-width", "mobillm-ladder"]
+    specs = parse(["compare", "--methods", ",".join(methods)]).specs(kind)
+    assert [(spec.method, spec.options["server"]) for spec in specs] == [(method, "spawn") for method in methods]
+
+
 def test_ctrl_c_ends_with_the_status_of_shells(capsys, monkeypatch):
     monkeypatch.setattr(
         "mobillm_kit.commands.tools.Methods.__call__", lambda self: (_ for _ in ()).throw(KeyboardInterrupt)

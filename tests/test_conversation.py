@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from mobillm_kit.channel.frames import to_frames
 from mobillm_kit.channel.messages import (
@@ -13,6 +14,7 @@ from mobillm_kit.channel.messages import (
     Durable,
     Error,
     Fetch,
+    FrameInfo,
     Hello,
     Logits,
     Need,
@@ -42,8 +44,9 @@ def begun(resume: int = 0, credit: int = 2, held=(), position: int = 0) -> Conve
     return link
 
 
-def welcome(resume: int = 0, credit: int = 2, held=()) -> Welcome:
-    return Welcome(version=VERSION, resume=resume, credit=credit, budget_bytes=2**30, held=list(held))
+def welcome(resume: int = 0, credit: int = 2, held=(), first: int | None = None) -> Welcome:
+    said = {"version": VERSION, "resume": resume, "credit": credit, "budget_bytes": 2**30}
+    return Welcome(**said, held=list(held), first=first)
 
 
 def ack(sequence: int, loss: float = 0.5, cached: bool = False) -> Ack:
@@ -66,6 +69,53 @@ def test_nothing_leaves_before_the_welcome():
     link.ask(Fetch(sequence=0))
     assert not send(link, 0)
     assert link.next_request() is None
+
+
+def test_first_weights_are_asked_for_part_by_part_and_batches_wait_for_the_last():
+    link = conversation()
+    link._hello = replace(link._hello, plan=replace(plan(), first=FrameInfo(n_bytes=100, digest=bytes(16))))
+    link.connected(BEGAN)
+    link.take(welcome(first=0), [], BEGAN)
+    assert (link.first_at, link.welcome) == (0, False)
+    assert not send(link, 0)
+    link.part_bytes = 60
+    link.take(welcome(first=60), [], BEGAN + 1)
+    assert (link.first_at, link.part_bytes) == (60, 0)
+    link.connected(BEGAN + 2)
+    assert link.first_at is None  # until the next welcome says so
+    link.take(welcome(first=60), [], BEGAN + 2)
+    link.take(welcome(), [], BEGAN + 3)
+    assert (link.first_at, link.welcome) == (None, True)
+    assert send(link, 0)
+
+
+def test_parts_that_arrive_are_progress_and_welcomes_alone_are_not():
+    link = conversation()
+    link._hello = replace(link._hello, plan=replace(plan(), first=FrameInfo(n_bytes=100, digest=bytes(16))))
+    now = BEGAN
+    for sent in [1, 1, 1, 1, 1, 1, 0, 0, 0, 0]:
+        now += 6.0
+        link.patience.heard(now)
+        link.patience.lost(now)
+        link.connected(now)
+        link.take(welcome(first=0), [], now)
+        link.part_bytes = sent
+        link.take(welcome(first=sent), [], now)
+    with pytest.raises(ServerGone, match="no batch came through"):
+        link.patience.lost(now + 6.0)
+
+
+def test_a_part_that_is_not_answered_is_asked_about_and_a_slow_one_is_waited_for():
+    link = conversation()
+    link._hello = replace(link._hello, plan=replace(plan(), first=FrameInfo(n_bytes=2**21, digest=bytes(16))))
+    link.connected(BEGAN)
+    link.take(welcome(first=0), [], BEGAN)
+    link.part_bytes = 2**20
+    slow_s = 2**20 / TIMES.slowest_link_bytes_per_s
+    link.patience.heard(BEGAN + slow_s)
+    assert not any(isinstance(said, Hello) for said in link.tick(BEGAN + slow_s))
+    link.patience.heard(BEGAN + slow_s + TIMES.stall_s + 1)
+    assert any(isinstance(said, Hello) for said in link.tick(BEGAN + slow_s + TIMES.stall_s + 1))
 
 
 def test_as_many_batches_leave_as_there_is_credit_and_one_more_waits():

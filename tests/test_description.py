@@ -155,3 +155,6 @@ def test_the_weights_of_a_description_by_hand():
     ladder = msgspec.structs.replace(WHOLE, kind="ladder")
     assert ladder.values() == 3 * (108 + 36 + 72 + 72 + 144) + 144
     assert msgspec.structs.replace(ladder, pooling="first").values() == ladder.values() + 72
+    # two blocks between three layers: 4·36 of attention, 2·6·20 of feed-forward, 24·6 downwards; 6·24 upwards
+    copied = msgspec.structs.replace(ladder, start="backbone", feed_forward=20)
+    assert copied.values() == 2 * (144 + 240 + 144) + 144

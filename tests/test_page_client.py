@@ -27,7 +27,11 @@ from tests.page_client import PageClient, Refused, Sample, Step, differences, gr
 SEED, WIDTH, DECAY = 7, 32, 0.1
 ROWS, TOKENS = 10, 9
 ORDER = [(0, 1, 2), (3, 4, 5), (6, 7, 0), (1, 8, 9), (2, 2, 5), (9, 0, 4), (7, 3, 6), (8, 1, 5)]
-SHAPES = {"full-width": {"rank": 4}, "ladder": {"reduction": 2, "heads": 2}}
+SHAPES = {
+    "full-width": {"rank": 4},
+    "ladder": {"reduction": 2, "heads": 2},
+    "copy": {"reduction": 1, "start": "backbone", "layers": 3},
+}
 
 HEADS = {
     "opt": {"norm": "layer", "eps": 1e-5, "tensors": {"norm": "model.decoder.final_layer_norm"}},
@@ -59,7 +63,8 @@ class Scene:
     def in_process(self) -> MobiLLM:
         """Device and server of the kit, at step 0."""
         task = tiny_task_model(self.model, pooling=self.pooling or "mean")
-        return load_method(f"mobillm-{self.side}")(task, seed=SEED, weight_decay=DECAY, **SHAPES[self.side])
+        name = "full-width" if self.side == "full-width" else "ladder"
+        return load_method(f"mobillm-{name}")(task, seed=SEED, weight_decay=DECAY, **SHAPES[self.side])
 
 
 @cache
@@ -90,6 +95,7 @@ def scene(model: str, side: str, pooling: str | None = None) -> Scene:
             "pooling": pooling,
             "seed": SEED,
         },
+        first=None,
         head=head,
         labels="server",
         weight_decay=DECAY,
@@ -212,6 +218,43 @@ def test_training_from_the_page_ends_in_the_bytes_of_one_process(server, where, 
         assert device.fetch() == one_process(here, labels)
     carried = sum(map(len, ORDER))
     assert device.carried < carried if cached else device.carried == carried
+
+
+def test_a_copy_of_the_backbones_blocks_is_sent_by_the_pages_words_and_trains_as_in_one_process(server):
+    here = scene("bert", "copy", "mean")
+    task = tiny_task_model("bert", pooling="mean")
+    layers = list(task.backbone.blocks)
+    taken = first_by_the_page(layers[1:], here.in_process())
+    side = {**here.plan["side"], "kind": "ladder", "start": "backbone", "feed_forward": 64, "norm_eps": 1e-12}
+    side |= {"reduction": 1, "heads": 4, "layers": [1, 2, 3]}
+    first = {"n_bytes": len(taken), "digest": page_client.digest(taken)}
+    device = PageClient(server.join, here.planned(side=side, first=first), first=taken)
+    with device:
+        device.train(here.steps)
+        assert device.fetch() == one_process(here)
+
+
+def first_by_the_page(blocks: list, method: MobiLLM) -> bytes:
+    """Section 4's table of a ladder that starts from the backbone, nothing pruned, from transformers' own names."""
+    eye, zero = torch.eye(WIDTH), torch.zeros(WIDTH)
+    made = {"adapter.side.gates": torch.full((len(blocks) - 1,), 0.2), "adapter.side.up.weight": 0 * eye}
+    theirs = {
+        "query": "attention.self.query",
+        "key": "attention.self.key",
+        "value": "attention.self.value",
+        "out": "attention.output.dense",
+        "attention_norm": "attention.output.LayerNorm",
+        "wide": "intermediate.dense",
+        "narrow": "output.dense",
+        "mlp_norm": "output.LayerNorm",
+    }
+    for i, block in enumerate(blocks):
+        made |= {f"adapter.side.down.{i}.weight": eye.clone(), f"adapter.side.down.{i}.bias": zero.clone()}
+        for ours, name in theirs.items():
+            for kind, tensor in block.get_submodule(name).named_parameters():
+                made[f"adapter.side.blocks.{i}.{ours}.{kind}"] = tensor.detach().clone()
+    classifier = {name: tensor for name, tensor in method.trained().items() if "classifier" in name}
+    return save(made | {name: tensor.clone() for name, tensor in classifier.items()})
 
 
 @pytest.mark.parametrize("model", HEADS)

@@ -206,7 +206,7 @@ def test_a_side_network_that_came_back_is_what_was_sent():
 
 NOT_OURS = [
     ({**OURS, "up": torch.zeros(2, 2)}, "is not ours: 'up' has shape (2, 2); it must have (2, 1)"),
-    ({**OURS, "up": torch.zeros(2, 1)}, "'up' came back as torch.float32, ours is torch.float64"),
+    ({**OURS, "up": torch.zeros(2, 1)}, "is not ours: 'up' came as torch.float32; it must be torch.float64"),
     ({**OURS, "gates": torch.tensor([float("nan")])}, "is not ours: 'gates' holds values that are not finite numbers"),
     (
         {"down": OURS["down"], "up": OURS["up"]},
@@ -238,6 +238,7 @@ def test_tensors_are_read_from_bytes_written_by_hand():
         "a": about("F32", [3], 0, 12),
         "c": about("F64", [1], 12, 20),
         "d": about("F16", [], 24, 26),
+        "e": about("F32", [0], 26, 26),
     }
     data = torch.tensor([1.0, 2.0, 3.0]).numpy().tobytes() + torch.tensor([4.0]).double().numpy().tobytes()
     data += bytes.fromhex("803f 0040 003c")  # 1 and 2 in bfloat16, 1 in float16
@@ -247,6 +248,7 @@ def test_tensors_are_read_from_bytes_written_by_hand():
         "b": [1.0, 2.0],
         "c": [4.0],
         "d": [1.0],
+        "e": [],
     }
 
 
@@ -255,7 +257,7 @@ REFUSED = [
     (b"", "What came is not safetensors"),
     (WHOLE[:7] + b"\x01" + WHOLE[8:], "What came is not safetensors"),  # a header of 2^56 bytes
     (written({"a": about("I64", [1], 0, 8)}, bytes(8)), "What came is not safetensors"),
-    (written({"a": about("F32", [0], 0, 0)}, b""), "What came is not safetensors"),
+    (written({"a": about("F32", [-1], 0, 0)}, b""), "What came is not safetensors"),
     (written({"a": about("F32", [1] * 5, 0, 4)}, bytes(4)), "What came is not safetensors"),
     (written({"a": about("F32", [2**31 + 1], 0, 4)}, bytes(4)), "What came is not safetensors"),
     (written({"a": about("F32", [1], 0, 4, more=1)}, bytes(4)), "What came is not safetensors"),

@@ -213,6 +213,20 @@ def test_names_shapes_and_first_weights_are_those_of_the_page(kind, pooling):
         assert torch.equal(theirs[name], tensor), name
 
 
+def test_names_and_shapes_of_a_copy_of_the_backbones_blocks_are_those_of_the_page():
+    tables = dict(START_TABLE.findall(SECTIONS[4]))
+    spec = SideSpec.of(kind="ladder", start="backbone", width=32, layers=[1, 2, 3], reduction=2, feed_forward=24)
+    sizes = {"d": 32, "m": 16, "F": 24}
+    theirs = {"adapter.side.gates": (1,)}
+    for names, shape, _, bias in START_ROW.findall(tables["a ladder that starts from the backbone"]):
+        for i in range(2):
+            name = names.replace(".i", f".{i}")
+            theirs[f"{name}.weight"] = tuple(sizes[size] for size in shape.split(", "))
+            theirs |= {f"{name}.bias": (sizes[bias],)} if bias else {}
+    assert theirs == {f"adapter.{name}": tuple(tensor.shape) for name, tensor in SideAdapter(spec).named_parameters()}
+    assert "one block less than it has layers" in SECTIONS[4]
+
+
 # ---------------------------------------------------------------------- a client written from the page alone
 
 

@@ -12,11 +12,14 @@ import pytest
 
 from benchmarks import compare, pipeline
 from mobillm_kit.methods import LABELS
+from mobillm_kit.show.tables import rows
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-ROW = {label.lower(): name for name, label in LABELS.items()}
+COPY = "MobiLLM, copy of the top blocks (ladder)"
+ROW = {label.lower(): name for name, label in LABELS.items()} | {COPY.lower(): "mobillm-ladder"}
+REAL = ("minilm-sst2", "minilm-rte", "llama-sst2")
 
 
 def table_after(words: str) -> dict[str, list[str]]:
@@ -24,12 +27,12 @@ def table_after(words: str) -> dict[str, list[str]]:
     assert README.count(words) == 1
     lines = README.split(words)[1].splitlines()
     start = next(n for n, line in enumerate(lines) if line.startswith("|"))
-    rows = []
+    found = []
     for line in lines[start:]:
         if not line.startswith("|"):
             break
-        rows.append([cell.strip(" *") for cell in line.strip("|").split("|")])
-    return {first: rest for first, *rest in rows if not set(first) <= set("-:")}
+        found.append([cell.strip(" *") for cell in line.strip("|").split("|")])
+    return {first: rest for first, *rest in found if not set(first) <= set("-:")}
 
 
 def percent(values: Sequence[float]) -> str:
@@ -47,7 +50,7 @@ def scores(benchmark: str, method: str, name: str = "test_accuracy") -> list[flo
     ("words", "names"),
     [
         ("print it with `benchmarks/compare.py --tables`", ("pocket-0", "pocket-1", "pocket-2")),
-        ("earns its\nplace", ("minilm-sst2", "minilm-rte", "llama-sst2")),
+        ("earns its\nplace", REAL),
     ],
 )
 def test_accuracies(words, names):
@@ -59,7 +62,25 @@ def test_accuracies(words, names):
                 continue
             assert cell == percent(scores(name, method)), (row, name)
             compared += 1
-    assert compared >= 20
+    assert compared >= 19
+
+
+def test_what_is_trained_where_on_real_text_and_what_is_sent():
+    shown = table_after("earns its\nplace")
+    full, wide, ladder = (
+        shown["parameters trained on the device: full / LoRA"],
+        shown["trained on the server / MB sent: full width"],
+        shown["the same: copy of the top blocks; of the Llama, ladder"],
+    )
+    for place, benchmark in enumerate(REAL):
+        records = [r for r in compare.read(RESULTS / f"{benchmark}.jsonl") if not compare.is_random(r)]
+        table = {row.method: row for row in rows(records)}
+        trained = {name: f"{row.trainable_parameters:,}" for name, row in table.items() if not row.control}
+        assert full[place] == f"{trained['full']} / {trained['lora']}"
+        for name, cells in (("mobillm-full-width", wide), ("mobillm-ladder", ladder)):
+            assert cells[place] == f"{trained[name]} / {table[name].sent_mb:,.0f}", (benchmark, name)
+            assert table[name].server_mib
+        assert (table["mobillm-ladder"].label == COPY) == (shown[COPY][place] != "–")
 
 
 def test_hand_written_sentences_trained_parameters_bytes_and_memory():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from mobillm_kit.server.process import serve
@@ -27,6 +29,50 @@ def test_two_processes_end_in_the_bytes_of_one(place, server, side, model):
     assert apart == together
     assert [point.train_loss for point in there.curve] == [point.train_loss for point in here.curve]
     assert [point.dev_loss for point in there.curve] == [point.dev_loss for point in here.curve]
+
+
+@pytest.mark.parametrize("side", ["full-width", "ladder"])
+def test_a_side_network_beside_one_layer_has_no_gate_and_ends_in_the_same_bytes(place, server, side):
+    apart, _ = trained(place, server.address, side=side, layers=1, codec="fp32")
+    together, _ = trained(place, "in-process", side=side, layers=1, codec="fp32")
+    assert apart == together
+
+
+COPY = {"model": "bert", "start": "backbone", "codec": "fp32"}
+
+
+@pytest.mark.parametrize(("reduction", "layers"), [(1, 3), (2, 2)])
+@pytest.mark.parametrize("options", [{}, {"codec": "int8", "group": 8, "labels": "device"}], ids=str)
+def test_a_copy_of_the_backbones_blocks_ends_in_the_bytes_of_one_process(place, server, reduction, layers, options):
+    shape = {**COPY, "reduction": reduction, "layers": layers, **options}
+    apart, there = trained(place, server.address, **shape)
+    shape.pop("labels", None)
+    together, here = trained(place, "in-process", **shape)
+    assert apart == together
+    assert [point.dev_loss for point in there.curve] == [point.dev_loss for point in here.curve]
+
+
+def test_its_first_weights_are_among_the_bytes_sent_once(place, server):
+    shape = {**COPY, "reduction": 1, "layers": 3}
+    side, there = trained(place, server.address, **shape)
+    _, here = trained(place, "in-process", **shape)
+    assert len(side) < there.bytes_sent - here.bytes_sent < len(side) + 12 * 500 + 3000  # headers, hello, questions
+
+
+def test_a_run_that_goes_on_after_its_server_lost_everything_sends_them_again(place, server, tmp_path):
+    shape = {**COPY, "reduction": 1, "layers": 3}
+    undisturbed, _ = trained(place, server.address, **shape)
+
+    def lose(step: int) -> None:
+        if step == 9:
+            other.kill()
+            shutil.rmtree(other.folder / "sessions")
+            other.restart()
+
+    with serve(tmp_path) as other:
+        disturbed, there = trained(place, other.address, after_step=lose, **shape)
+    assert disturbed == undisturbed
+    assert there.bytes_sent > 2 * len(undisturbed)
 
 
 def test_every_byte_of_every_step_is_counted_however_late_it_leaves(place, server):

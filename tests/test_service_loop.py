@@ -32,6 +32,7 @@ class PlayedTrainer:
         self.losses = [float(step) for step in range(done)]
         self.cache = None
         self.waiting = False
+        self.first_at = None
         self.rolled_back: list[int] = []
 
     @property

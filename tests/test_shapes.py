@@ -14,6 +14,7 @@ from transformers import AutoConfig
 
 from mobillm_kit.backbone.pretrained import architecture
 from mobillm_kit.channel.checks import training_bytes
+from mobillm_kit.channel.messages import FrameInfo
 from mobillm_kit.common import MIB
 from mobillm_kit.errors import BadInput, UnknownName
 from mobillm_kit.memory.live_tensors import Alive, LiveTensors, NotesSaved
@@ -227,17 +228,27 @@ def test_an_unknown_method_is_refused():
         predicted("opt", "loora")
 
 
-@pytest.mark.parametrize("method", ["mobillm-full-width", "mobillm-ladder"])
 @pytest.mark.parametrize(
-    ("model", "rows", "length"), [("roberta-base", 1, 8), ("roberta-base", 8, 128), ("opt-125m", 4, 256)]
+    ("model", "rows", "length", "method"),
+    [
+        (*sizes, method)
+        for sizes in [("roberta-base", 1, 8), ("roberta-base", 8, 128), ("opt-125m", 4, 256)]
+        for method in ["mobillm-full-width", "mobillm-ladder", "mobillm-ladder:copy-1", "mobillm-ladder:copy-2"]
+        if "copy" not in method or sizes[0] != "opt-125m"
+    ],
 )
 def test_a_server_counts_no_less_for_a_session_than_is_predicted(model, method, rows, length):
     config = architecture(model)
     config.num_hidden_layers = 4
-    _, server = predict(config, method, batch_size=rows, length=length)
+    options = {"start": "backbone", "reduction": int(method[-1])} if "copy" in method else {}
+    method = method.split(":")[0]
+    _, server = predict(config, method, batch_size=rows, length=length, options=options)
     with shapes_only():
-        trained = load_method(method)(shape_model(config), seed=0)
+        trained = load_method(method)(shape_model(config), seed=0, **options)
         side, device = trained.server.model.adapter.spec, trained.device
-    counted = training_bytes(replace(plan(), side=side, max_rows=rows, max_tokens=1 if device.one_token else length))
+    first = FrameInfo(n_bytes=4 * side.values(), digest=bytes(16)) if options else None
+    counted = training_bytes(
+        replace(plan(), side=side, first=first, max_rows=rows, max_tokens=1 if device.one_token else length)
+    )
     assert server.peak_bytes <= counted
     assert rows * length < 1000 or counted < 2.5 * server.peak_bytes

@@ -15,7 +15,7 @@ from mobillm_kit.side.adapter import SideAdapter, attach, build_side, new_adapte
 from mobillm_kit.side.description import USUAL, SideSpec, chosen_layers
 from mobillm_kit.side.full_width import FullWidthSide
 from mobillm_kit.side.ladders import LadderSide, PrunedLadderSide
-from mobillm_kit.side.pruning import block_sizes, kept_features, start_from
+from mobillm_kit.side.pruning import block_sizes, kept_features
 from mobillm_kit.training.adamw import Trained
 from tests.builders import random_batch, tiny_task_model
 from tests.families import TINY
@@ -50,6 +50,10 @@ def test_at_step_0_the_model_is_the_pretrained_model_to_the_bit(name, side):
 
 
 BERT_LIKE = ["bert", "roberta", "xlm-roberta"]
+
+
+def dense(backbone) -> list:
+    return [backbone.dense(index) for index in range(backbone.n_layers)]
 
 
 def started(model, **options) -> SideAdapter:
@@ -93,7 +97,7 @@ def test_pruning_keeps_the_features_heads_and_units_with_the_largest_weights():
                 layer.weight[rows] *= 3.0
             block.intermediate.dense.weight[units] *= 3.0
     source, block = model.backbone.blocks[2], started(model, reduction=2).side.blocks[2]
-    assert kept_features(list(model.backbone.blocks), 16).tolist() == features
+    assert kept_features(dense(model.backbone), 16).tolist() == features
     assert torch.equal(block.query.weight, source.attention.self.query.weight[rows][:, features])
     assert torch.equal(block.out.weight, source.attention.output.dense.weight[features][:, rows])
     assert torch.equal(block.wide.weight, source.intermediate.dense.weight[units][:, features])
@@ -105,7 +109,7 @@ def test_every_tensor_of_a_pruned_block_is_the_backbones_at_the_features_kept():
     """Heads and units too: each head of 8 rows and each unit by the sum of what it reads from these features."""
     model = tiny_task_model("bert")
     stirred(model.backbone.blocks)
-    features = kept_features(list(model.backbone.blocks), 16)
+    features = kept_features(dense(model.backbone), 16)
     side = started(model, reduction=2).side
     for source, block, down in zip(model.backbone.blocks, side.blocks, side.down, strict=True):
         own, out, wide = source.attention.self, source.attention.output, source.intermediate.dense
@@ -130,14 +134,16 @@ def test_every_tensor_of_a_pruned_block_is_the_backbones_at_the_features_kept():
 
 
 def test_a_feature_weighs_what_query_key_value_and_the_wide_layer_of_every_block_read_of_it():
-    blocks = list(tiny_task_model("bert").backbone.blocks)
+    backbone = tiny_task_model("bert").backbone
     weights = torch.zeros(32)
-    for block in blocks:
+    for block in backbone.blocks:
         own = block.attention.self
         for layer in (own.query, own.key, own.value, block.intermediate.dense):
             weights += layer.weight.detach().abs().sum(0)
     for count in (1, 5, 32):
-        assert kept_features(blocks, count).tolist() == sorted(weights.argsort(descending=True)[:count].tolist())
+        assert kept_features(dense(backbone), count).tolist() == sorted(
+            weights.argsort(descending=True)[:count].tolist()
+        )
 
 
 def test_the_sizes_of_pruned_blocks_by_hand():
@@ -152,15 +158,6 @@ def test_a_reduction_that_does_not_divide_the_backbones_sizes_is_refused_with_th
     sentence = f"reduction {reduction} does not divide width 32, 4 heads and feed-forward 64 of 'bert'"
     with pytest.raises(BadInput, match=sentence):
         block_sizes(tiny_task_model("bert").backbone, reduction)
-
-
-def test_blocks_without_weights_in_memory_are_no_start():
-    backbone = tiny_task_model("bert").backbone
-    backbone.blocks[1].intermediate.dense.to("meta")
-    sizes = {"reduction": 2, "heads": 2, "feed_forward": 32}
-    start_from(PrunedLadderSide(32, [2, 3], **sizes), backbone)  # the third block alone
-    with pytest.raises(BadInput, match="the blocks of 'bert' are streamed or in few bits"):
-        start_from(PrunedLadderSide(32, [1, 2, 3], **sizes), backbone)
 
 
 def test_the_pruned_ladder_does_not_read_padding():
@@ -282,12 +279,6 @@ def test_initial_weights_come_from_their_seed_and_leave_the_global_generator_alo
         ),
         (lambda: started(tiny_task_model("opt")), "not of BERT's shape"),
         (lambda: started(tiny_task_model("bert"), reduction=8), "does not divide"),
-        (
-            lambda: mobillm.build(
-                tiny_task_model("bert"), seed=0, side="ladder", start="backbone", reduction=1, server="spawn"
-            ),
-            "no backbone to start from",
-        ),
         (lambda: build_side(SideSpec.of(kind="wide", width=8, layers=[1], n_labels=2)), "Unknown side network"),
     ],
 )

@@ -30,6 +30,31 @@ def row_of(method: str, table: list[Row]) -> Row:
     return next(row for row in table if row.method == method)
 
 
+def begun(reduction: int, **changes) -> RunRecord:
+    record = a_record("mobillm-ladder")
+    options = {"option.start": "backbone", "option.reduction": reduction}
+    return msgspec.structs.replace(record, settings={**record.settings, **options}, **changes)
+
+
+def test_a_side_network_that_begins_as_the_backbones_blocks_is_called_what_it_is():
+    (copy,), (pruned,), (own,) = (rows([record]) for record in (begun(1), begun(2), a_record("mobillm-ladder")))
+    assert copy.label == "MobiLLM, copy of the top blocks (ladder)"
+    assert pruned.label == "MobiLLM, pruned copy of the top blocks (ladder)"
+    assert own.label == LABELS["mobillm-ladder"]
+    assert f"| {copy.label} |" in markdown([copy])
+
+
+def test_a_table_says_what_is_trained_where_and_what_was_sent():
+    names, lines = cells(rows([a_record("lora"), begun(1), a_control("majority")]), RESULTS)
+    columns = [names.index(name) for name in ("Trainable parameters", "Trained on", "Sent, MB")]
+    sent = begun(1).bytes_sent / 1e6
+    assert [[line[column] for column in columns] for line in lines] == [
+        ["65,536", "device", "0.0"],
+        ["310,000", "server", f"{sent:,.1f}"],
+        [EMPTY, EMPTY, EMPTY],
+    ]
+
+
 def test_mean_and_spread_by_hand():
     accuracy = rows(with_accuracy(0.8, 0.9, 1.0))[0].test_accuracy
     assert accuracy.mean == pytest.approx(0.9)

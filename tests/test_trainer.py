@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from msgspec.structs import replace
-from safetensors.torch import load
+from safetensors.torch import load, save
 
+from mobillm_kit.channel.frames import digest
 from mobillm_kit.channel.messages import (
     Ack,
     BatchMessage,
     Durable,
     Error,
+    FrameInfo,
     Gradient,
     Logits,
     Need,
@@ -21,6 +25,8 @@ from mobillm_kit.channel.messages import (
 )
 from mobillm_kit.errors import SaveFailed
 from mobillm_kit.server.session_trainer import KEPT_CHECKPOINTS, SessionTrainer
+from mobillm_kit.side.adapter import SideAdapter
+from mobillm_kit.side.description import SideSpec
 from tests.faults import flood
 
 ROWS, TOKENS, WIDTH = 2, 3, flood.WIDTH
@@ -60,6 +66,87 @@ def test_steps_are_acknowledged_and_every_second_one_is_durable(made):
     said = train(made(), 4)
     assert [type(message) for message in said] == [Ack, Ack, Durable, Ack, Ack, Durable]
     assert [message.sequence for message in said if isinstance(message, Ack)] == [0, 1, 2, 3]
+
+
+# ---------------------------------------------------------------------- first weights that the device sends
+
+COPY = SideSpec.of(
+    kind="ladder", width=WIDTH, layers=list(flood.LAYERS), start="backbone", feed_forward=8, heads=2, pooling="mean"
+)
+SENT = save({f"adapter.{name}": tensor + 0.25 for name, tensor in SideAdapter(COPY).named_parameters()})
+
+
+def started(**changes) -> dict:
+    return {"side": COPY, "first": FrameInfo(n_bytes=len(SENT), digest=digest(SENT)), **changes}
+
+
+def give(trainer: SessionTrainer, data: bytes, size: int = 20_000) -> list[bool]:
+    return [trainer.first(at, memoryview(data)[at : at + size]) for at in range(0, len(data), size)]
+
+
+def test_first_weights_come_in_parts_and_are_what_training_begins_with(made):
+    trainer = made(**started())
+    assert trainer.first_at == 0
+    assert not trainer.first(7, memoryview(b"not the next"))
+    assert trainer.first_at == 0
+    parts = give(trainer, SENT)
+    assert len(parts) == 3
+    assert all(parts)
+    assert trainer.first_at is None
+    ours, sent = load(side(trainer)), load(SENT)
+    assert ours.keys() == sent.keys()
+    assert all(torch.equal(ours[name], sent[name]) for name in sent)
+    assert not trainer.first(0, memoryview(SENT))
+
+
+def test_first_weights_are_taken_once_while_a_checkpoint_lies_there_and_asked_for_again_where_none_does(made):
+    give(made(**started()), SENT)
+    second = made(**started())
+    assert (second.first_at, second.sequence) == (None, 0)
+    train(second, 2 * KEPT_CHECKPOINTS + 2)
+    expected = side(second)
+    assert made(**started()).first_at is None
+    second.roll_back(1)  # the checkpoint of step 0 has made room for later ones
+    assert (second.first_at, second.sequence) == (0, 0)
+    give(second, SENT)
+    train(second, 2 * KEPT_CHECKPOINTS + 2)
+    assert side(second) == expected
+
+
+def test_without_announced_first_weights_none_are_taken(made):
+    trainer = made()
+    assert trainer.first_at is None
+    assert not trainer.first(0, memoryview(b"x"))
+
+
+SPOILT = SENT[:-1] + bytes([SENT[-1] ^ 1])
+OTHER = save({f"adapter.{name}": tensor.double() for name, tensor in SideAdapter(COPY).named_parameters()})
+FEWER = save({"adapter.side.gates": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("sent", "announced", "code", "sentence"),
+    [
+        (SPOILT, SENT, "bad-digest", "The first weights are not those whose digest the plan gives"),
+        (SENT + b"more", SENT, "bad-digest", "The first weights are not those whose digest the plan gives"),
+        (b"x" * 90, b"x" * 90, "bad-plan", "The first weights: What came is not safetensors"),
+        (OTHER, OTHER, "bad-plan", "came as torch.float64; it must be torch.float32"),
+        (FEWER, FEWER, "bad-plan", "The first weights: it has other tensors"),
+    ],
+    ids=["spoilt", "too-long", "no-tensors", "another-type", "others"],
+)
+def test_first_weights_that_are_not_the_announced_ones_are_a_sentence(made, sent, announced, code, sentence):
+    trainer = made(**started(first=FrameInfo(n_bytes=len(announced), digest=digest(announced))))
+    with pytest.raises(WireError, match=re.escape(sentence)) as found:
+        give(trainer, sent, size=len(sent))
+    assert found.value.code == code
+
+
+def test_a_copy_of_layers_that_do_not_follow_each_other_is_no_plan(made):
+    for changes in ({"layers": [0, 2]}, {"layers": [1]}):
+        with pytest.raises(WireError) as found:
+            made(**started(side=replace(COPY, **changes)))
+        assert found.value.code == "bad-plan"
 
 
 def test_a_batch_out_of_turn_changes_nothing(made):

@@ -5,18 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import save
+from transformers import BertConfig
 
 from mobillm_kit.backbone.lowbit import KINDS, quantize_backbone
-from mobillm_kit.backbone.streaming import StreamedBackbone
+from mobillm_kit.backbone.meta_model import random_folder
+from mobillm_kit.backbone.streaming import StreamedBackbone, stream_backbone
 from mobillm_kit.cli import main
 from mobillm_kit.errors import BadInput
+from mobillm_kit.memory.live_tensors import LiveTensors
 from mobillm_kit.methods import METHODS
 from mobillm_kit.runs.folders import lay_out
 from mobillm_kit.runs.inference import score_run
 from mobillm_kit.runs.loop import fit
 from mobillm_kit.runs.prepare import build_method, prepare, training_batches
 from mobillm_kit.runs.run import run
+from mobillm_kit.server.process import serve
+from mobillm_kit.side.ladders import PrunedLadderSide
+from mobillm_kit.side.pruning import start_from
 from tests.builders import tiny_spec
 
 
@@ -26,8 +33,11 @@ def trained(place: Path, method: str = "mobillm-ladder", **fields) -> bytes:
     prepared = prepare(spec)
     assert isinstance(prepared.backbone, StreamedBackbone) == spec.stream
     built = build_method(prepared)
-    fit(built, training_batches(prepared), dev=prepared.dev[:8])
-    return save({name: tensor.contiguous() for name, tensor in built.trained().items()})
+    try:
+        fit(built, training_batches(prepared), dev=prepared.dev[:8])
+        return save({name: tensor.contiguous() for name, tensor in built.trained().items()})
+    finally:
+        built.close()
 
 
 @pytest.mark.parametrize("model", ["opt", "llama", "bert"])
@@ -77,12 +87,64 @@ def test_what_cannot_be_is_said(tmp_path, fields, problem):
         prepare(tiny_spec(tmp_path, "probe", **fields))
 
 
-@pytest.mark.parametrize("fields", [{"stream": True}, {"weights": "nf4"}])
-def test_a_side_network_cannot_begin_as_blocks_that_are_not_there(tmp_path, fields):
-    options = {"start": "backbone", "reduction": 1, "layers": 2}
-    prepared = prepare(tiny_spec(tmp_path, "mobillm-ladder", "bert", options=options, **fields))
-    with pytest.raises(BadInput, match="streamed or in few bits"):
-        build_method(prepared)
+@pytest.mark.parametrize("reduction", [1, 2])
+def test_a_side_network_begins_as_the_same_blocks_whether_they_are_streamed_or_in_memory(tmp_path, reduction):
+    options = {"start": "backbone", "reduction": reduction, "layers": 3}
+    whole = trained(tmp_path / "whole", model="bert", options=options)
+    assert trained(tmp_path / "streamed", model="bert", options=options, stream=True) == whole
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_side_network_that_begins_as_coded_blocks_begins_as_what_their_codes_say(tmp_path, kind):
+    options = {"start": "backbone", "reduction": 1, "layers": 3}
+    spec = tiny_spec(tmp_path, "mobillm-ladder", "bert", options=options, weights=kind)
+    prepared = prepare(spec)
+    side = build_method(prepared).adapter.side
+    for block, own in zip(prepared.backbone.blocks[1:], side.blocks, strict=True):
+        dense: list = []
+        layer = block.intermediate.dense
+        layer.register_forward_hook(lambda module, given, out, dense=dense: dense.append(module.weight), prepend=True)
+        layer(torch.ones(1, 32))
+        assert torch.equal(own.wide.weight, dense[0])
+    plain = build_method(prepare(tiny_spec(tmp_path, "mobillm-ladder", "bert", options=options))).adapter.side
+    assert not torch.equal(side.blocks[0].wide.weight, plain.blocks[0].wide.weight)
+    coded = quantize_backbone(Path(spec.backbone), tmp_path / "coded", kind)
+    streamed = trained(tmp_path, model="bert", options=options, backbone=str(coded), stream=True)
+    assert streamed == trained(tmp_path, model="bert", options=options, weights=kind)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with serve(tmp_path_factory.mktemp("server")) as process:
+        yield process
+
+
+@pytest.mark.parametrize("fields", [{"stream": True}, {"weights": "int8"}, {"weights": "nf4"}], ids=str)
+def test_across_a_server_a_copy_of_such_blocks_ends_in_the_bytes_of_one_process(tmp_path, server, fields):
+    options = {"start": "backbone", "reduction": 1, "layers": 3, "codec": "int8", "group": 8}
+    here = trained(tmp_path, model="bert", options=options, **fields)
+    assert trained(tmp_path, model="bert", options={**options, "server": server.address}, **fields) == here
+
+
+@pytest.mark.parametrize("kind", ["", "int8", "nf4"])
+def test_blocks_are_read_and_decoded_one_at_a_time(tmp_path, kind):
+    """What is alive beside the side network while it begins is as much for twelve blocks as for three."""
+    config = BertConfig(
+        vocab_size=40, hidden_size=64, num_attention_heads=2, intermediate_size=256, num_hidden_layers=12
+    )
+    folder = random_folder(config, tmp_path / "model", dtype=torch.float32)
+    if kind:
+        folder = quantize_backbone(folder, tmp_path / "coded", kind)
+    beside = []
+    for layers in (list(range(9, 13)), list(range(13))):
+        backbone = stream_backbone(folder)
+        side = PrunedLadderSide(64, layers, reduction=2, heads=1, feed_forward=128)
+        with LiveTensors() as live:
+            start_from(side, backbone)
+        beside.append(live.peak.total - sum(tensor.nbytes for tensor in side.parameters()))
+    block_bytes = sum(tensor.nbytes for tensor in backbone.blocks[0].parameters())
+    assert beside[1] < beside[0] + block_bytes / 2
+    assert kind or beside[1] < 2.5 * block_bytes  # the two buffers
 
 
 def test_the_command_line_codes_a_folder_and_trains_beside_it(tmp_path):

@@ -15,6 +15,7 @@ from mobillm_kit.channel.frames import Limits, check_batch, check_digests, diges
 from mobillm_kit.channel.messages import (
     ERROR_CODES,
     MOST_SAMPLES,
+    PART_BYTES,
     VERSION,
     Ack,
     BatchMessage,
@@ -23,6 +24,7 @@ from mobillm_kit.channel.messages import (
     Durable,
     Error,
     Fetch,
+    First,
     FrameInfo,
     Gradient,
     Hello,
@@ -57,6 +59,7 @@ HEAD = HeadSpec(norm="layer", eps=1e-5, project_out=False, bias=False, softcap=N
 PLAN = Plan(
     fingerprint="f" * 16,
     side=SIDE,
+    first=None,
     head=HEAD,
     labels="server",
     weight_decay=0.0,
@@ -83,6 +86,7 @@ BATCH = BatchMessage(
 FROM_DEVICE = {
     "hello": (HELLO, [b"head"]),
     "batch": (BATCH, [b"x" * 340, b"y" * 340]),
+    "first": (First(offset=8), [b"f" * 40]),
     "gradient": (Gradient(sequence=3), [b"g" * 24]),
     "checkpoint": (Checkpoint(sequence=3), []),
     "fetch": (Fetch(sequence=3), []),
@@ -90,7 +94,10 @@ FROM_DEVICE = {
     "bye": (Bye(), []),
 }
 FROM_SERVER = {
-    "welcome": (Welcome(version=VERSION, resume=2, credit=4, budget_bytes=10, held=[(0, 3), (9, 9)]), []),
+    "welcome": (
+        Welcome(version=VERSION, resume=2, credit=4, budget_bytes=10, held=[(0, 3), (9, 9)], first=None),
+        [],
+    ),
     "ack": (Ack(sequence=3, loss=0.5, cached=True, queue_s=0.1, decode_s=0.2, train_s=0.3), []),
     "durable": (Durable(sequence=3), []),
     "need": (Need(sequence=3), []),
@@ -476,10 +483,32 @@ def test_what_a_plan_would_take_of_the_servers_memory_is_counted_before_it_does(
     assert training_bytes(msgspec.structs.replace(PLAN, **{"head": head, "side": side, **plan})) > 2**33
 
 
-def test_a_start_from_a_backbone_is_refused():
-    side = msgspec.structs.replace(SIDE, start="backbone")
-    with pytest.raises(WireError, match="backbone's weights"):
-        check_plan(msgspec.structs.replace(PLAN, side=side))
+FIRST = FrameInfo(n_bytes=1000, digest=bytes(16))
+COPY = msgspec.structs.replace(SIDE, start="backbone", feed_forward=8)
+STARTED = msgspec.structs.replace(PLAN, side=COPY, first=FIRST)
+
+
+def test_first_weights_are_announced_exactly_where_the_side_network_starts_from_a_backbone():
+    check_plan(STARTED)
+    flat = msgspec.structs.replace(STARTED, side=msgspec.structs.replace(COPY, feed_forward=0))
+    for plan in (msgspec.structs.replace(STARTED, first=None), msgspec.structs.replace(PLAN, first=FIRST), flat):
+        with pytest.raises(WireError, match="have first weights and a feed_forward; no others have") as found:
+            check_plan(plan)
+        assert found.value.code == "bad-plan"
+
+
+def test_announced_first_weights_count_against_a_sessions_share_before_they_come():
+    hostile = msgspec.structs.replace(STARTED, first=FrameInfo(n_bytes=2**40, digest=bytes(16)))
+    assert training_bytes(hostile) > 2**41
+    wide = msgspec.structs.replace(STARTED.side, feed_forward=2**20)
+    assert training_bytes(msgspec.structs.replace(STARTED, side=wide)) > 17 * 2 * 32 * 2**20
+
+
+def test_a_part_of_the_first_weights_has_a_longest_length():
+    message, views = from_frames(framed(First(offset=0), [bytes(PART_BYTES)]), sender="device", limits=Limits())
+    assert (message.offset, len(views[0])) == (0, PART_BYTES)
+    assert f"at most {PART_BYTES}" in refused(framed(First(offset=0), [bytes(PART_BYTES + 1)]), "too-large").remedy
+    refused(framed(First(offset=0), [b"a", b"b"]), "bad-frames")
 
 
 @pytest.mark.parametrize(
@@ -497,7 +526,15 @@ def test_side_networks_of_real_backbones_are_allowed(side):
     check_plan(msgspec.structs.replace(PLAN, side=side, head=head, max_rows=32, max_tokens=512))
 
 
-@pytest.mark.parametrize(("kind", "options"), [("full-width", {"rank": 4}), ("ladder", {"reduction": 2, "heads": 2})])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("full-width", {"rank": 4}),
+        ("ladder", {"reduction": 2, "heads": 2}),
+        ("ladder", {"reduction": 2, "heads": 2, "start": "backbone", "feed_forward": 24}),
+        ("ladder", {"reduction": 1, "start": "backbone", "feed_forward": 256}),
+    ],
+)
 @pytest.mark.parametrize("pooling", [None, "mean"])
 def test_the_weights_of_a_side_network_are_counted_as_they_are(kind, options, pooling):
     from mobillm_kit.side.adapter import SideAdapter
@@ -508,7 +545,14 @@ def test_the_weights_of_a_side_network_are_counted_as_they_are(kind, options, po
     assert matrices == built.spec.values()
 
 
-WELCOME = Welcome(version=VERSION, resume=2, credit=4, budget_bytes=10, held=[(0, 3), (9, 9)])
+def test_a_welcome_asks_for_first_weights_that_there_are_and_before_the_first_step():
+    check_welcome(msgspec.structs.replace(WELCOME, resume=0, first=999), STARTED)
+    for wrong in ({"resume": 0, "first": 1000}, {"resume": 2, "first": 0}):
+        with pytest.raises(WireError, match="first weights that are not there"):
+            check_welcome(msgspec.structs.replace(WELCOME, **wrong), STARTED)
+
+
+WELCOME = Welcome(version=VERSION, resume=2, credit=4, budget_bytes=10, held=[(0, 3), (9, 9)], first=None)
 
 
 @pytest.mark.parametrize(
@@ -519,6 +563,7 @@ WELCOME = Welcome(version=VERSION, resume=2, credit=4, budget_bytes=10, held=[(0
         pytest.param({"held": [(0, 2**53)]}, "bad-values", id="more samples than there are"),
         pytest.param({"held": [(5, 4)]}, "bad-values", id="backwards"),
         pytest.param({"held": [(9, 9), (0, 3)]}, "bad-values", id="out of order"),
+        pytest.param({"resume": 0, "first": 0}, "bad-values", id="first weights that the plan does not announce"),
     ],
 )
 def test_a_welcome_that_does_not_fit_its_plan(changes, code):

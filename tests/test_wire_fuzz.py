@@ -153,7 +153,7 @@ def test_any_byte_changed_cut_or_added_in_a_header_whose_digest_fits():
         else:
             spoilt[place:place] = chance.randbytes(chance.randint(1, 4))
         codes.add(judged(with_header(bytes(spoilt), payloads), sender))
-    assert {"", "bad-header", "bad-digest", "bad-frames", "bad-plan", "bad-shape"} <= codes
+    assert {"", "bad-header", "bad-digest", "bad-frames", "bad-shape"} <= codes
 
 
 def test_refusing_keeps_no_memory():

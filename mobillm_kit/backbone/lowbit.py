@@ -99,6 +99,7 @@ def attach_codes(block: nn.Module, key: str, matrix: CodedMatrix, codes: Tensor)
     """Keep a block's matrix as a buffer of codes; it is dense for as long as its module's forward pass takes."""
     path, _, attribute = key.rpartition(".")
     owner = block.get_submodule(path)
+    block.__dict__.setdefault("coded", {})[key] = lambda tensors: matrix.dense(tensors[key + CODES_KEY])
     absent = nn.Parameter(torch.empty(matrix.shape, dtype=matrix.dtype, device="meta"), requires_grad=False)
     owner._parameters[attribute] = absent
     owner.register_buffer(attribute + CODES_KEY, codes, persistent=False)

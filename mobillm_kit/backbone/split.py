@@ -102,6 +102,12 @@ class Backbone(nn.Module):
         """The weights that this process holds, in whatever form."""
         return [tensor for tensor in (*self.model.parameters(), *self.model.buffers()) if not tensor.is_meta]
 
+    def dense(self, index: int, held: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Tensors of block ``index`` by their names in it, codes decoded: those ``held``, or its own."""
+        block = self.blocks[index]
+        tensors = held or dict(block.named_parameters()) | dict(block.named_buffers())
+        return tensors | {key: decoded(tensors) for key, decoded in getattr(block, "coded", {}).items()}
+
     def freeze(self) -> None:
         """No gradient and no dropout, from here on, until a method asks for its own parameters."""
         self.model.requires_grad_(False)

@@ -147,6 +147,10 @@ class StreamedBackbone(Backbone):
         """The weights that this process holds at the moment."""
         return [*super().resident(), *self._streamed.memory]
 
+    def dense(self, index: int, held: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """As :meth:`Backbone.dense`, good until another block is asked for."""
+        return super().dense(index, self._streamed.tensors(index))
+
     def block(self, index: int, hidden: Tensor, inputs: BlockInputs) -> Tensor:
         """h_i from h_{i-1}: (B, T, d) to (B, T, d); reads the block where it is not there yet."""
         block, owners = self.blocks[index], self._owners[index]

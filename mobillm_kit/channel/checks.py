@@ -24,14 +24,17 @@ def training_bytes(plan: Plan) -> int:
 
         17 n + c · 4 L B T d + 4 L B T² [ladder]
 
-    17 n: n weights with gradient and two moments, and an optimizer's temporaries; c: :data:`ACTIVATION_COPIES`; the
-    last term is a ladder's attention.
+    17 n: n weights with gradient and two moments, and an optimizer's temporaries, or 12 n and twice the first weights
+    as they came, where that is more; c: :data:`ACTIVATION_COPIES`, for a copy of the backbone's blocks
+    2 + (5 m + 2 F) / d, m = d / k; the last term is a ladder's attention.
     """
     side = plan.side
     pairs = plan.max_rows * plan.max_tokens**2 if side.kind == "ladder" else 0
-    return (
-        17 * side.values() + ACTIVATION_COPIES[side.kind] * batch_bytes(plan) + FLOAT_BYTES * len(side.layers) * pairs
-    )
+    weights, acts, inside = 17 * side.values(), ACTIVATION_COPIES[side.kind] * batch_bytes(plan), side.feed_forward
+    if plan.first is not None:
+        weights = max(weights, 12 * side.values() + 2 * plan.first.n_bytes)
+        acts = batch_bytes(plan) * (2 * side.width + 5 * side.width // side.reduction + 2 * inside) // side.width
+    return weights + acts + FLOAT_BYTES * len(side.layers) * pairs
 
 
 KEPT_CHECKPOINTS = 3
@@ -58,8 +61,9 @@ def check_plan(plan: Plan) -> None:
         WireError: ``bad-plan``.
     """
     side = plan.side
-    if side.start != "random":
-        raise _bad_plan("The side network would start from the backbone's weights, and a server has no backbone.")
+    copied = side.start == "backbone"
+    if copied != (plan.first is not None) or (copied and not side.feed_forward):
+        raise _bad_plan("Blocks that start from the backbone's have first weights and a feed_forward; no others have.")
     try:
         side.check()
     except BadInput as error:
@@ -84,6 +88,9 @@ def check_welcome(welcome: Welcome, plan: Plan) -> None:
             f"The server speaks version {welcome.version} of the protocol, here is version {VERSION}.",
             "Install the same version of mobillm_kit on both sides.",
         )
+    first = 0 if welcome.first is None else welcome.first + 1
+    if first > (plan.first.n_bytes if plan.first else 0) or (first and welcome.resume):
+        raise WireError("bad-values", "The server asks for first weights that are not there.", "Begin a new session.")
     if welcome.resume > plan.steps:
         raise WireError(
             "bad-sequence",

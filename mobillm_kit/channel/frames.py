@@ -22,8 +22,10 @@ import msgspec
 
 from mobillm_kit.channel.messages import (
     DIGEST_BYTES,
+    PART_BYTES,
     VERSION,
     BatchMessage,
+    First,
     FrameInfo,
     FromDevice,
     FromServer,
@@ -164,13 +166,15 @@ def _check_lengths(described: Sequence[FrameInfo], payloads: Sequence[memoryview
 
 def _check_form(message: Message, described: Sequence[FrameInfo]) -> None:
     """What may be said of the payloads without knowing the session; a batch's need its plan."""
-    single = isinstance(message, Logits | Result)
+    single = isinstance(message, Logits | Result | First)
     if (single and len(described) != 1) or (isinstance(message, Hello) and len(described) > 1):
         raise WireError(
             "bad-frames",
             f"A '{type(message).__struct_config__.tag}' with {len(described)} payload frames.",
             "Send one; a hello without a head sends none.",
         )
+    if isinstance(message, First) and described[0].n_bytes > PART_BYTES:
+        raise WireError("too-large", "The part of the first weights is too long.", f"Send at most {PART_BYTES} bytes.")
     if isinstance(message, Logits) and described[0].n_bytes != message.rows * message.columns * FLOAT_BYTES:
         raise WireError(
             "bad-shape",

@@ -23,6 +23,8 @@ VERSION = 3
 DIGEST_BYTES = 16
 MOST_SAMPLES = 2048
 """Of a batch: the largest one's header, with five numbers per sample, stays below 64 KiB."""
+PART_BYTES = 2**20
+"""Of a message with a part of the first weights: a lost connection costs one part, and a slow link is heard between."""
 MOST_RANGES = 4096
 """Of cached samples that a welcome names; the others are sent again."""
 
@@ -119,6 +121,8 @@ class Plan(_Part, frozen=True):
     fingerprint: Annotated[str, Meta(max_length=128)]
     """Of the backbone's weights."""
     side: SideSpec
+    first: FrameInfo | None
+    """The first weights, safetensors, where they are the backbone's; None where they follow from the seed."""
     head: HeadSpec | None
     labels: LabelMode
     weight_decay: Annotated[float, Meta(ge=0.0, le=1e3)]
@@ -141,6 +145,13 @@ class Hello(_Message, frozen=True):
     position: Count
     """How many losses the device knows: acknowledgements of later steps that are trained already come again."""
     plan: Plan
+    frames: Frames = []
+
+
+class First(_Message, frozen=True):
+    """A part of the first weights, from byte ``offset`` on."""
+
+    offset: Count
     frames: Frames = []
 
 
@@ -194,6 +205,8 @@ class Welcome(_Message, frozen=True):
     budget_bytes: Count
     held: Annotated[list[tuple[Count, Count]], Meta(max_length=MOST_RANGES)]
     """Samples in the cache, as inclusive ranges."""
+    first: Count | None
+    """The byte of the first weights that comes next; None where none is missing, and batches may come."""
 
 
 class Ack(_OfStep, frozen=True):
@@ -245,6 +258,6 @@ class Error(_Message, frozen=True):
     """False: the session goes on."""
 
 
-FromDevice = Hello | BatchMessage | Gradient | Checkpoint | Fetch | Ping | Bye
+FromDevice = Hello | First | BatchMessage | Gradient | Checkpoint | Fetch | Ping | Bye
 FromServer = Welcome | Ack | Durable | Need | Logits | Result | Pong | Error | Bye
 Message = FromDevice | FromServer

@@ -129,22 +129,16 @@ class Compare(Running, frozen=True, kw_only=True):
         except ValueError:
             raise BadInput(f"--seeds {self.seeds}: not whole numbers.", "Write them as 0,1,2.") from None
         return [
-            self.spec(name, seed, self._uplink(name, kind))
+            self.spec(name, seed, self._uplink(name))
             for name in names
             for seed in (seeds if method_row(name).trained else seeds[:1])
         ]
 
-    def _uplink(self, method: str, kind: str) -> list[str]:
-        """Options of a method that has a server; a cache comes with every server in another process.
-
-        A side network that begins as the backbone's own blocks is trained in this process: another has no backbone.
-        """
-        from mobillm_kit.runs.presets import preset
-
+    def _uplink(self, method: str) -> list[str]:
+        """Options of a method that has a server; a cache comes with every server in another process."""
         if method_row(method).module != "mobillm":
             return []
-        needs_backbone = preset(self, kind, method).options.get("start") == "backbone"
-        if self.server == "in-process" or (self.server == "spawn" and needs_backbone):
+        if self.server == "in-process":
             return [f"codec={self.codec}"]
         return [f"codec={self.codec}", f"server={self.server}", "cache=true"]
 

@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING
 
 from mobillm_kit.channel.frames import Limits, Payload, from_frames, to_frames
 from mobillm_kit.channel.messages import (
+    PART_BYTES,
     Ack,
     BatchMessage,
     Bye,
     Checkpoint,
     Fetch,
+    First,
     Gradient,
     Hello,
     Logits,
@@ -54,6 +56,7 @@ class ServerClient:
         hello: the session's first message, its position aside, and its payloads.
         timeline: gets a span for everything sent and everything that the server reports.
         make: a step's batch and its payloads, the first time or again; told what the server :meth:`holds`.
+        first: makes the first weights, where the plan announces them; again where the server has lost them.
         gradient: called with (sequence, rows, columns, logits' bytes) where the loss is the device's; gives the
             gradient's bytes and the loss.
         position, patience_s: as for :class:`Conversation`.
@@ -67,6 +70,7 @@ class ServerClient:
         timeline: Timeline,
         make: Callable[[int, Callable[[int], bool]], tuple[BatchMessage, Sequence[Payload]]],
         *,
+        first: Callable[[], bytes] = bytes,
         gradient: Callable[[int, int, int, memoryview], tuple[bytes, float]] | None = None,
         position: int = 0,
         patience_s: float = TIMINGS.patience_s,
@@ -76,6 +80,8 @@ class ServerClient:
         self._hello_payloads = list(hello_payloads)
         self._timeline = timeline
         self._make = make
+        self._first = first
+        self._first_data = b""  # there while the server takes it
         self._gradient = gradient
         # only ever under the lock
         self._link = Conversation(hello, position=position, now=_now(), patience_s=patience_s)
@@ -101,8 +107,11 @@ class ServerClient:
         """
         while True:
             with self._cond:
-                self._must(lambda: self._link.welcome)
-                sequence = self._link.wanted
+                self._must(lambda: self._link.welcome or (self._link.first_at is not None and not self._first_data))
+                missing, sequence = not self._link.welcome, self._link.wanted
+            self._first_data = self._first() if missing else b""  # on this thread: a backbone is for one at a time
+            if missing:
+                continue
             if sequence >= upto:
                 return
             message, payloads = self._make(sequence, self.holds)
@@ -219,7 +228,7 @@ class ServerClient:
                 raise ConnectionLost
             with self._cond:
                 said = self._link.tick(_now())
-                upload = self._link.next_upload(_now())
+                upload = self._link.next_upload(_now()) or self._next_part()
                 request = self._link.next_request() if upload is None else None
                 self._cond.notify_all()
             for message in said if request is None else [*said, request]:
@@ -230,6 +239,15 @@ class ServerClient:
             if frames is not None:
                 self._take(socket, frames)
         self._say(socket, Bye())
+
+    def _next_part(self) -> Frames | None:
+        """The part of the first weights that the server waits for, once."""
+        at, data = self._link.first_at, self._first_data
+        if at is None or not data:
+            return None
+        part = memoryview(data)[at : at + PART_BYTES]
+        self._link.first_at, self._link.part_bytes = None, len(part)
+        return to_frames(First(offset=at), [part])
 
     def _say(self, socket: DeviceSocket, message: Message) -> None:
         self._put(socket, to_frames(message, self._hello_payloads if isinstance(message, Hello) else ()))

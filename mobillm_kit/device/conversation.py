@@ -1,5 +1,6 @@
 """The device's session as a state machine: messages and moments in, messages out.
 
+    first weights      part by part, each answered by a welcome; batches begin after the last one
     made, not sent     outbox (one)            wanted     the sequence number to make next
     sent, not trained  under way (≤ credit)    acked      everything below it is trained
 
@@ -77,6 +78,8 @@ class Conversation:
         self.wanted = self.acked = self.known = position
         """``known``: steps whose losses are known."""
         self.welcome = False
+        self.first_at: int | None = None  # the byte of the first weights that the server waits for
+        self.part_bytes = 0  # of them on their way
         self.outbox: Outgoing | None = None
         self.durable = 0
         self.result: bytes | None = None
@@ -136,7 +139,7 @@ class Conversation:
             ConnectionLost: nothing was heard for too long.
             ServerGone: nothing was trained for very long.
         """
-        up_bytes = sum(upload.n_bytes for upload in self._under_way.values())
+        up_bytes = sum(upload.n_bytes for upload in self._under_way.values()) + self.part_bytes
         fetching = self._request_sent and isinstance(self._request, Fetch)
         transfer_s = self.patience.transfer_s(up_bytes, self._answer_bytes if fetching else 0)
         if self.patience.is_silent(now, transfer_s):
@@ -202,6 +205,7 @@ class Conversation:
 
     def _say_hello(self, now: float) -> Hello:
         self.welcome = self._request_sent = False
+        self.first_at, self.part_bytes = None, 0
         self.patience.asked = now
         return replace(self._hello, position=self.known)
 
@@ -212,9 +216,12 @@ class Conversation:
         except WireError as error:
             raise ServerRefused(error.problem, error.remedy, error.code) from error
         self.patience.progress = now
+        if self.part_bytes:  # it has arrived
+            self.patience.progressed(now)
+        self.first_at, self.part_bytes = message.first, 0
         self._credit = message.credit
         self._held = {sample for first, last in message.held for sample in range(first, last + 1)}
-        self.welcome = True
+        self.welcome = message.first is None
         self.wanted = self._sent = self.acked = message.resume
         self.outbox = None
         self._under_way.clear()

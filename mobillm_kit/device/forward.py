@@ -45,13 +45,13 @@ class Device:
             raise BadInput(f"top_tokens is {top_tokens}, one_token {one_token}.", "Give k >= 1, or one_token alone.")
         self.one_token = one_token
         self.top_tokens = top_tokens
-        self._backbone = backbone
+        self.backbone = backbone
         self.layers = tuple(layers)
 
     @torch.no_grad()
     def upload(self, batch: Batch) -> Upload:
         """Forward one batch: (B, T) token ids to the activations of the tapped layers."""
-        states = self._backbone.hidden_states(batch.input_ids, batch.attention_mask, batch.token_type_ids)
+        states = self.backbone.hidden_states(batch.input_ids, batch.attention_mask, batch.token_type_ids)
         kept = batch.positions.unsqueeze(1) if self.one_token else None  # (B, K) tokens that are sent; None for all
         taps: list[Tensor] = []
         first: Tensor | None = None

@@ -26,11 +26,13 @@ from pathlib import Path
 from typing import get_args
 
 import torch
+from msgspec.structs import asdict
 from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
-from mobillm_kit.channel.messages import BatchMessage, Hello, LabelMode, Plan
+from mobillm_kit.channel.frames import digest
+from mobillm_kit.channel.messages import BatchMessage, FrameInfo, Hello, LabelMode, Plan
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.device.client import ServerClient
 from mobillm_kit.device.forward import Device
@@ -42,6 +44,7 @@ from mobillm_kit.quant import codec as codec_of
 from mobillm_kit.quant.bitwidth import BitWidthController
 from mobillm_kit.quant.parcels import Parcel, Upload, from_bytes, merge, pack, split, to_bytes, unpack
 from mobillm_kit.server.side_trainer import SideTrainer
+from mobillm_kit.side.adapter import new_adapter
 from mobillm_kit.side.heads import LabelWordHead
 from mobillm_kit.side.portable_head import checked_result, describe_head
 from mobillm_kit.texts.batches import Batches, StepBatch
@@ -180,7 +183,7 @@ class Wire:
         patience_s: as for :class:`~mobillm_kit.device.conversation.Conversation`.
 
     Raises:
-        BadInput: an unknown label mode or codec, or a start that needs a backbone.
+        BadInput: an unknown label mode or codec.
     """
 
     def __init__(
@@ -200,9 +203,6 @@ class Wire:
         keys: str = "",
         patience_s: float = TIMINGS.patience_s,
     ) -> None:
-        if local.model.adapter.spec.start == "backbone":
-            remedy = "Choose start='random' there, or server='in-process'."
-            raise BadInput("start='backbone': a server in another process has no backbone to start from.", remedy)
         if labels not in get_args(LabelMode):
             raise BadInput(f"labels is '{labels}'.", "Choose 'server', 'residual' or 'device'.")
         place = None if folder is None else folder / "server"
@@ -318,6 +318,7 @@ class Wire:
                 [save(head)] if head else [],
                 self.timeline,
                 self.messages.of_step,
+                first=self.first_weights,
                 gradient=self.messages.gradient if self.messages.labels == "device" else None,
                 position=self._sequence,
                 patience_s=self._patience_s,
@@ -338,14 +339,21 @@ class Wire:
             for name, parameter in self._local.parameters.items():
                 parameter.copy_(without_idle_gate(name, tensors[name], parameter))
 
+    def first_weights(self) -> bytes:
+        """As they are sent, made anew from the backbone: training has gone over the local ones."""
+        adapter = new_adapter(self._device.backbone, **asdict(self._local.model.adapter.spec))
+        return save({f"adapter.{name}": weight.detach() for name, weight in adapter.named_parameters()})
+
     def plan(self) -> tuple[Plan, dict[str, Tensor]]:
         """What the server is asked to train, and its head's tensors."""
         head = self._local.model.head
         spec, tensors = describe_head(head) if isinstance(head, LabelWordHead) else (None, {})
-        batches = self.messages.batches
+        batches, side = self.messages.batches, self._local.model.adapter.spec
+        first = self.first_weights() if side.start == "backbone" else b""
         plan = Plan(
             fingerprint=self._local.model.adapter.fingerprint,
-            side=self._local.model.adapter.spec,
+            side=side,
+            first=FrameInfo(n_bytes=len(first), digest=digest(first)) if first else None,
             head=spec,
             labels=self.messages.labels,
             weight_decay=self._weight_decay,

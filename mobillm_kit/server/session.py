@@ -28,6 +28,7 @@ from mobillm_kit.channel.messages import (
     BatchMessage,
     Checkpoint,
     Fetch,
+    First,
     Gradient,
     Hello,
     Message,
@@ -83,7 +84,7 @@ class Session:
         self._trained = 0
         self._asked: int | None = None
         self._working: list[Job] = []  # the one in training, which counts as waiting
-        self._hello: Hello | None = None
+        self.hello: Hello
         self._jobs: deque[Job] = deque()
         self._replies: deque[Reply] = deque()
 
@@ -104,7 +105,7 @@ class Session:
             raise WireError(
                 "bad-plan", "This session was begun with another plan.", "Begin a new session, or send the same plan."
             )
-        self._hello = hello
+        self.hello = hello
         self._expected = self._asked = None
         self._replies.clear()  # the welcome says it all again
         self._put(Job(hello, [], now, again))
@@ -123,6 +124,9 @@ class Session:
         elif isinstance(message, BatchMessage):
             check_batch(message, self.plan, [len(payload) for payload in payloads])
             self._take_batch(Job(message, payloads, now), message.sequence)
+        elif isinstance(message, First):
+            if not any(isinstance(job.message, First) for job in self._jobs):  # one at a time: the answer asks for more
+                self._put(Job(message, payloads, now))
         elif isinstance(message, Gradient | Checkpoint | Fetch):
             if isinstance(message, Gradient) and len(payloads) != 1:
                 problem = f"The gradient came in {len(payloads)} frames."
@@ -166,7 +170,7 @@ class Session:
 
     def resume(self, hello: Hello, sequence: int) -> None:
         """Training stands at ``sequence``: take batches in from there, unless the device has asked again meanwhile."""
-        if hello is self._hello:
+        if hello is self.hello:
             self._expected = sequence
 
     def done(self, job: Job, replies: Sequence[Reply], trained: int) -> None:
@@ -176,7 +180,8 @@ class Session:
         for message, _ in replies:
             if isinstance(message, Need) and self._expected is not None:
                 self._expected = self._asked = message.sequence
-        if not isinstance(job.message, Hello) or job.message is self._hello or self.failed:
+        again = any(isinstance(other.message, Hello) for other in self._jobs)
+        if not (again and isinstance(job.message, Hello | First)) or self.failed:
             self._replies.extend(replies)  # else the device has asked again meanwhile
 
     def fail(self, job: Job, error: WireError) -> None:
@@ -331,6 +336,9 @@ class TrainingThread:
         message = job.message
         if isinstance(message, Hello):
             return self._welcome(trainer, message, job.again)
+        if isinstance(message, First):
+            taken = trainer.first(message.offset, job.payloads[0])
+            return self._welcome(trainer, self._session.hello, True) if taken else []
         if isinstance(message, BatchMessage):
             try:
                 check_digests(message.frames, job.payloads)
@@ -354,14 +362,16 @@ class TrainingThread:
         if not again and hello.position + on_their_way < trainer.sequence:
             trainer.roll_back(hello.position)
         resume = trainer.sequence
-        with self._changed:
-            session.resume(hello, resume)
+        if trainer.first_at is None:
+            with self._changed:
+                session.resume(hello, resume)
         welcome = Welcome(
             version=VERSION,
             resume=resume,
             credit=session.credit,
             budget_bytes=session.budget_bytes,
             held=[] if trainer.cache is None else _longest(trainer.cache.held()),
+            first=trainer.first_at,
         )
         missed: list[Reply] = [
             (Ack(sequence=step, loss=trainer.losses[step], cached=False, queue_s=0.0, decode_s=0.0, train_s=0.0), [])
@@ -372,10 +382,11 @@ class TrainingThread:
 
 def _told(trainer: SessionTrainer, question: Checkpoint | Fetch) -> list[Reply]:
     """The answer to a question; one about another step than training stands at changes nothing."""
-    if question.sequence != trainer.sequence:
+    stands = "its first weights" if trainer.first_at is not None else trainer.sequence
+    if question.sequence != stands:
         error = WireError(
             "bad-sequence",
-            f"Step {question.sequence} was asked about, training stands at {trainer.sequence}.",
+            f"Step {question.sequence} was asked about, training stands at {stands}.",
             "Ask after all batches are acknowledged.",
         )
         return [(error.said(fatal=False, sequence=question.sequence), [])]

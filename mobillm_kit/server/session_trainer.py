@@ -1,7 +1,7 @@
 """What one session trains on the server: batches in strict order, the cache, checkpoints, the result.
 
     checkpoint   trained parameters, optimizer, losses so far; written in one step, checked by a digest when read
-    step 0       always known: the side network's first weights follow from the plan's seed
+    step 0       always known: the first weights follow from the plan's seed, or come once and are checkpoint 0
 
 So whatever is lost, training goes on from some step e, and the device sends everything from e again.
 
@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mobillm_kit.channel.checks import KEPT_CHECKPOINTS
+from mobillm_kit.channel.frames import digest
 from mobillm_kit.channel.messages import (
     Ack,
     BatchMessage,
@@ -43,7 +44,7 @@ from mobillm_kit.server.cache import ActivationCache
 from mobillm_kit.server.side_trainer import SideTrainer
 from mobillm_kit.side.adapter import SideAdapter
 from mobillm_kit.side.heads import SideTuned
-from mobillm_kit.side.portable_head import build_head, read_tensors
+from mobillm_kit.side.portable_head import build_head, read_tensors, tensors_like
 
 Reply = tuple[Message, list[bytes | memoryview]]
 
@@ -219,6 +220,7 @@ class SessionTrainer:
         except BadInput as error:
             raise WireError("bad-plan", error.problem, error.remedy) from error
         self.losses: list[float] = []
+        self._first: bytearray | None = bytearray() if plan.first else None
 
     def _load(self, checkpoints: Sequence[Path]) -> None:
         """The first checkpoint that is whole; a damaged one is passed over."""
@@ -227,7 +229,35 @@ class SessionTrainer:
             if state is not None:
                 self.losses = state.pop("losses").tolist()
                 self._server.load_state(state)
+                self._first = None
                 return
+
+    @property
+    def first_at(self) -> int | None:
+        """The byte of the first weights that comes next; None where none is missing."""
+        return None if self._first is None else len(self._first)
+
+    def first(self, offset: int, payload: memoryview) -> bool:
+        """Take the next part of the first weights, False for another; others than the plan's are refused."""
+        announced = self.plan.first
+        if announced is None or self._first is None or offset != len(self._first):
+            return False
+        self._first += payload
+        if len(self._first) < announced.n_bytes:
+            return True
+        whole, self._first = bytes(self._first), None
+        remedy = "Begin a new session beside the backbone that the plan names."
+        if digest(whole) != announced.digest:
+            raise WireError("bad-digest", "The first weights are not those whose digest the plan gives.", remedy)
+        try:
+            tensors = tensors_like(whole, self._server.parameters)
+        except BadInput as error:
+            raise WireError("bad-plan", f"The first weights: {error.problem}", remedy) from error
+        with torch.no_grad():
+            for name, parameter in self._server.parameters.items():
+                parameter.copy_(tensors[name])
+        self._due_checkpoint()
+        return True
 
     def _checkpoints(self) -> list[Path]:
         """The newest first; whatever else lies there is passed over."""

@@ -88,7 +88,15 @@ def grouped(records: Iterable[RunRecord]) -> list[tuple[str, str, list[RunRecord
     trained, controls = ([name for name in known if (name in CONTROLS) is control] for control in (False, True))
     by_seed = sorted(records, key=lambda record: record.seed)
     order = [*trained, *unknown, *controls]
-    return [(name, LABELS.get(name, name), [r for r in by_seed if r.method == name]) for name in order]
+    runs = {name: [record for record in by_seed if record.method == name] for name in order}
+    return [(name, _label(name, of_name), of_name) for name, of_name in runs.items()]
+
+
+def _label(name: str, runs: Sequence[RunRecord]) -> str:
+    """What a method is called; a side network that begins as the backbone's own blocks says so."""
+    copies = [run.settings.get("option.reduction") for run in runs if run.settings.get("option.start") == "backbone"]
+    pruned = "" if set(copies) == {1} else "pruned "
+    return f"MobiLLM, {pruned}copy of the top blocks (ladder)" if copies else LABELS.get(name, name)
 
 
 def finished(runs: Iterable[RunRecord]) -> list[RunRecord]:
@@ -166,6 +174,7 @@ RESULTS: Columns = {
     "Handwritten, %": lambda row: _spread(row.handwritten_accuracy, scale=100),
     "Seeds": lambda row: str(row.seeds),
     "Trainable parameters": lambda row: _number(row.trainable_parameters),
+    "Trained on": lambda row: None if row.control or not row.seeds else "server" if row.server_mib else "device",
     "Samples forwarded": lambda row: _number(row.forwards),
     "Sent, MB": lambda row: _number(row.sent_mb, 1),
     "Seconds": lambda row: _spread(row.seconds),

@@ -82,14 +82,15 @@ class SideSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Weights, biases and norms aside; Python's whole numbers do not overflow.
 
         full-width   2 · L · d · r
-        ladder       L · (8 n² + n d) + n d,  n = d / reduction        (attention 4 n², feed-forward 4 n²)
+        ladder       B · (4 n² + 2 n F + n d) + n d,  n = d / reduction;  B = L, F = 2 n;  of a copy L - 1, its own F
         both         + C · d where the side network has a head of its own
         """
         own_head = self.n_labels * self.width if self.pooling is not None else 0
         if self.kind == "full-width":
             return 2 * len(self.layers) * self.width * self.rank + own_head
-        narrow = self.width // self.reduction
-        return len(self.layers) * (8 * narrow**2 + narrow * self.width) + narrow * self.width + own_head
+        narrow, copied = self.width // self.reduction, self.start == "backbone"
+        inside, blocks = self.feed_forward if copied else 2 * narrow, len(self.layers) - copied
+        return blocks * (4 * narrow**2 + 2 * narrow * inside + narrow * self.width) + narrow * self.width + own_head
 
 
 def check_layers(layers: Sequence[int]) -> tuple[int, ...]:

@@ -87,23 +87,28 @@ def build_head(spec: HeadSpec, tensors: Mapping[str, Tensor]) -> LabelWordHead:
 
 def checked_result(data: bytes, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The side network that came back, safe to put into place."""
-    remedy = "Keep the last checkpoint and look at the server."
     try:
-        tensors = read_tensors(data)
+        return tensors_like(data, expected)
     except BadInput as error:
-        raise ServerRefused(f"The side network that came back cannot be read: {error.problem}", remedy) from error
+        remedy = "Keep the last checkpoint and look at the server."
+        raise ServerRefused(f"The side network that came back is not ours: {error.problem}", remedy) from error
+
+
+def tensors_like(data: bytes, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A peer's side network, refused where its names, shapes or types are not the expected ones."""
+    tensors = read_tensors(data)
     misfit = _misfit(tensors, {name: tuple(tensor.shape) for name, tensor in expected.items()})
-    if misfit:
-        raise ServerRefused(f"The side network that came back is not ours: {misfit}.", remedy)
-    for name, tensor in tensors.items():
+    for name, tensor in {} if misfit else tensors.items():
         if tensor.dtype != expected[name].dtype:
-            raise ServerRefused(f"'{name}' came back as {tensor.dtype}, ours is {expected[name].dtype}.", remedy)
+            misfit = f"'{name}' came as {tensor.dtype}; it must be {expected[name].dtype}"
+    if misfit:
+        raise BadInput(f"{misfit}.", "Send what the plan describes.")
     return tensors
 
 
 class _Described(msgspec.Struct, forbid_unknown_fields=True):
     dtype: Literal["F64", "F32", "F16", "BF16"]
-    shape: Annotated[list[Annotated[int, Meta(ge=1, le=2**31)]], Meta(max_length=4)]
+    shape: Annotated[list[Annotated[int, Meta(ge=0, le=2**31)]], Meta(max_length=4)]
     data_offsets: tuple[int, int]
 
 

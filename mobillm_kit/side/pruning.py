@@ -6,7 +6,8 @@
     W_i = the rows of the identity at the kept features
 
 LST prunes each layer on its own; here one choice of features holds for all of them, since they meet in one residual
-stream.  The server needs these weights: they are the public backbone's, and hold nothing of the user's.
+stream.  The server needs these weights: they are the public backbone's, and hold nothing of the user's.  Blocks are
+read, and decoded, one at a time: once for the choice, once for the copy.
 
 Knows: BERT-like blocks and the side network of their shape.  Knows nothing of: training, tasks, sockets.
 Taught in: notebooks/09_comparison.ipynb
@@ -14,7 +15,7 @@ Taught in: notebooks/09_comparison.ipynb
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,9 @@ from mobillm_kit.side.ladders import PostNormBlock, PrunedLadderSide
 
 if TYPE_CHECKING:
     from mobillm_kit.backbone.split import Backbone
+
+READERS = ("attention.self.query", "attention.self.key", "attention.self.value", "intermediate.dense")
+"""What reads the residual stream."""
 
 BERT_LIKE = ("bert", "roberta", "xlm-roberta")
 
@@ -53,15 +57,10 @@ def block_sizes(backbone: Backbone, reduction: int) -> dict[str, int | float]:
 
 @torch.no_grad()
 def start_from(side: PrunedLadderSide, backbone: Backbone) -> None:
-    """Give the side network's blocks the pruned weights of the backbone's blocks l + 1 … L, which are in memory."""
-    sources = [backbone.blocks[layer] for layer in side.layers[:-1]]  # A_l enters blocks[l]
-    if any(parameter.is_meta for source in sources for parameter in source.parameters()):
-        raise BadInput(
-            f"start='backbone': the blocks of '{backbone.name}' are streamed or in few bits, no weights to begin with.",
-            "Choose start='random', or a whole backbone.",
-        )
-    features = kept_features(sources, side.up.in_features)
-    places: Iterable[Any] = zip(sources, side.blocks, side.down, strict=True)
+    """Give the side network's blocks the pruned weights of the backbone's blocks l + 1 … L."""
+    sources = side.layers[:-1]  # A_l enters blocks[l]
+    features = kept_features(map(backbone.dense, sources), side.up.in_features)
+    places: Iterable[Any] = zip(map(backbone.dense, sources), side.blocks, side.down, strict=True)
     for source, block, down in places:
         _fill(block, source, features)
         down.weight.zero_()
@@ -69,39 +68,34 @@ def start_from(side: PrunedLadderSide, backbone: Backbone) -> None:
         down.bias.zero_()
 
 
-def kept_features(blocks: Sequence[Any], count: int) -> Tensor:
+def kept_features(blocks: Iterable[Mapping[str, Tensor]], count: int) -> Tensor:
     """(count,) indices, ascending: the residual stream's features that the blocks read with the largest weights."""
-    each = (layer.weight.float().abs().sum(dim=0) for block in blocks for layer in _readers(block))
+    each = (block[f"{name}.weight"].float().abs().sum(dim=0) for block in blocks for name in READERS)
     return _largest(sum(each, torch.zeros(())), count)
 
 
-def _readers(block: Any) -> tuple[nn.Linear, ...]:
-    attention = block.attention.self
-    return attention.query, attention.key, attention.value, block.intermediate.dense
-
-
-def _fill(block: PostNormBlock, source: Any, features: Tensor) -> None:
-    *projections, wide = _readers(source)
+def _fill(block: PostNormBlock, source: Mapping[str, Tensor], features: Tensor) -> None:
+    *projections, wide = READERS
     head_width = block.query.out_features // block.heads
-    each = (layer.weight[:, features].float().abs().sum(dim=1) for layer in projections)
+    each = (source[f"{name}.weight"][:, features].float().abs().sum(dim=1) for name in projections)
     per_row = sum(each, torch.zeros(()))
     heads = _largest(per_row.view(-1, head_width).sum(dim=1), block.heads)
-    rows = (heads.unsqueeze(1) * head_width + torch.arange(head_width, device=heads.device)).flatten()
-    units = _largest(wide.weight[:, features].float().abs().sum(dim=1), block.wide.out_features)
-    for target, layer in zip((block.query, block.key, block.value), projections, strict=True):
-        _copy(target, layer, rows, features)
-    _copy(block.out, source.attention.output.dense, features, rows)
-    _copy(block.wide, wide, units, features)
-    _copy(block.narrow, source.output.dense, features, units)
-    for norm, output in ((block.attention_norm, source.attention.output), (block.mlp_norm, source.output)):
-        norm.weight.copy_(output.LayerNorm.weight[features])
-        norm.bias.copy_(output.LayerNorm.bias[features])
+    rows = (heads.unsqueeze(1) * head_width + torch.arange(head_width)).flatten()
+    units = _largest(source[f"{wide}.weight"][:, features].float().abs().sum(dim=1), block.wide.out_features)
+    for target, name in zip((block.query, block.key, block.value), projections, strict=True):
+        _copy(target, source, name, rows, features)
+    _copy(block.out, source, "attention.output.dense", features, rows)
+    _copy(block.wide, source, wide, units, features)
+    _copy(block.narrow, source, "output.dense", features, units)
+    for norm, output in ((block.attention_norm, "attention.output"), (block.mlp_norm, "output")):
+        norm.weight.copy_(source[f"{output}.LayerNorm.weight"][features])
+        norm.bias.copy_(source[f"{output}.LayerNorm.bias"][features])
 
 
 def _largest(values: Tensor, count: int) -> Tensor:
-    return values.topk(count).indices.sort().values
+    return values.topk(count).indices.sort().values.cpu()
 
 
-def _copy(target: nn.Linear, source: nn.Linear, rows: Tensor, columns: Tensor) -> None:
-    target.weight.copy_(source.weight[rows][:, columns])
-    target.bias.copy_(source.bias[rows])
+def _copy(target: nn.Linear, source: Mapping[str, Tensor], name: str, rows: Tensor, columns: Tensor) -> None:
+    target.weight.copy_(source[f"{name}.weight"][rows][:, columns])
+    target.bias.copy_(source[f"{name}.bias"][rows])

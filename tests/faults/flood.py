@@ -48,6 +48,7 @@ def plan() -> Plan:
     return Plan(
         fingerprint="flood",
         side=side,
+        first=None,
         head=None,
         labels="server",
         weight_decay=0.0,

@@ -20,7 +20,7 @@ import pytest
 
 from mobillm_kit.channel.ends import DeviceSocket
 from mobillm_kit.channel.frames import Limits, from_frames
-from mobillm_kit.channel.messages import Ack, BatchMessage, Fetch, Hello, Message, Welcome
+from mobillm_kit.channel.messages import Ack, BatchMessage, Fetch, First, Hello, Message, Welcome
 from mobillm_kit.errors import KitError
 from mobillm_kit.methods.mobillm import MobiLLM
 from tests.uplink import trained
@@ -49,6 +49,18 @@ CONFIGS: dict[str, dict] = {
     "full-width-int8-cache": {"side": "full-width", "codec": "int8", "group": 8, "cache": True},
     "ladder-fp32-device-labels": {"side": "ladder", "codec": "fp32", "labels": "device"},
     "full-width-int8-residual": {"side": "full-width", "codec": "int8", "group": 8, "labels": "residual"},
+}
+
+ROTATED = tuple(CONFIGS)
+"""What tables of faults go through in turn."""
+
+CONFIGS["copy-fp32"] = {
+    "side": "ladder",
+    "model": "bert",
+    "start": "backbone",
+    "layers": 3,
+    "reduction": 1,
+    "codec": "fp32",
 }
 
 
@@ -103,6 +115,8 @@ def phase_of(message: Message) -> str:
     """The phase whose moment this message is; empty for all others."""
     if isinstance(message, Hello):
         return "handshake"
+    if isinstance(message, First) and message.offset:
+        return "first"
     if isinstance(message, BatchMessage) and message.sequence == MIDDLE:
         return "mid-epoch"
     if isinstance(message, Fetch) and message.sequence == STEPS:
@@ -255,7 +269,7 @@ def later(seconds: float, action: Callable[[], object]) -> threading.Timer:
 def table(faults: Iterable[str], quick: set[tuple[str, str]], phases: Sequence[str] = PHASES) -> list:
     """Rows (fault, phase, configuration) for ``parametrize``; the quick ones run in ``make test`` too."""
     rows = [(fault, phase) for fault in faults for phase in phases]
-    configs = list(CONFIGS)
+    configs = ROTATED
     return [
         pytest.param(
             fault,
