@@ -4,8 +4,6 @@ Knows: files, tensors' names.  Knows nothing of: modules, forward passes, which 
 Taught in: notebooks/06_side_network.ipynb
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass

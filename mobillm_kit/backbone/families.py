@@ -6,8 +6,6 @@ Knows: names.  Knows nothing of: tensors, tasks, training.
 Taught in: notebooks/00_start_here.ipynb
 """
 
-from __future__ import annotations
-
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path

@@ -11,8 +11,6 @@ Knows: codecs, backbones, folders.  Knows nothing of: tasks, methods, how blocks
 Taught in: notebooks/06_side_network.ipynb
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import shutil

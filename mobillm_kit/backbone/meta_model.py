@@ -9,8 +9,6 @@ Knows: configurations, names, files.  Knows nothing of: forward passes, texts, m
 Taught in: notebooks/06_side_network.ipynb
 """
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 from collections.abc import Iterator, Mapping

@@ -6,8 +6,6 @@ Knows: names, folders, transformers' loaders.  Knows nothing of: how a backbone 
 Taught in: notebooks/10_real_models.ipynb
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

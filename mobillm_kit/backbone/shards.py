@@ -10,8 +10,6 @@ Knows: files, names, bytes.  Knows nothing of: models, what a tensor is for.
 Taught in: notebooks/06_side_network.ipynb
 """
 
-from __future__ import annotations
-
 import json
 import math
 import threading

@@ -15,8 +15,6 @@ Knows: backbones and files.  Knows nothing of: tasks, methods, the link.
 Taught in: notebooks/06_side_network.ipynb
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -6,8 +6,6 @@ Knows: zmq, keys, frames.  Knows nothing of: what the frames mean, sessions, ten
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 import errno
 import time
 from collections.abc import Callable, Sequence

@@ -12,8 +12,6 @@ Knows: backbones, activations.  Knows nothing of: training the side network, soc
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 from operator import attrgetter
 
 import msgspec

@@ -8,8 +8,6 @@ Knows: predictions and sizes.  Knows nothing of: this machine, how the blocks ar
 Taught in: notebooks/01_where_memory_goes.ipynb
 """
 
-from __future__ import annotations
-
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping

@@ -6,8 +6,6 @@ Knows: tensors and storages.  Knows nothing of: methods, models, processes.
 Taught in: notebooks/01_where_memory_goes.ipynb
 """
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -13,8 +13,6 @@ Knows: processes, /proc, the allocator.  Knows nothing of: tensors, methods, wha
 Taught in: notebooks/09_comparison.ipynb
 """
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import os

@@ -11,8 +11,6 @@ Knows: methods, tensors, storages.  Knows nothing of: processes, machines, what 
 Taught in: notebooks/01_where_memory_goes.ipynb
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ Knows: names and where each method lives.  Knows nothing of: how any of them wor
 Taught in: notebooks/09_comparison.ipynb
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field

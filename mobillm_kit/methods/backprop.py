@@ -5,8 +5,6 @@
 Knows: parameters and a function from batch to logits.  Knows nothing of: which parameters, and why.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import torch

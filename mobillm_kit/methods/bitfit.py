@@ -9,8 +9,6 @@ Knows: the task model.  Knows nothing of: other methods.
 Taught in: notebooks/01_where_memory_goes.ipynb
 """
 
-from __future__ import annotations
-
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods.backprop import Backprop
 from mobillm_kit.methods.task_model import TaskModel

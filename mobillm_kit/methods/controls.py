@@ -9,8 +9,6 @@ Knows: logits, texts, labels.  Knows nothing of: training loops, methods.
 Taught in: notebooks/09_comparison.ipynb
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -14,8 +14,6 @@ Knows: tensors and linear layers.  Knows nothing of: losses, tasks.
 Taught in: notebooks/09_comparison.ipynb
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D

@@ -7,8 +7,6 @@ Knows: the task model.  Knows nothing of: other methods.
 Taught in: notebooks/09_comparison.ipynb
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 from torch import Tensor

@@ -8,8 +8,6 @@ Knows: the task model.  Knows nothing of: other methods.
 Taught in: notebooks/09_comparison.ipynb
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from mobillm_kit.methods.backprop import Backprop

@@ -10,8 +10,6 @@ Knows: the task model.  Knows nothing of: other methods, how blocks are read.
 Taught in: notebooks/01_where_memory_goes.ipynb
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial

@@ -6,8 +6,6 @@ Knows: the task model and PEFT.  Knows nothing of: how the layers are trained.
 Taught in: notebooks/09_comparison.ipynb
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

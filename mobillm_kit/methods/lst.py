@@ -14,8 +14,6 @@ Knows: the task model and the ladder.  Knows nothing of: other methods, servers.
 Taught in: notebooks/01_where_memory_goes.ipynb
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

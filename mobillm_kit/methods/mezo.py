@@ -6,8 +6,6 @@ Knows: the task model.  Knows nothing of: other methods.
 Taught in: notebooks/09_comparison.ipynb
 """
 
-from __future__ import annotations
-
 from mobillm_kit.methods.task_model import TaskModel
 from mobillm_kit.methods.zeroth_order import ZerothOrder
 

@@ -9,8 +9,6 @@ Knows: the task model.  Knows nothing of: other methods.
 Taught in: notebooks/09_comparison.ipynb
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -8,8 +8,6 @@ Knows: the task model.  Knows nothing of: other methods.
 Taught in: notebooks/09_comparison.ipynb
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -4,8 +4,6 @@ Knows: backbones, heads and batches.  Knows nothing of: how anything is trained.
 Taught in: notebooks/00_start_here.ipynb
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import cast
 

@@ -9,8 +9,6 @@ Knows: payloads and shapes.  Knows nothing of: models, sockets, training.
 Taught in: notebooks/07_quantized_activations.ipynb
 """
 
-from __future__ import annotations
-
 import math
 import threading
 from collections.abc import Iterator, Sequence

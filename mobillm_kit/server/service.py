@@ -93,7 +93,10 @@ class Service:
                 found = self._socket.receive(TIMINGS.full_s if full else TIMINGS.server_tick_s)
                 if found is not None:
                     self._handle(*found)
-                self._tick()
+                self._admit()
+                self._flush()
+                self._places.drop_idle(self._settings.idle_s)
+                self._socket.cut_off()
         finally:
             self._end()
 
@@ -101,12 +104,6 @@ class Service:
         """Let :meth:`run` end, from any thread."""
         self._stop.set()
         self._socket.wake()
-
-    def _tick(self) -> None:
-        self._admit()
-        self._flush()
-        self._places.drop_idle(self._settings.idle_s)
-        self._socket.cut_off()
 
     def _end(self) -> None:
         self._clerk.shutdown(wait=False, cancel_futures=True)

@@ -12,8 +12,6 @@ Knows: activations.  Knows nothing of: the backbone that made them, tasks, socke
 Taught in: notebooks/00_start_here.ipynb
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -12,8 +12,6 @@ Knows: activations.  Knows nothing of: the backbone that made them, tasks, socke
 Taught in: notebooks/06_side_network.ipynb
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

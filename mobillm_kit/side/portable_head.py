@@ -16,8 +16,6 @@ Knows: heads and tensors.  Knows nothing of: backbones, sockets, training.
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
