@@ -10,6 +10,7 @@ import pytest
 from mobillm_kit.files import data_folder
 from mobillm_kit.methods.controls import bag_of_words
 from mobillm_kit.runs.prepare import prepare
+from mobillm_kit.runs.presets import preset
 from mobillm_kit.runs.run import run
 from mobillm_kit.runs.spec import RunSpec
 from mobillm_kit.texts.loading import TaskData, handwritten, load_task
@@ -77,3 +78,12 @@ def test_a_method_that_solves_the_probe_s_task_fails_the_gate() -> None:
     for method, bad in (("bag-of-words", 0.61), ("full", 0.91), ("lora", 0.92), ("probe", 0.81),
                         ("mobillm-full-width", 0.72), ("mobillm-ladder", 0.90)):  # fmt: skip
         assert not all(bar.ok for bar in bars({**good, method: bad})), method
+
+
+def test_the_ladder_has_a_preset_of_its_own_on_this_task_alone() -> None:
+    own = preset(RunSpec(method="mobillm-ladder", task="turns"), "decoder", "mobillm-ladder")
+    usual = preset(RunSpec(method="mobillm-ladder"), "decoder", "mobillm-ladder")
+    assert (own.settings["lr"], own.settings["steps"]) != (usual.settings["lr"], usual.settings["steps"])
+    for method in ("full", "lora", "full-checkpointing", "probe", "mezo", "p-rge"):
+        spec = RunSpec(method=method, task="turns")
+        assert preset(spec, "decoder", method) == preset(RunSpec(method=method), "decoder", method)
