@@ -65,7 +65,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def data_folder(name: str) -> Path:
-    """The folder of ``pocket``, the pretrained backbone, or of ``reviews``, the task beside it."""
+    """The folder of ``pocket``, the pretrained backbone, or of a task beside it."""
     places = (_PACKAGE / "_data" / name, _PACKAGE.parent / "data" / name)
     for place in places:
         if place.is_dir():

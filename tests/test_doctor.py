@@ -173,9 +173,10 @@ def test_widgets_need_the_front_end_too(monkeypatch, tmp_path):
 def test_an_incomplete_data_folder_names_the_missing_file(monkeypatch, tmp_path):
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     monkeypatch.setattr(doctor, "data_folder", lambda name: tmp_path)
-    model, task = doctor.packaged_data()
+    model, *tasks = doctor.packaged_data()
     assert model.detail.startswith("model.safetensors, tokenizer.json missing")
-    assert task.detail.startswith("train.tsv, dev.tsv, test.tsv missing")
+    assert [task.name for task in tasks] == ["task reviews", "task turns"]
+    assert all(task.detail.startswith("train.tsv, dev.tsv, test.tsv missing") for task in tasks)
 
 
 def test_importing_the_doctor_imports_neither_torch_nor_zmq():

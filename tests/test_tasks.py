@@ -54,7 +54,7 @@ def write(tmp_path: Path) -> Write:
 
 
 def test_every_known_task_is_complete_and_cites_its_source() -> None:
-    assert set(TASKS) == {"sst2", "rte", "mrpc", "cola", "qnli", "trec", "reviews"}
+    assert set(TASKS) == {"sst2", "rte", "mrpc", "cola", "qnli", "trec", "reviews", "turns"}
     for name, task in TASKS.items():
         assert task.name == name
         assert len(task.label_words) == len(task.labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 import mobillm_kit
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGED = ("pocket", "reviews")
+PACKAGED = ("pocket", "reviews", "turns")
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
@@ -99,8 +100,8 @@ def test_the_wheel_carries_the_model_and_the_task(wheel):
     with zipfile.ZipFile(wheel) as archive:
         size_bytes = {info.filename: info.file_size for info in archive.infolist()}
     assert 1e6 < size_bytes["mobillm_kit/_data/pocket/model.safetensors"] <= 12e6
-    for split in ("train", "dev", "test"):
-        assert size_bytes[f"mobillm_kit/_data/reviews/{split}.tsv"] > 10_000
+    for task, split in itertools.product(PACKAGED[1:], ("train", "dev", "test")):
+        assert size_bytes[f"mobillm_kit/_data/{task}/{split}.tsv"] > 10_000
 
 
 def test_the_wheel_carries_the_package_and_nothing_else(wheel):

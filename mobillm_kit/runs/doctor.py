@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 from mobillm_kit.common import MIB, MMAP_THRESHOLD, installed_version, usable_cores
 from mobillm_kit.errors import KitError
 from mobillm_kit.files import data_folder
+from mobillm_kit.texts.tasks import PACKAGED
 
 DISTRIBUTION = "mobillm-kit"
 PYTHON_AT_LEAST = (3, 11)
@@ -192,11 +193,9 @@ def _labextension_folders() -> list[Path]:
 
 
 def packaged_data() -> list[Check]:
-    """The pocket model and the review task that come with the package."""
-    return [
-        _folder("pocket model", "pocket", ("config.json", "model.safetensors", "tokenizer.json")),
-        _folder("review task", "reviews", ("train.tsv", "dev.tsv", "test.tsv")),
-    ]
+    """The pocket model and the tasks that come with the package."""
+    model = _folder("pocket model", "pocket", ("config.json", "model.safetensors", "tokenizer.json"))
+    return [model, *(_folder(f"task {name}", name, ("train.tsv", "dev.tsv", "test.tsv")) for name in PACKAGED)]
 
 
 def _folder(name: str, data: str, wanted: tuple[str, ...]) -> Check:

@@ -42,7 +42,7 @@ class Prepared:
     dev: list[Encoded]
     test: list[Encoded]
     handwritten: list[Encoded]
-    """The sentences written by hand; empty for other tasks than the packaged one."""
+    """The sentences written by hand; empty for tasks that are not packaged."""
     device: str
 
     @property
@@ -73,7 +73,7 @@ def prepare(spec: RunSpec, data: TaskData | None = None, tell: Callable[[str], o
     )
     words = encoder.label_ids() if backbone.kind == "decoder" else range(len(data.task.labels))
     model = task_model(backbone, word_ids=words, pooling=spec.pooling, seed=spec.seed)
-    by_hand = handwritten() if spec.task == "reviews" else ()
+    by_hand = handwritten(spec.task)
     train, dev, test, written = (encoder.encode(texts) for texts in (data.train, data.dev, data.test, by_hand))
     return Prepared(spec, data, encoder, model, train, dev, test, written, device)
 

@@ -28,17 +28,18 @@ def _presets() -> dict[str, dict[str, Preset]]:
         for method, row in rows.items():
             options = row.pop("options", {})
             rows[method] = Preset({"batch_size": 16, **row}, options)
-        rows |= {method: rows[other] for method, other in alike.items()}
-    return kinds
+        rows |= {method: rows[other] for method, other in alike.items() if other in rows}
+    return kinds | {"turns": kinds["pocket"] | kinds["turns"]}
 
 
 PRESETS = _presets()
-"""By kind of backbone, and method."""
+"""By kind of backbone (the pocket one: by its task), and method."""
 
 
 def preset(settings: Settings, kind: str, method: str) -> Preset:
-    """The one that the settings name, or that belongs to their backbone, of that ``kind``."""
-    name = settings.preset or ("pocket" if settings.backbone == "pocket" else kind)
+    """The one that the settings name, or that belongs to their backbone, of that ``kind``, and its task."""
+    own = "turns" if settings.task == "turns" else "pocket"
+    name = settings.preset or (own if settings.backbone == "pocket" else kind)
     try:
         return PRESETS[name][method]
     except KeyError:

@@ -140,7 +140,7 @@ def control_scores(prepared: Prepared) -> dict[str, float]:
     for split, rows, texts, metric in (
         ("dev", prepared.dev, data.dev, "accuracy"),
         ("test", prepared.test, data.test, data.task.metric),
-        ("handwritten", prepared.handwritten, handwritten(), "accuracy"),
+        ("handwritten", prepared.handwritten, handwritten(prepared.spec.task), "accuracy"),
     ):
         if rows:
             scores |= _scores(split, _control(prepared, rows, texts), rows, metric)

@@ -70,7 +70,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     pooling: Literal["mean", "first"] = "mean"
     """Encoders: the mean over tokens, or the first token."""
     preset: str | None = None
-    """pocket, encoder or decoder; by the backbone if not given."""
+    """pocket, turns, encoder or decoder; by the backbone if not given."""
     steps: Count | None = None
     """Training steps; the preset's where not given, as all that follows."""
     batch_size: Count | None = None

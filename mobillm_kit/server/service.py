@@ -93,12 +93,15 @@ class Service:
                 found = self._socket.receive(TIMINGS.full_s if full else TIMINGS.server_tick_s)
                 if found is not None:
                     self._handle(*found)
-                self._admit()
-                self._flush()
-                self._places.drop_idle(self._settings.idle_s)
-                self._socket.cut_off()
+                self._tick()
         finally:
             self._end()
+
+    def _tick(self) -> None:
+        self._admit()
+        self._flush()
+        self._places.drop_idle(self._settings.idle_s)
+        self._socket.cut_off()
 
     def stop(self) -> None:
         """Let :meth:`run` end, from any thread."""
@@ -123,7 +126,9 @@ class Service:
             if isinstance(message, Hello):
                 self._hello(peer, message, payloads)
             elif place is not None and isinstance(message, Bye):
-                self._bye(place)
+                self._flush()
+                self._places.drop(place)
+                self._send(place.peer, Bye(), [])
             elif place is not None:
                 place.thread.receive(message, payloads)
             elif peer.route in self._asked and isinstance(message, Ping):
@@ -218,11 +223,6 @@ class Service:
                 "--budget or a smaller --max-sessions.",
             )
         return min(self._settings.credit, (self._settings.share_bytes - training) // waiting)
-
-    def _bye(self, place: Place) -> None:
-        self._flush()
-        self._places.drop(place)
-        self._send(place.peer, Bye(), [])
 
     def _flush(self) -> None:
         for place in self._places.all():

@@ -27,7 +27,7 @@ from mobillm_kit.texts.splits import (
     maximal_texts,
     without_contradictions,
 )
-from mobillm_kit.texts.tasks import REVIEWS, Example, Task, get_task
+from mobillm_kit.texts.tasks import PACKAGED, Example, Task, get_task
 
 MOST_LABELS = 50
 """A column of more different labels is taken for scores or names, unless the labels are given."""
@@ -66,7 +66,7 @@ def load_task(
 
     Args:
         data: a folder in GLUE's layout (``train.tsv``, ``dev.tsv``, optional ``test.tsv``; CSV and JSONL work too);
-            None for the packaged texts (``reviews``) or the Hugging Face hub (all others).
+            None for the texts of a packaged task or the Hugging Face hub (all others).
         limit: most examples per split; a seeded choice, a smaller limit picks a part of what a larger one picks.
         sentences_only: SST-2's train file holds 67 349 phrases of about 6 900 sentences. True keeps the texts
             that are no part of a longer one, as dev and test are sentences too.
@@ -121,9 +121,9 @@ def custom_task(
     return _finished(task, splits, notes, limit, seed, seen)
 
 
-def handwritten() -> tuple[Example, ...]:
-    """The packaged sentences written by hand, never by the grammar: the honest test of ``reviews``."""
-    return _examples(get_task(REVIEWS), read_table(data_folder(REVIEWS) / "handwritten.tsv"))[0]
+def handwritten(name: str = "reviews") -> tuple[Example, ...]:
+    """A packaged task's sentences written by hand, never by the grammar: its honest test; of another task, none."""
+    return _examples(get_task(name), read_table(data_folder(name) / "handwritten.tsv"))[0] if name in PACKAGED else ()
 
 
 def _custom(

@@ -26,8 +26,8 @@ from mobillm_kit.files import data_folder
 METRIC_NAMES = ("accuracy", "f1", "matthews")
 """What ``Task.metric`` may be; computed by ``mobillm_kit.texts.metrics``."""
 
-REVIEWS = "reviews"
-"""The packaged task."""
+PACKAGED = ("reviews", "turns")
+"""The packaged tasks; prompt and label words belong to their texts and stand beside them (``task.json``)."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ class Task:
 
 def _known_tasks() -> dict[str, Task]:
     rows: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_name("tasks.toml").read_text(encoding="utf-8"))
-    packaged = json.loads((data_folder(REVIEWS) / "task.json").read_text(encoding="utf-8"))
-    rows[REVIEWS] |= {key: packaged[key] for key in ("prompt", "label_words")}
+    for name in PACKAGED:
+        rows[name] |= json.loads((data_folder(name) / "task.json").read_text(encoding="utf-8"))
     return msgspec.convert({name: row | {"name": name} for name, row in rows.items()}, dict[str, Task])
 
 
