@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TypeAlias
 
 from packaging.requirements import Requirement
 
@@ -236,6 +237,7 @@ def sockets(limit_s: float = SOCKET_LIMIT_S) -> list[Check]:
 
 
 _BLOCKED = "Allow programs to talk over the loopback interface (firewall, security software), or reinstall pyzmq."
-_IN_ORDER = (python, packages, accelerators, memory, disk, threads, allocator, widgets, packaged_data, sockets)
-PROBES = {**dict.fromkeys(_IN_ORDER, QUICK_LIMIT_S), accelerators: 60.0, sockets: 3 * SOCKET_LIMIT_S}
-"""Time limits: torch is imported, sockets wait for each other."""
+Probe: TypeAlias = Callable[[], list[Check]]
+_IN_ORDER: tuple[Probe, ...] = python, packages, accelerators, memory, disk, threads, allocator, widgets, packaged_data
+PROBES: dict[Probe, float] = dict.fromkeys(_IN_ORDER, QUICK_LIMIT_S) | {accelerators: 60.0, sockets: 3 * SOCKET_LIMIT_S}
+"""In the order of :func:`examine`, with time limits: torch is imported, sockets wait for each other."""
