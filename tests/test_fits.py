@@ -164,6 +164,7 @@ def test_a_bfloat16_twin_is_offered_to_float32_alone():
     plain = ways["MobiLLM, full width"]
     assert ways[twin].device_bytes < plain.device_bytes
     assert ways[twin].server_bytes < plain.server_bytes
+    assert plain.server_bytes == step(batch=2).needs(method="mobillm-full-width")[1].process_bytes
     assert ways["LoRA + checkpointing"].server_bytes is None
 
 

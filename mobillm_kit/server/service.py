@@ -126,9 +126,7 @@ class Service:
             if isinstance(message, Hello):
                 self._hello(peer, message, payloads)
             elif place is not None and isinstance(message, Bye):
-                self._flush()
-                self._places.drop(place)
-                self._send(place.peer, Bye(), [])
+                self._bye(place)
             elif place is not None:
                 place.thread.receive(message, payloads)
             elif peer.route in self._asked and isinstance(message, Ping):
@@ -223,6 +221,11 @@ class Service:
                 "--budget or a smaller --max-sessions.",
             )
         return min(self._settings.credit, (self._settings.share_bytes - training) // waiting)
+
+    def _bye(self, place: Place) -> None:
+        self._flush()
+        self._places.drop(place)
+        self._send(place.peer, Bye(), [])
 
     def _flush(self) -> None:
         for place in self._places.all():

@@ -365,12 +365,13 @@ class TrainingThread:
         if trainer.first_at is None:
             with self._changed:
                 session.resume(hello, resume)
+        held = [] if trainer.cache is None else trainer.cache.held()
         welcome = Welcome(
             version=VERSION,
             resume=resume,
             credit=session.credit,
             budget_bytes=session.budget_bytes,
-            held=[] if trainer.cache is None else _longest(trainer.cache.held()),
+            held=sorted(sorted(held, key=lambda ends: ends[0] - ends[1])[:HELD_RANGES]),
             first=trainer.first_at,
         )
         missed: list[Reply] = [
@@ -391,7 +392,3 @@ def _told(trainer: SessionTrainer, question: Checkpoint | Fetch) -> list[Reply]:
         )
         return [(error.said(fatal=False, sequence=question.sequence), [])]
     return trainer.checkpoint() if isinstance(question, Checkpoint) else trainer.result()
-
-
-def _longest(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    return sorted(sorted(ranges, key=lambda ends: ends[0] - ends[1])[:HELD_RANGES])
