@@ -1,4 +1,4 @@
-"""What can be read back from activations: a leak meter of four attacks, each stronger than the one before.
+"""What can be read back from activations: a leak meter of four attacks.
 
     labels     y = argmax_c r_c                                              r, or -dL/dlogits: the sign alone tells
     nearest    v_t = argmin_v || a_t - h_l(v) ||²                            h_l(v): v alone after the first token
