@@ -67,11 +67,11 @@ TINY: dict[str, tuple[str, dict]] = {
 }
 
 
-def tiny_backbone(name: str, *, seed: int = 0, **changes) -> Backbone:
+def tiny_backbone(name: str, *, seed: int = 0, masked: bool = False, **changes) -> Backbone:
     """A tiny random backbone; torch's global generator is left as it was."""
     model_type, settings = TINY[name]
     config = AutoConfig.for_model(model_type, **settings | changes)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = from_config(config, torch.float32)
+        model = from_config(config, torch.float32, masked=masked)
     return Backbone(model, name=name)

@@ -81,6 +81,16 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
+MASKED_HEADS = {
+    "bert": ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "hidden_act"),
+    **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), ("lm_head.dense", "lm_head.layer_norm", "")),
+    "distilbert": ("vocab_transform", "vocab_layer_norm", "activation"),
+    "electra": ("generator_predictions.dense", "generator_predictions.LayerNorm", ""),
+    "modernbert": ("head.dense", "head.norm", "classifier_activation"),
+}
+"""Of a masked-language model: its transform's matrix and norm, and the setting that names the function between them,
+which must be gelu."""
+
 
 def family_of(model_type: str) -> Family:
     """The row of a model type."""

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoModelForMaskedLM as MaskedLM
 from transformers.utils import logging as hf_logging
 
 from mobillm_kit.backbone.families import Kind, family_of
@@ -40,7 +41,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load_backbone(
-    name: str | Path, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu"
+    name: str | Path, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu", masked: bool = False
 ) -> Backbone:
     """Load a frozen backbone.
 
@@ -48,9 +49,10 @@ def load_backbone(
         name: ``"pocket"`` (packaged), a folder, or a name on the Hugging Face hub.
         revision: a branch, tag or commit of the hub.
         dtype: ``float32``, ``bfloat16`` or ``float16``, whatever the checkpoint is stored in.
+        masked: an encoder with its masked-language head, which label words need; decoders have theirs in any case.
 
     Raises:
-        BadInput: no such folder or name, a folder without ``config.json`` or weights, an unknown dtype.
+        BadInput: no such folder or name, a folder without ``config.json``, weights or that head, an unknown dtype.
         UnknownName: a model family without a row in ``backbone/families.py``.
     """
     from mobillm_kit.backbone.lowbit import read_low_bit  # it codes what this module loads
@@ -63,11 +65,11 @@ def load_backbone(
             "Use stream_backbone, or load the unquantized model and call quantize_in_memory.",
         )
     config = load_config(source, revision)
-    loader, extra = auto_class(config.model_type)
+    loader, extra = auto_class(config.model_type, masked)
     model, report = from_pretrained(
         loader, source, revision=revision, dtype=torch_dtype(dtype), output_loading_info=True, **extra
     )
-    check_complete(name, sorted(report["missing_keys"]))
+    check_complete(name, sorted(report["missing_keys"]), model)
     model = all_of(torch_dtype(dtype), model)
     return Backbone(model.to(device), name=public_name(name), revision=revision or "")
 
@@ -89,7 +91,7 @@ def random_backbone(like: Backbone, *, seed: int) -> Backbone:
     """The same architecture with fresh random weights: the control for "it is the pretraining that helps"."""
     with torch.random.fork_rng(devices=[]):  # the global generator stays as it was
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every accelerator for good
-        model = from_config(like.config, like.dtype)
+        model = from_config(like.config, like.dtype, masked=like.lm_head is not None)
     return Backbone(model.to(like.device), name=f"{like.name} (random weights)")
 
 
@@ -159,9 +161,9 @@ def from_pretrained(loader: Any, source: str, **kwargs: Any) -> Any:
         ) from error
 
 
-def from_config(config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:
-    """A model of this configuration with random weights, drawn from the global generator."""
-    factory, extra = auto_class(config.model_type)
+def from_config(config: PreTrainedConfig, dtype: torch.dtype, *, masked: bool = False) -> nn.Module:
+    """A model of this configuration with random weights, drawn from the global generator; ``masked`` as for a load."""
+    factory, extra = auto_class(config.model_type, masked)
     return all_of(dtype, factory.from_config(config, dtype=dtype, trust_remote_code=False, **extra))
 
 
@@ -173,20 +175,24 @@ def all_of(dtype: torch.dtype, model: nn.Module) -> nn.Module:
     return model
 
 
-def auto_class(model_type: str) -> tuple[Any, dict[str, Any]]:
+def auto_class(model_type: str, masked: bool = False) -> tuple[Any, dict[str, Any]]:
     """The Auto class that makes a model of this type, and the arguments it needs beside the configuration."""
     family = family_of(model_type)
     if family.kind == "decoder":
         return AutoModelForCausalLM, {}
+    if masked:
+        return MaskedLM, {}
     return AutoModel, {"add_pooling_layer": False} if family.poolable else {}
 
 
-def check_complete(where: str | Path, missing: Sequence[str]) -> None:
-    """Refuse a model with weights that its files do not hold."""
+def check_complete(where: str | Path, missing: Sequence[str], model: nn.Module) -> None:
+    """Refuse a ``model`` with weights that its files do not hold."""
     if missing:
+        masked = type(model).__name__.endswith("ForMaskedLM")
+        headless = ", or use --head classifier where there is no masked-language head" if masked else ""
         raise BadInput(
             f"{where}: {len(missing)} weights of the model are not in its files, the first is '{missing[0]}'.",
-            "Name the folder of a whole pretrained model.",
+            f"Name the folder of a whole pretrained model{headless}.",
         )
 
 

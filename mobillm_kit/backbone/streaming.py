@@ -236,12 +236,13 @@ def stream_backbone(
     revision: str | None = None,
     dtype: str = "float32",
     read_ahead: bool = True,
+    masked: bool = False,
 ) -> StreamedBackbone:
     """Open a backbone whose blocks are read when they are needed.
 
     Args:
         name: ``"pocket"``, or a folder with safetensors; ``revision`` is for the record.
-        read_ahead: as for :class:`StreamedBackbone`.
+        read_ahead: as for :class:`StreamedBackbone`; ``masked`` as for ``load_backbone``.
     """
     source = resolve(name)
     if not Path(source).is_dir():
@@ -250,7 +251,7 @@ def stream_backbone(
         )
     shards = Shards(source)
     return StreamedBackbone(
-        meta_model(load_config(source), torch_dtype(dtype)),
+        meta_model(load_config(source), torch_dtype(dtype), masked=masked),
         shards,
         name=public_name(name),
         revision=revision or "",

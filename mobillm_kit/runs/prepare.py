@@ -7,7 +7,7 @@ Taught in: notebooks/00_start_here.ipynb
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +64,19 @@ def prepare(spec: RunSpec, data: TaskData | None = None, tell: Callable[[str], o
     for note in (f"Labels: {data.label_counts}.", *data.notes):
         tell(note)
     backbone = open_backbone(spec, device)
+    if backbone.kind == "decoder" and spec.head == "classifier":
+        raise BadInput(f"'{spec.backbone}' is a decoder: it predicts with label words.", "Leave --head out.")
     _ = backbone.fingerprint  # taken now: methods change or wrap the weights
+    masked = backbone.kind == "encoder" and backbone.lm_head is not None
     encoder = TextEncoder(
         tokenizer=tokenizer,
-        task=data.task,
-        kind=backbone.kind,
+        task=replace(data.task, prompt=data.task.masked_prompt or data.task.prompt) if masked else data.task,
+        kind="masked" if masked else backbone.kind,
         max_length=min(spec.max_length or LONGEST_TEXT, backbone.context),
         padding_side=spec.padding_side,
         vocabulary=backbone.n_tokens,
     )
-    words = encoder.label_ids() if backbone.kind == "decoder" else range(len(data.task.labels))
+    words = range(len(data.task.labels)) if backbone.lm_head is None else encoder.label_ids()
     model = task_model(backbone, word_ids=words, pooling=spec.pooling, seed=spec.seed)
     by_hand = handwritten() if spec.task == "reviews" else ()
     train, dev, test, written = (encoder.encode(texts) for texts in (data.train, data.dev, data.test, by_hand))
@@ -90,7 +93,8 @@ def open_backbone(spec: RunSpec, device: str) -> Backbone:
         )
     if spec.stream:
         return _streamed(spec, device)
-    backbone = load_backbone(spec.backbone, revision=spec.revision, dtype=spec.dtype, device=device)
+    masked = spec.head == "label-words"
+    backbone = load_backbone(spec.backbone, revision=spec.revision, dtype=spec.dtype, device=device, masked=masked)
     if spec.random_weights:
         backbone = random_backbone(backbone, seed=spec.seed)
     return quantize_in_memory(backbone, spec.weights) if spec.weights else backbone
@@ -104,7 +108,7 @@ def _streamed(spec: RunSpec, device: str) -> Backbone:
         )
     if device != "cpu":
         raise BadInput(f"Blocks are streamed into the CPU's memory, not '{device}'.", "Use --accelerator cpu.")
-    return stream_backbone(spec.backbone, revision=spec.revision, dtype=spec.dtype)
+    return stream_backbone(spec.backbone, revision=spec.revision, dtype=spec.dtype, masked=spec.head == "label-words")
 
 
 def load_data(spec: RunSpec, seen: Seen = list) -> TaskData:
@@ -176,7 +180,7 @@ def build_method(prepared: Prepared, folder: Path | None = None) -> Method:
 
 def _about(prepared: Prepared) -> dict[str, Any]:
     """What a side network has to know of its task to label texts on its own."""
-    task = prepared.data.task
+    task = prepared.encoder.task
     return {
         "task": task.name,
         "prompt": task.prompt,

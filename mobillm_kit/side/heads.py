@@ -1,6 +1,7 @@
-"""From a last state to class logits: the two heads, and what a server runs, a side network with its head.
+"""From a last state to class logits: the three heads, and what a server runs, a side network with its head.
 
     decoders:  logits_c = W_head[word_c] · P(norm(h[prediction token]))         label words, MeZO section 2
+    masked:    logits_c = W_head[word_c] · norm(gelu(W_t h[mask] + b_t)) + b[word_c]    an encoder's label words
     encoders:  logits   = W_c pool(h) + b_c                                     a trained classifier
     server:    h = A_L + side(A_1 … A_L)                                        without a side network h is h_L
 
@@ -80,6 +81,29 @@ class LabelWordHead(nn.Module):
         rows = [None if each is None else each[self.word_ids] for each in (self.lm_head.weight, self.lm_head.bias)]
         scaled = rows if self.scale == 1.0 else [None if each is None else each * self.scale for each in rows]
         return cast(Tensor, scaled[0]), scaled[1]
+
+
+class MaskedWordHead(LabelWordHead):
+    """The frozen masked-language head of an encoder, read at the label words; the prediction token is the mask.
+
+    ``dense`` is the transform W_t, (d_e, d), with its bias; the rest is as :class:`LabelWordHead` takes it.
+    """
+
+    def __init__(self, dense: nn.Linear, norm: nn.Module | None, lm_head: nn.Linear, word_ids: Sequence[int]) -> None:
+        super().__init__(norm, None, lm_head, word_ids)
+        self.dense = dense
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(B, d) to (B, C)."""
+        return super().forward(nn.functional.gelu(self.dense(pooled.to(self.dense.weight.dtype))))
+
+    def server_copy(self) -> MaskedWordHead:
+        """As :meth:`LabelWordHead.server_copy`; a bias that is not there (ModernBERT) is zero."""
+        copied, weight, bias = super().server_copy(), self.dense.weight.detach().clone(), self.dense.bias
+        dense = frozen_linear(weight, weight.new_zeros(len(weight)) if bias is None else bias.detach().clone())
+        if isinstance(copied.norm, nn.LayerNorm) and copied.norm.bias is None:
+            copied.norm.bias = nn.Parameter(torch.zeros_like(copied.norm.weight))
+        return MaskedWordHead(dense, copied.norm, copied.lm_head, range(self.n_labels)).requires_grad_(False)
 
 
 def frozen_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

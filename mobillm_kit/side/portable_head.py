@@ -1,6 +1,7 @@
-"""The head of a decoder as plain numbers, so that a server can rebuild it without the backbone; and the way back.
+"""The label words' head as plain numbers, so that a server can rebuild it without the backbone; and the way back.
 
-    logits_c = softcap( W_c · P(norm(h)) + b_c )        W: the C rows of the label words
+    decoders    logits_c = softcap( W_c · P(norm(h)) + b_c )        W: the C rows of the label words
+    masked      logits_c = W_c · norm(gelu(W_t h + b_t)) + b_c      h: at the mask
 
 Every family's final norm is one of six forms; which one is found by trying them on random states: the form whose
 output is equal to the last bit.
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 
 from mobillm_kit.errors import BadInput, ServerRefused, few
 from mobillm_kit.side.description import HeadSpec, NormForm
-from mobillm_kit.side.heads import LabelWordHead, frozen_linear
+from mobillm_kit.side.heads import LabelWordHead, MaskedWordHead, frozen_linear
 
 NORMS: tuple[NormForm, ...] = ("layer", "rms", "rms-wide", "rms-plus-one", "layer-wide")
 
@@ -62,14 +63,16 @@ def describe_head(head: LabelWordHead) -> tuple[HeadSpec, dict[str, Tensor]]:
     tensors = {name.replace("lm_head", "words"): tensor.contiguous() for name, tensor in rows.state_dict().items()}
     norm, eps = _form_of(rows.norm, tensors)
     projected = "project_out.weight" in tensors
+    first = "dense" if "dense.weight" in tensors else "project_out" if projected else "words"
     spec = HeadSpec(
         norm=norm,
         eps=eps,
         project_out=projected,
         bias="words.bias" in tensors,
         softcap=head.softcap or None,
-        width=tensors["project_out.weight" if projected else "words.weight"].shape[1],
+        width=tensors[f"{first}.weight"].shape[1],
         rows=head.n_labels,
+        masked=isinstance(head, MaskedWordHead),
     )
     return spec, tensors
 
@@ -80,8 +83,11 @@ def build_head(spec: HeadSpec, tensors: Mapping[str, Tensor]) -> LabelWordHead:
     if misfit:
         raise BadInput(f"The head that came is not the one described: {misfit}.")
     words = frozen_linear(tensors["words.weight"], tensors.get("words.bias"))
-    project_out = frozen_linear(tensors["project_out.weight"], None) if spec.project_out else None
     norm = None if spec.norm == "none" else _norm(spec.norm, spec.eps, tensors)
+    if spec.masked:
+        dense = frozen_linear(tensors["dense.weight"], tensors["dense.bias"])
+        return MaskedWordHead(dense, norm, words, range(spec.rows))
+    project_out = frozen_linear(tensors["project_out.weight"], None) if spec.project_out else None
     return LabelWordHead(norm, project_out, words, range(spec.rows), spec.softcap)
 
 
@@ -146,16 +152,20 @@ def _misfit(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
 
 def _shapes(spec: HeadSpec, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     words = tensors.get("words.weight")
-    inner = words.shape[1] if spec.project_out and words is not None and words.ndim == 2 else spec.width
+    narrowed = words is not None and words.ndim == 2 and (spec.project_out or spec.masked)
+    inner = tensors["words.weight"].shape[1] if narrowed else spec.width
     shapes: dict[str, tuple[int, ...]] = {"words.weight": (spec.rows, inner)}
     if spec.bias:
         shapes["words.bias"] = (spec.rows,)
-    if spec.project_out:
+    if spec.masked:
+        shapes |= {"dense.weight": (inner, spec.width), "dense.bias": (inner,)}
+    elif spec.project_out:
         shapes["project_out.weight"] = (inner, spec.width)
+    normed = (inner if spec.masked else spec.width,)
     if spec.norm != "none":
-        shapes["norm.weight"] = (spec.width,)
+        shapes["norm.weight"] = normed
     if spec.norm == "layer":
-        shapes["norm.bias"] = (spec.width,)
+        shapes["norm.bias"] = normed
     return shapes
 
 

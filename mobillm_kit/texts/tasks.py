@@ -2,8 +2,8 @@
 
     "a moving film", label 1   ->   "a moving film It was" + " great"              (MeZO, arXiv 2305.17333)
 
-The loss of every decoder method is the cross-entropy over the label words' logits after the prompt; encoders
-read the bare text.  ``tasks.toml`` holds the tasks that are known by name, with the origin of every prompt.
+The loss is the cross-entropy over the label words' logits after the prompt, or at an encoder's mask; encoders with a
+classifier read the bare text.  ``tasks.toml`` holds the tasks that are known by name, with the origin of every prompt.
 
 Knows: prompts, labels, names of columns.  Knows nothing of: files, tokens, tensors, models.
 Taught in: notebooks/00_start_here.ipynb
@@ -30,6 +30,9 @@ METRIC_NAMES = ("accuracy", "f1", "matthews")
 
 REVIEWS = "reviews"
 """The packaged task."""
+
+MASK = "[MASK]"
+"""In a prompt: where an encoder's label word would stand, whatever the tokenizer's own mask is called."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class Task:
     """Of the second text, where a row has two."""
     hub: tuple[str, ...] = ()
     """Repository, configuration and revision on the Hugging Face hub, as far as they are needed."""
+    masked_prompt: str = ""
+    """The prompt for an encoder's label words, with :data:`MASK`; ``prompt`` where empty."""
     other_columns: Mapping[str, str] = field(default_factory=dict)
     """Columns' names in other copies of the data, and the names that are meant."""
     headerless: tuple[str, ...] = ()
