@@ -171,6 +171,24 @@ def test_a_pruned_ladder_of_the_backbones_blocks_runs_beside_it(place):
     assert run(spec).status == "done"
 
 
+def test_streamed_it_trains_the_same_and_in_few_bits_another(place):
+    losses = {}
+    for how in ({}, {"stream": True}, {"weights": "nf4"}):
+        record = run(tiny_spec(place, "mobillm-full-width", model="bert", **PROMPT, **how))
+        losses[str(how)] = [point.dev_loss for point in record.curve]
+    whole, streamed, coded = losses.values()
+    assert whole == streamed
+    assert 0 < max(abs(one - other) for one, other in zip(whole, coded, strict=True)) < 0.1
+
+
+def test_full_fine_tuning_trains_the_masked_head_and_a_side_network_leaves_it(place):
+    model = task_model(tiny_backbone("bert", masked=True), word_ids=WORDS)
+    for name, moves in (("mobillm-full-width", False), ("lora", False), ("full", True)):
+        before = model.head.dense.weight.detach().clone()
+        load_method(name)(model, seed=0).step(masked_batch(), 1e-2)
+        assert (not torch.equal(before, model.head.dense.weight)) == moves, name
+
+
 def test_the_masked_head_is_frozen_beside_low_rank_layers_of_its_matrixs_name():
     """``dense`` names matrices of BERT's blocks, and one of its head, which stays as it is."""
     model = task_model(tiny_backbone("bert", masked=True), word_ids=WORDS)
@@ -360,13 +378,13 @@ def test_a_classifier_stays_what_encoders_take(place):
 def test_a_checkpoint_without_the_head_is_refused_in_a_sentence(tmp_path):
     tiny_backbone("bert").model.save_pretrained(tmp_path)
     for load in (load_backbone, stream_backbone):
-        with pytest.raises(BadInput, match=r"are not in its files.*--head classifier where there is no masked"):
+        with pytest.raises(BadInput, match=r"are not in its files.*--head classifier if it has no masked"):
             load(tmp_path, masked=True)
 
 
 def test_the_shared_encoder_has_no_such_head(shared):
     spec = RunSpec(method="probe", backbone=str(shared / "models" / "minilm-l6-h384"), head="label-words")
-    with pytest.raises(BadInput, match=r"are not in its files.*--head classifier where there is no masked"):
+    with pytest.raises(BadInput, match=r"are not in its files.*--head classifier if it has no masked"):
         prepare(spec)
 
 

@@ -88,8 +88,7 @@ MASKED_HEADS = {
     "electra": ("generator_predictions.dense", "generator_predictions.LayerNorm", ""),
     "modernbert": ("head.dense", "head.norm", "classifier_activation"),
 }
-"""Of a masked-language model: its transform's matrix and norm, and the setting that names the function between them,
-which must be gelu."""
+"""Of a masked-language model's head: its matrix, its norm, and the setting that names the function between (gelu)."""
 
 
 def family_of(model_type: str) -> Family:

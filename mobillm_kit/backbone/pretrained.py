@@ -180,19 +180,17 @@ def auto_class(model_type: str, masked: bool = False) -> tuple[Any, dict[str, An
     family = family_of(model_type)
     if family.kind == "decoder":
         return AutoModelForCausalLM, {}
-    if masked:
-        return MaskedLM, {}
-    return AutoModel, {"add_pooling_layer": False} if family.poolable else {}
+    bare = {"add_pooling_layer": False} if family.poolable else {}
+    return (MaskedLM, {}) if masked else (AutoModel, bare)
 
 
 def check_complete(where: str | Path, missing: Sequence[str], model: nn.Module) -> None:
     """Refuse a ``model`` with weights that its files do not hold."""
     if missing:
-        masked = type(model).__name__.endswith("ForMaskedLM")
-        headless = ", or use --head classifier where there is no masked-language head" if masked else ""
+        hint = ", or use --head classifier if it has no masked-language head" if "MaskedLM" in str(type(model)) else ""
         raise BadInput(
             f"{where}: {len(missing)} weights of the model are not in its files, the first is '{missing[0]}'.",
-            f"Name the folder of a whole pretrained model{headless}.",
+            f"Name the folder of a whole pretrained model{hint}.",
         )
 
 

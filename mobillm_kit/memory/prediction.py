@@ -87,10 +87,9 @@ def predict(
 
     Args:
         config: the architecture, as :func:`mobillm_kit.backbone.pretrained.architecture` gives it.
-        method: a name from ``mobillm methods``.
+        method: a name from ``mobillm methods``; ``masked`` puts label words in the place of an encoder's classifier.
         batch_size: B.
         length: T, tokens of the longest text.
-        masked: an encoder with label words in its classifier's place.
 
     Raises:
         BadInput: a batch, a length, a dtype or an option that cannot be; a text longer than the model's context.
@@ -112,8 +111,7 @@ def predict(
         weights, kept = _weights(model, trained, built.alive()), built.alive()
         step = partial(trained.step, batch, _LR)
         at_peak = _peak(step, weights=weights, kept=kept, trained=weights, batch=_tensors(batch))
-        (device,) = counted
-        return (MemoryNeed("device", device, at_peak),)
+        return (MemoryNeed("device", counted[0], at_peak),)
 
 
 def _device_and_server(

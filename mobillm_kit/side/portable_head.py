@@ -62,17 +62,16 @@ def describe_head(head: LabelWordHead) -> tuple[HeadSpec, dict[str, Tensor]]:
     rows = head.server_copy()
     tensors = {name.replace("lm_head", "words"): tensor.contiguous() for name, tensor in rows.state_dict().items()}
     norm, eps = _form_of(rows.norm, tensors)
-    projected = "project_out.weight" in tensors
-    first = "dense" if "dense.weight" in tensors else "project_out" if projected else "words"
+    first = next((each for each in ("dense", "project_out") if f"{each}.weight" in tensors), "words")
     spec = HeadSpec(
         norm=norm,
         eps=eps,
-        project_out=projected,
+        project_out=first == "project_out",
         bias="words.bias" in tensors,
         softcap=head.softcap or None,
         width=tensors[f"{first}.weight"].shape[1],
         rows=head.n_labels,
-        masked=isinstance(head, MaskedWordHead),
+        masked=first == "dense",
     )
     return spec, tensors
 
@@ -161,11 +160,10 @@ def _shapes(spec: HeadSpec, tensors: Mapping[str, Tensor]) -> dict[str, tuple[in
         shapes |= {"dense.weight": (inner, spec.width), "dense.bias": (inner,)}
     elif spec.project_out:
         shapes["project_out.weight"] = (inner, spec.width)
-    normed = (inner if spec.masked else spec.width,)
     if spec.norm != "none":
-        shapes["norm.weight"] = normed
+        shapes["norm.weight"] = (inner if spec.masked else spec.width,)
     if spec.norm == "layer":
-        shapes["norm.bias"] = normed
+        shapes["norm.bias"] = shapes["norm.weight"]
     return shapes
 
 

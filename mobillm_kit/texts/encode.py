@@ -153,15 +153,14 @@ class TextEncoder:
         width = pad_to or width
         left = self.padding_side == "left"
         starts = width - lengths if left else torch.zeros_like(lengths)
-        at = lengths - 1 if self.kind == "decoder" else torch.zeros_like(lengths)
         if self.kind == "masked":
-            at = torch.tensor([row.ids.index(self.tokenizer.mask_token_id) for row in rows])
+            starts += torch.tensor([row.ids.index(self.tokenizer.mask_token_id) for row in rows])
         typed = rows[0].type_ids is not None
         return Batch(
             input_ids=_padded([row.ids for row in rows], width, self.pad_id, left),
             attention_mask=_padded([(1,) * len(row.ids) for row in rows], width, 0, left),
             labels=torch.tensor([row.label for row in rows]),
-            positions=starts + at,
+            positions=starts + lengths - 1 if self.kind == "decoder" else starts,
             token_type_ids=_padded([row.type_ids or () for row in rows], width, 0, left) if typed else None,
         )
 
