@@ -70,7 +70,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "methods/dual_forward.py": ("test_zeroth_order", "test_prge"),
     "methods/full_checkpointing.py": ("test_methods", "test_first_order"),
     "methods/lora.py": ("test_methods", "test_lora", "test_first_order"),
-    "methods/lora_checkpointing.py": ("test_methods", "test_lst"),
+    "methods/lora_checkpointing.py": ("test_streamed_lora", "test_methods", "test_lst"),
     "methods/lora_fa.py": ("test_methods", "test_lora", "test_first_order"),
     "methods/lora_layers.py": ("test_methods", "test_lora"),
     "methods/lst.py": ("test_methods", "test_lst"),
