@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -138,16 +139,15 @@ def largest_batch(step: Step, ram_bytes: int) -> tuple[int, tuple[MemoryNeed, ..
 
     More texts never take less memory, so the place is found by bisection: log2(B) + 1 predictions.
     """
-    sizes = range(1, step.batch_size + 1)
-    size = bisect_right(sizes, ram_bytes, key=lambda size: step.needs(batch_size=size)[0].process_bytes)
-    return (size, step.needs(batch_size=size)) if size else None
+    needs = cache(lambda size: step.needs(batch_size=size))
+    size = bisect_right(range(1, step.batch_size + 1), ram_bytes, key=lambda size: needs(size)[0].process_bytes)
+    return (size, needs(size)) if size else None
 
 
 def streamed(step: Step) -> Iterator[Way]:
     """Ways in which the backbone's blocks are read from disk one after the other and dropped again.
 
-    MobiLLM's device, also with NF4 weights, and LoRA with checkpointing (the idea of MeBP, arXiv 2510.03425), each of
-    which ``--stream`` runs.
+    ``--stream`` runs them: MobiLLM's device, also with NF4 weights, LoRA with checkpointing (MeBP, arXiv 2510.03425).
     """
     half = "bfloat16"
     whole, block, matrix = backbone_bytes(step.config, half)

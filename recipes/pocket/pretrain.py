@@ -21,7 +21,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -114,10 +114,16 @@ def make_task(out: Path, *, seed: int = TASK_SEED) -> None:
 
     ``handwritten.tsv``, which lies beside them, is written by a person and left alone.
     """
+    made = task_reviews(seed).items()
+    write_splits(out, ("text", "label"), {split: [(r.text, r.label) for r in reviews] for split, reviews in made})
+
+
+def write_splits(out: Path, columns: Sequence[str], splits: Mapping[str, Iterable[Sequence[object]]]) -> None:
+    """A table per split, ``<split>.tsv``: the names of the columns, then a line per row."""
     from mobillm_kit.files import write_bytes
 
-    for split, reviews in task_reviews(seed).items():
-        lines = ["text\tlabel", *(f"{r.text}\t{r.label}" for r in reviews)]
+    for split, rows in splits.items():
+        lines = ["\t".join(map(str, row)) for row in (columns, *rows)]
         write_bytes(out / f"{split}.tsv", ("\n".join(lines) + "\n").encode())
 
 

@@ -17,10 +17,9 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobillm_kit.files import write_bytes
 from recipes.pocket import lexicon as lex
 from recipes.pocket.grammar import Writer
-from recipes.pocket.pretrain import text_hash
+from recipes.pocket.pretrain import text_hash, write_splits
 
 SEED = 2507
 SPLITS = {"train": 6000, "dev": 500, "test": 1000}
@@ -93,6 +92,6 @@ def make_task(out: Path, *, seed: int = SEED) -> None:
 
     ``handwritten.tsv``, which lies beside them, is written by a person and left alone.
     """
-    for split, made in task_turns(seed).items():
-        lines = ["text\tquestion\tlabel", *(f"{one.text}\t{one.question}\t{one.label}" for one in made)]
-        write_bytes(out / f"{split}.tsv", ("\n".join(lines) + "\n").encode())
+    made = task_turns(seed).items()
+    rows = {split: [(one.text, one.question, one.label) for one in texts] for split, texts in made}
+    write_splits(out, ("text", "question", "label"), rows)
