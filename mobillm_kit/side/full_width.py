@@ -41,11 +41,11 @@ class FullWidthSide(nn.Module):
     def forward(self, taps: Sequence[Tensor], mask: Tensor) -> Tensor:
         """Taps and mask (B, T) to what is added to the last state, (B, T, d)."""
         state: Any = None
-        delta: Any = 0.0
-        for tap, gate, down, up in zip(taps, (0.0, *self.gates.sigmoid()), self.down, self.up, strict=True):
-            x = tap if state is None else (1 - gate) * tap + gate * state
+        delta: Any = None
+        for tap, gate, down, up in zip(taps, (None, *self.gates.sigmoid()), self.down, self.up, strict=True):
+            x = tap if gate is None else (1 - gate) * tap + gate * state
             change = up(F.gelu(down(x)))
-            delta = gate * delta + change
+            delta = change if gate is None else gate * delta + change
             state = x + change
         return delta
 
