@@ -64,7 +64,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "device/forward.py": ("test_device", "test_mobillm"),
     "training/adamw.py": ("test_adamw", "test_side_trainer", "test_oracles", "test_first_order"),
     "training/ledger.py": ("test_memory",),
-    "methods/backprop.py": ("test_side_trainer", "test_oracles", "test_first_order"),
+    "methods/backprop.py": ("test_side_trainer", "test_oracles", "test_first_order", "test_streamed_lora"),
     "methods/bitfit.py": ("test_methods", "test_bitfit"),
     "methods/controls.py": ("test_controls",),
     "methods/dual_forward.py": ("test_zeroth_order", "test_prge"),
