@@ -3,6 +3,7 @@
     pocket        3 pretraining seeds x 3 training seeds, every method, both side networks on random weights too
     minilm-sst2   MiniLM-L6 on the sentences of SST-2          minilm-rte   the same on RTE
     llama-sst2    a Llama of 0.26 M parameters, with prompts
+    smollm2-sst2  SmolLM2-135M from its GGUF file, with prompts; MobiLLM's server is a process of its own, int8 activations
 
 Records go to benchmarks/results/NAME.jsonl, one per line; a run that stands there is not made again.  ``--quick``
 runs a minute of it into a temporary folder; ``--check`` reads the committed records, prints each bar with its figure
@@ -91,8 +92,29 @@ def benchmarks(pocket_folders: Sequence[str]) -> dict[str, Benchmark]:
             ),
         ),
         Benchmark("llama-sst2", specs((*CONTROLS, *POCKET_METHODS), **llama, **sst2)),
+        Benchmark("smollm2-sst2", smollm2(sst2)),
     ]
     return {benchmark.name: benchmark for benchmark in found}
+
+
+def smollm2(task: dict[str, str]) -> tuple[RunSpec, ...]:
+    """Two thousand texts, twice each for what trains through the backbone; slow methods with one seed, and last."""
+    settings = {"backbone": str(SHARED / "models/smollm2-135m"), "limit_train": 2000, "limit_dev": 300, **task}
+    apart = {"server": "spawn", "codec": "int8"}
+    copied = {"start": "backbone", "reduction": 1, "layers": 5}  # of the last four blocks, as on MiniLM
+    ways = {
+        "probe": {"steps": 500, "lr": 3e-3, "eval_every": 250},
+        "mobillm-full-width": {"steps": 500, "lr": 1e-3, "eval_every": 250, "options": apart},
+        "mobillm-ladder": {"steps": 250, "lr": 1e-4, "eval_every": 125, "options": apart | copied},
+        "lora": {"steps": 250, "lr": 5e-4, "eval_every": 125},
+        "full": {"steps": 250, "lr": 5e-5, "eval_every": 125},
+        "mezo": {"steps": 500, "eval_every": 250},
+        "p-rge": {"steps": 500, "eval_every": 250},
+    }
+    seeds = {way: SEEDS if way not in ("full", *ZEROTH_ORDER) else SEEDS[:1] for way in ways}
+    order = [(way, seed) for seed in SEEDS for way in ways if seed in seeds[way]]
+    trained = (specs([way], [seed], **settings, **ways[way])[0] for way, seed in order)
+    return (*specs(CONTROLS, **settings), *trained)
 
 
 # ---------------------------------------------------------------------- running

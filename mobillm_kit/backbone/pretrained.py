@@ -1,6 +1,6 @@
 """A pretrained model's files: where a name leads, and how they are read.
 
-    "pocket"  ->  the packaged folder        a folder  ->  itself        anything else  ->  a name on the hub
+    "pocket"  ->  the packaged folder    a folder, a GGUF file  ->  itself    anything else  ->  a name on the hub
 
 Knows: names, folders, transformers' loaders.  Knows nothing of: how a backbone is split, tasks.
 Taught in: notebooks/10_real_models.ipynb
@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def load_backbone(
     """Load a frozen backbone.
 
     Args:
-        name: ``"pocket"`` (packaged), a folder, or a name on the Hugging Face hub.
+        name: ``"pocket"`` (packaged), a folder, a GGUF file, or a name on the Hugging Face hub.
         revision: a branch, tag or commit of the hub.
         dtype: ``float32``, ``bfloat16`` or ``float16``, whatever the checkpoint is stored in.
 
@@ -51,7 +52,8 @@ def load_backbone(
         BadInput: no such folder or name, a folder without ``config.json`` or weights, an unknown dtype.
         UnknownName: a model family without a row in ``backbone/families.toml``.
     """
-    from mobillm_kit.backbone.lowbit import read_low_bit  # it codes what this module loads
+    from mobillm_kit.backbone.gguf_file import load_gguf  # both stand on what this module loads
+    from mobillm_kit.backbone.lowbit import read_low_bit
 
     source = resolve(name)
     low_bit = read_low_bit(source)
@@ -61,12 +63,15 @@ def load_backbone(
             "Use stream_backbone, or load the unquantized model and call quantize_in_memory.",
         )
     config = load_config(source, revision)
-    loader, extra = auto_class(config.model_type)
-    model, report = from_pretrained(
-        loader, source, revision=revision, dtype=torch_dtype(dtype), output_loading_info=True, **extra
-    )
-    check_complete(name, sorted(report["missing_keys"]))
-    model = all_of(torch_dtype(dtype), model)
+    if is_gguf(source):
+        model = load_gguf(source, config, torch_dtype(dtype))
+    else:
+        loader, extra = auto_class(config.model_type)
+        model, report = from_pretrained(
+            loader, source, revision=revision, dtype=torch_dtype(dtype), output_loading_info=True, **extra
+        )
+        check_complete(name, sorted(report["missing_keys"]))
+        model = all_of(torch_dtype(dtype), model)
     return Backbone(model.to(device), name=public_name(name), revision=revision or "")
 
 
@@ -96,6 +101,8 @@ def resolve(name: str | Path) -> str:
     if str(name) == "pocket":
         return str(data_folder("pocket"))
     path = Path(name).expanduser()
+    if file := _gguf_in(path):
+        return str(file)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise BadInput(f"{name}: the folder holds no config.json.", "Name the folder that save_pretrained wrote.")
@@ -110,6 +117,35 @@ def resolve(name: str | Path) -> str:
     if path.is_absolute() or str(name).startswith((".", "~")):
         raise BadInput(f"{name}: no such folder.", "Name a model folder, a name on the hub, or 'pocket'.")
     return str(name)
+
+
+def _gguf_in(path: Path) -> Path | None:
+    """The GGUF file that a path is or, as a folder without ``config.json``, holds.
+
+    Raises:
+        BadInput: several in a folder, a file that is not there, a part of a split model, no ``gguf`` package.
+    """
+    if path.suffix == ".gguf" and not path.is_dir():
+        file = path
+    elif path.is_dir() and not (path / "config.json").is_file() and (held := sorted(path.glob("*.gguf"))):
+        if len(held) > 1:
+            raise BadInput(f"{path}: holds {len(held)} GGUF files.", f"Name one of them, such as {held[0]}.")
+        file = held[0]
+    else:
+        return None
+    if not file.is_file():
+        raise BadInput(f"{file}: no such file.", "Name a GGUF file, a model folder, a name on the hub, or 'pocket'.")
+    if find_spec("gguf") is None:
+        raise BadInput(
+            f"{file}: a GGUF file is read with the package gguf, which is not installed.",
+            "Install it with: pip install 'mobillm-kit[gguf]'",
+        )
+    return file
+
+
+def is_gguf(source: str) -> bool:
+    """Whether what :func:`resolve` gave is a GGUF file."""
+    return source.endswith(".gguf")
 
 
 def load_config(source: str, revision: str | None = None) -> PreTrainedConfig:
@@ -128,7 +164,7 @@ def load_config(source: str, revision: str | None = None) -> PreTrainedConfig:
 def public_name(name: str | Path) -> str:
     """A folder is recorded by its own name: paths say more about a machine than about a model."""
     path = Path(name).expanduser()
-    return path.resolve().name if path.is_dir() else str(name)
+    return path.resolve().name if path.exists() else str(name)
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -141,10 +177,14 @@ def torch_dtype(name: str) -> torch.dtype:
 
 def from_pretrained(loader: Any, source: str, **kwargs: Any) -> Any:
     """``loader.from_pretrained(source, **kwargs)``, without bars and reports; code that comes with it never runs."""
+    failures: tuple[type[Exception], ...] = (OSError, ValueError, SafetensorError)
+    if is_gguf(source):
+        kwargs["gguf_file"], failures = Path(source).name, (Exception,)  # a damaged header fails in any way
     try:
         with _quiet_transformers():
-            return loader.from_pretrained(source, trust_remote_code=False, **kwargs)
-    except (OSError, ValueError, SafetensorError) as error:
+            place = str(Path(source).parent) if is_gguf(source) else source
+            return loader.from_pretrained(place, trust_remote_code=False, **kwargs)
+    except failures as error:
         if "trust_remote_code" in str(error):
             raise BadInput(
                 f"{source}: needs code of its own (auto_map), and code that comes with a model is never run here.",
@@ -211,15 +251,18 @@ def architecture(name: str | Path) -> PreTrainedConfig:
     """
     path = Path(name).expanduser()
     bare = str(name).lower().rpartition("/")[2]
-    if str(name) == "pocket" or path.is_dir():
-        return _from_file(Path(resolve(name)) / "config.json")
+    if str(name) == "pocket" or path.is_dir() or is_gguf(str(name)):
+        source = resolve(name)
+        config = load_config(source) if is_gguf(source) else _from_file(Path(source) / "config.json")
+        family_of(config.model_type)
+        return config
     if path.is_file():
         return _from_file(path)
     if bare in BUILT_IN:
         return _from_file(_ARCHITECTURES / f"{bare}.json")
     if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
         try:
-            config: PreTrainedConfig = AutoConfig.from_pretrained(str(name), trust_remote_code=False)
+            config = AutoConfig.from_pretrained(str(name), trust_remote_code=False)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise BadInput(

@@ -75,7 +75,14 @@ class Shards:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.entries: dict[str, Entry] = {}
+        self.entries = self.listed()
+        self._open: dict[Path, FileIO] = {}
+        self._lock = threading.Lock()
+        weakref.finalize(self, _close, self._open)
+
+    def listed(self) -> dict[str, Entry]:
+        """Where each tensor lies, by its name, from the files' headers."""
+        found: dict[str, Entry] = {}
         for file, promised in _files(self.folder).items():
             entries = _header(file)
             absent = sorted(promised - entries.keys())
@@ -84,10 +91,8 @@ class Shards:
                     f"{file}: the shard does not hold '{absent[0]}', which the index promises: it is another model's.",
                     "Copy the model's folder again, every file of it.",
                 )
-            self.entries |= entries
-        self._open: dict[Path, FileIO] = {}
-        self._lock = threading.Lock()
-        weakref.finalize(self, _close, self._open)
+            found |= entries
+        return found
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """One tensor, whole; in the file's type, unless another is given."""
@@ -175,7 +180,7 @@ def _close(files: dict[Path, FileIO]) -> None:
 def _files(folder: Path) -> dict[Path, set[str]]:
     """The folder's files, and the names that the index promises of each (none without an index)."""
     if not folder.is_dir():
-        raise BadInput(f"{folder}: no such folder.", "Name the folder that save_pretrained wrote.")
+        raise BadInput(f"{folder}: is no folder.", "Name the folder that save_pretrained wrote.")
     if (folder / INDEX).is_file():
         return _indexed(folder)
     if (folder / SINGLE).is_file():

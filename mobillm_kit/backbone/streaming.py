@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mobillm_kit.backbone.buffers import BufferedBlocks, Place, RowsOnDisk
+from mobillm_kit.backbone.gguf_file import GgufTensors
 from mobillm_kit.backbone.lowbit import CODES, CODES_KEY, WRITE_AGAIN, CodedMatrix, LowBit, attach_codes, read_low_bit
 from mobillm_kit.backbone.meta_model import checkpoint_names, fingerprint, meta_model
-from mobillm_kit.backbone.pretrained import load_config, public_name, resolve, torch_dtype
+from mobillm_kit.backbone.pretrained import is_gguf, load_config, public_name, resolve, torch_dtype
 from mobillm_kit.backbone.shards import Shards
 from mobillm_kit.backbone.split import Backbone, BlockInputs
 from mobillm_kit.common import MIB
@@ -248,17 +249,17 @@ def stream_backbone(
     """Open a backbone whose blocks are read when they are needed.
 
     Args:
-        name: ``"pocket"``, or a folder with safetensors; ``revision`` is for the record.
+        name: ``"pocket"``, a folder with safetensors, or a GGUF file; ``revision`` is for the record.
     """
     source = resolve(name)
-    if not Path(source).is_dir():
+    if not Path(source).exists():
         raise BadInput(
             f"{name}: only a folder can be streamed.", "Download the model first: huggingface-cli download NAME."
         )
-    shards = Shards(source)
+    model = meta_model(load_config(source), torch_dtype(dtype))
     return StreamedBackbone(
-        meta_model(load_config(source), torch_dtype(dtype)),
-        shards,
+        model,
+        GgufTensors(source, model) if is_gguf(source) else Shards(source),
         name=public_name(name),
         revision=revision or "",
         low_bit=read_low_bit(source),
