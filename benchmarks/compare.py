@@ -3,7 +3,7 @@
     pocket        3 pretraining seeds x 3 training seeds, every method, both side networks on random weights too
     minilm-sst2   MiniLM-L6 on the sentences of SST-2          minilm-rte   the same on RTE
     llama-sst2    a Llama of 0.26 M parameters, with prompts
-    smollm2-sst2  SmolLM2-135M from its GGUF file, with prompts; MobiLLM's server is a process of its own, int8 activations
+    smollm2-sst2  SmolLM2-135M from its GGUF file, with prompts; MobiLLM on two processes with int8 activations
 
 Records go to benchmarks/results/NAME.jsonl, one per line; a run that stands there is not made again.  ``--quick``
 runs a minute of it into a temporary folder; ``--check`` reads the committed records, prints each bar with its figure
