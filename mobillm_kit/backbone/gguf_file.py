@@ -67,7 +67,7 @@ class GgufTensors(Shards):
             if name not in names:
                 raise BadInput(
                     f"{self.folder}: holds '{name}', of which transformers' {_config(self._model).model_type} knows "
-                    "nothing: without it the model would be another one.",
+                    "nothing: without it, the model would be another one.",
                     "Name a folder of the same model with safetensors.",
                 )
             self._codes[names[name]] = name

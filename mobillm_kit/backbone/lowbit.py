@@ -150,6 +150,10 @@ def quantize_backbone(folder_in: str | Path, folder_out: str | Path, kind: str, 
     source, target = Path(folder_in), Path(folder_out)
     if target.exists() and any(target.iterdir()):
         raise BadInput(f"{target}: is not empty.", "Name a new folder.")
+    if source.suffix == ".gguf":
+        raise BadInput(
+            f"{source}: holds codes already.", "Stream it as it is, or name the folder of the unquantized model."
+        )
     shards = Shards(source)
     if read_low_bit(source):
         raise BadInput(f"{source}: is coded already.", "Name the folder of the unquantized model.")

@@ -111,7 +111,7 @@ def _check(shards: Shards, coded: Mapping[str, tuple[int, ...]], name: str, want
     entry = None if name in coded else shards.entries[name]
     file, shape = (entry.file, entry.shape) if entry else (shards.folder, coded[name])
     if shape != tuple(wanted.shape):
-        problem = f"{file}: '{name}' has the shape {shape}, config.json says {tuple(wanted.shape)}"
+        problem = f"{file}: '{name}' has the shape {shape}, the configuration says {tuple(wanted.shape)}"
         raise BadInput(f"{problem}: the file is another model's.", "Copy the model's folder again, every file of it.")
     if entry and wanted.is_floating_point() and not entry.dtype.is_floating_point:
         raise BadInput(

@@ -107,16 +107,20 @@ def resolve(name: str | Path) -> str:
         if not (path / "config.json").is_file():
             raise BadInput(f"{name}: the folder holds no config.json.", "Name the folder that save_pretrained wrote.")
         for file in sorted(path.iterdir()):
-            small = file.is_file() and file.stat().st_size < LARGEST_POINTER_BYTES
-            if small and file.read_bytes().startswith(b"version https://git-lfs"):
-                raise BadInput(
-                    f"{file}: is a pointer of Git's large-file store, a few lines in place of the file.",
-                    "Run `git lfs pull` where it was cloned, or download the file itself.",
-                )
+            _no_pointer(file)
         return str(path)
     if path.is_absolute() or str(name).startswith((".", "~")):
         raise BadInput(f"{name}: no such folder.", "Name a model folder, a name on the hub, or 'pocket'.")
     return str(name)
+
+
+def _no_pointer(file: Path) -> None:
+    small = file.is_file() and file.stat().st_size < LARGEST_POINTER_BYTES
+    if small and file.read_bytes().startswith(b"version https://git-lfs"):
+        raise BadInput(
+            f"{file}: is a pointer of Git's large-file store, a few lines in place of the file.",
+            "Run `git lfs pull` where it was cloned, or download the file itself.",
+        )
 
 
 def _gguf_in(path: Path) -> Path | None:
@@ -135,6 +139,7 @@ def _gguf_in(path: Path) -> Path | None:
         return None
     if not file.is_file():
         raise BadInput(f"{file}: no such file.", "Name a GGUF file, a model folder, a name on the hub, or 'pocket'.")
+    _no_pointer(file)
     if find_spec("gguf") is None:
         raise BadInput(
             f"{file}: a GGUF file is read with the package gguf, which is not installed.",
@@ -191,10 +196,10 @@ def from_pretrained(loader: Any, source: str, **kwargs: Any) -> Any:
                 "Name a model that transformers itself knows.",
             ) from error
         first_line = str(error).strip().splitlines()[0]
-        raise BadInput(
-            f"{source}: could not be loaded ({first_line}).",
-            "Name a model folder with config.json and weights, a name on the hub (needs a connection), or 'pocket'.",
-        ) from error
+        hint = "Name a model folder with config.json and weights, a name on the hub (needs a connection), or 'pocket'."
+        if is_gguf(source):
+            hint = "Name a whole file, of a family that transformers knows, of types that the installed gguf package knows."
+        raise BadInput(f"{source}: could not be loaded ({first_line}).", hint) from error
 
 
 def from_config(config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:
