@@ -20,22 +20,8 @@ from typing import Literal
 
 import msgspec
 
-from mobillm_kit.channel.messages import (
-    DIGEST_BYTES,
-    PART_BYTES,
-    VERSION,
-    BatchMessage,
-    First,
-    FrameInfo,
-    FromDevice,
-    FromServer,
-    Hello,
-    Logits,
-    Message,
-    Plan,
-    Result,
-    WireError,
-)
+from mobillm_kit.channel import messages
+from mobillm_kit.channel.messages import DIGEST_BYTES, BatchMessage, FrameInfo, Message, Plan, WireError
 from mobillm_kit.common import FLOAT_BYTES
 from mobillm_kit.errors import BadInput, few
 from mobillm_kit.side.description import MOST_LAYERS
@@ -61,8 +47,8 @@ class Limits:
 
 
 _DECODERS = {
-    "device": msgspec.msgpack.Decoder(FromDevice),
-    "server": msgspec.msgpack.Decoder(FromServer),
+    "device": msgspec.msgpack.Decoder(messages.FromDevice),
+    "server": msgspec.msgpack.Decoder(messages.FromServer),
 }
 _ENCODER = msgspec.msgpack.Encoder()
 
@@ -78,7 +64,7 @@ def to_frames(message: Message, payloads: Sequence[Payload] = ()) -> list[Payloa
         described = [FrameInfo(n_bytes=memoryview(payload).nbytes, digest=digest(payload)) for payload in payloads]
         message = msgspec.structs.replace(message, frames=described)
     header = _ENCODER.encode(message)
-    return [MAGIC + bytes([VERSION]) + SPARE + digest(header), header, *payloads]
+    return [MAGIC + bytes([messages.VERSION]) + SPARE + digest(header), header, *payloads]
 
 
 def from_frames(frames: Sequence[Payload], *, sender: Party, limits: Limits) -> tuple[Message, list[memoryview]]:
@@ -130,10 +116,10 @@ def _check_sizes(views: Sequence[memoryview], limits: Limits) -> None:
 def _check_preamble(preamble: memoryview) -> None:
     if len(preamble) != PREAMBLE_BYTES or bytes(preamble[:4]) != MAGIC or bytes(preamble[5:8]) != SPARE:
         raise WireError("not-our-protocol", "The first frame is no preamble of this protocol.", "See docs/protocol.md.")
-    if preamble[4] != VERSION:
+    if preamble[4] != messages.VERSION:
         raise WireError(
             "version",
-            f"The message is of version {preamble[4]} of the protocol, here is version {VERSION}.",
+            f"The message is of version {preamble[4]} of the protocol, here is version {messages.VERSION}.",
             "Install the same version of mobillm_kit on both sides.",
         )
 
@@ -166,16 +152,18 @@ def _check_lengths(described: Sequence[FrameInfo], payloads: Sequence[memoryview
 
 def _check_form(message: Message, described: Sequence[FrameInfo]) -> None:
     """What may be said of the payloads without knowing the session; a batch's need its plan."""
-    single = isinstance(message, Logits | Result | First)
-    if (single and len(described) != 1) or (isinstance(message, Hello) and len(described) > 1):
+    single = isinstance(message, messages.Logits | messages.Result | messages.First)
+    if (single and len(described) != 1) or (isinstance(message, messages.Hello) and len(described) > 1):
         raise WireError(
             "bad-frames",
             f"A '{type(message).__struct_config__.tag}' with {len(described)} payload frames.",
             "Send one; a hello without a head sends none.",
         )
-    if isinstance(message, First) and described[0].n_bytes > PART_BYTES:
-        raise WireError("too-large", "The part of the first weights is too long.", f"Send at most {PART_BYTES} bytes.")
-    if isinstance(message, Logits) and described[0].n_bytes != message.rows * message.columns * FLOAT_BYTES:
+    if isinstance(message, messages.First) and described[0].n_bytes > messages.PART_BYTES:
+        raise WireError(
+            "too-large", "The part of the first weights is too long.", f"Send at most {messages.PART_BYTES} bytes."
+        )
+    if isinstance(message, messages.Logits) and described[0].n_bytes != message.rows * message.columns * FLOAT_BYTES:
         raise WireError(
             "bad-shape",
             f"{described[0].n_bytes} bytes for {message.rows} x {message.columns} float32 logits.",

@@ -258,6 +258,8 @@ class Error(_Message, frozen=True):
     """False: the session goes on."""
 
 
+Question = Checkpoint | Fetch
+Answer = Durable | Result
 FromDevice = Hello | First | BatchMessage | Gradient | Checkpoint | Fetch | Ping | Bye
 FromServer = Welcome | Ack | Durable | Need | Logits | Result | Pong | Error | Bye
 Message = FromDevice | FromServer

@@ -23,20 +23,10 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from mobillm_kit.channel import messages
 from mobillm_kit.channel.checks import KEPT_CHECKPOINTS
 from mobillm_kit.channel.frames import digest
-from mobillm_kit.channel.messages import (
-    Ack,
-    BatchMessage,
-    Durable,
-    Gradient,
-    Logits,
-    Message,
-    Need,
-    Plan,
-    Result,
-    WireError,
-)
+from mobillm_kit.channel.messages import Ack, BatchMessage, Message, Plan, WireError
 from mobillm_kit.errors import BadInput, SaveFailed
 from mobillm_kit.files import write_with
 from mobillm_kit.quant.parcels import Parcel, Upload, from_bytes, merge, split, to_bytes, unpack
@@ -97,13 +87,13 @@ class SessionTrainer:
         if self.plan.labels == "device":
             logits = self._server.propose(upload).float().contiguous()
             rows, columns = logits.shape
-            return [(Logits(sequence=message.sequence, rows=rows, columns=columns), [to_bytes(logits)])]
+            return [(messages.Logits(sequence=message.sequence, rows=rows, columns=columns), [to_bytes(logits)])]
         if self.plan.labels == "residual":
             residual = _floats(payloads[-1], len(message.samples), self.plan.side.n_labels)
             return self._step(lambda: self._server.train_residual(upload, residual, message.lr))
         return self._step(lambda: self._server.train(upload, message.lr))
 
-    def gradient(self, message: Gradient, payloads: Sequence[memoryview]) -> list[Reply]:
+    def gradient(self, message: messages.Gradient, payloads: Sequence[memoryview]) -> list[Reply]:
         """The second half of a step whose loss is the device's."""
         if self._waiting is None or message.sequence != self.sequence:
             return []
@@ -137,12 +127,12 @@ class SessionTrainer:
                 f"The server cannot keep a checkpoint of step {self.sequence}: {error.problem}",
                 "Free space on the server and run again; it goes on from the last checkpoint.",
             ) from error
-        return [(Durable(sequence=self.sequence), [])]
+        return [(messages.Durable(sequence=self.sequence), [])]
 
     def result(self) -> list[Reply]:
         """The trained side network as it is now, as safetensors."""
         trained = {name: parameter.detach().contiguous() for name, parameter in self._server.parameters.items()}
-        return [(Result(sequence=self.sequence), [save(trained)])]
+        return [(messages.Result(sequence=self.sequence), [save(trained)])]
 
     def _upload(self, message: BatchMessage, payloads: Sequence[memoryview]) -> tuple[Upload | None, bool]:
         """The batch's activations, fresh ones from the message and the others from the cache."""
@@ -168,7 +158,7 @@ class SessionTrainer:
                 "List a sample in 'fresh' unless an answer says that it is cached.",
             )
         self._asked_for = message.sequence
-        return [(Need(sequence=message.sequence), [])]
+        return [(messages.Need(sequence=message.sequence), [])]
 
     def _step(self, train: Callable[[], float | None]) -> list[Reply]:
         """Train on the batch that waits; ``train`` gives the loss where it is known here."""
