@@ -10,14 +10,12 @@ Knows: the conversation, one connection.  Knows nothing of: zmq, backbones, acti
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from mobillm_kit.channel import messages
+from mobillm_kit.channel.ends import DeviceSocket
 from mobillm_kit.channel.frames import Limits, Payload, from_frames, to_frames
 from mobillm_kit.channel.messages import PART_BYTES, BatchMessage, Message, Question, WireError
 from mobillm_kit.channel.timings import TIMINGS
@@ -25,9 +23,6 @@ from mobillm_kit.common import MIB
 from mobillm_kit.device.conversation import ConnectionLost, Conversation, Frames, stuck
 from mobillm_kit.errors import HandshakeFailed, KitError, ServerGone, ServerRefused, SocketClosed
 from mobillm_kit.link.timeline import Timeline
-
-if TYPE_CHECKING:  # it is handed one
-    from mobillm_kit.channel.ends import DeviceSocket
 
 _now = time.perf_counter  # the timeline's clock
 

@@ -119,7 +119,7 @@ class Service:
             try:
                 message, payloads = from_frames(frames, sender="device", limits=self._limits)
             except WireError as error:
-                self._refuse(peer, error, fatal=False)
+                self._send(peer, error.said(fatal=False))
                 if place is not None:
                     place.thread.damaged()
                 return
@@ -130,7 +130,7 @@ class Service:
             elif place is not None:
                 place.thread.receive(message, payloads)
             elif peer.route in self._asked and isinstance(message, Ping):
-                self._send(peer, Pong(nonce=message.nonce), [])  # its code is being looked up
+                self._send(peer, Pong(nonce=message.nonce))  # its code is being looked up
             elif not isinstance(message, Bye):
                 raise WireError("hello-first", "No session was begun on this connection.", "Say hello first.")
 
@@ -141,13 +141,13 @@ class Service:
             try:
                 yield
             except WireError as error:
-                self._refuse(peer, error, fatal=error.code != "hello-first")
+                self._send(peer, error.said(fatal=error.code != "hello-first"))
             except Exception as error:
                 log.exception("One device's message met an error of this server; the others go on.")
                 place = self._places.at(peer)
                 if place is not None:
                     self._places.drop(place)
-                self._refuse(peer, trouble(error), fatal=True)
+                self._send(peer, trouble(error).said(fatal=True))
         except Exception:
             log.exception("A refusal could not be sent.")
 
@@ -225,7 +225,7 @@ class Service:
     def _bye(self, place: Place) -> None:
         self._flush()
         self._places.drop(place)
-        self._send(place.peer, Bye(), [])
+        self._send(place.peer, Bye())
 
     def _flush(self) -> None:
         for place in self._places.all():
@@ -236,12 +236,9 @@ class Service:
                 if place.silent_s >= TIMINGS.gone_s:
                     place.unsent.clear()
 
-    def _send(self, peer: Peer, message: Message, payloads: list[bytes]) -> None:
+    def _send(self, peer: Peer, message: Message) -> None:
         """What cannot be delivered is left out: the device comes back and is told where training stands."""
-        self._socket.send(peer, to_frames(message, payloads))
-
-    def _refuse(self, peer: Peer, error: WireError, *, fatal: bool) -> None:
-        self._send(peer, error.said(fatal=fatal), [])
+        self._socket.send(peer, to_frames(message))
 
 
 def owner_folder(key: str) -> str:

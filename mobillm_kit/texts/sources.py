@@ -11,8 +11,6 @@ Knows: files, lines, columns, the hub.  Knows nothing of: tasks, labels, prompts
 Taught in: notebooks/00_start_here.ipynb
 """
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import csv
@@ -24,12 +22,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mobillm_kit.errors import BadInput, MissingExtra
-
-if TYPE_CHECKING:
-    import datasets
 
 SPLIT_FILES: Mapping[str, tuple[str, ...]] = {"train": ("train",), "dev": ("dev", "validation"), "test": ("test",)}
 """Names (without suffix) under which a folder or the hub may hold each split."""
@@ -157,7 +152,7 @@ def hub_tables(
     return split_tables(splits, address)
 
 
-def split_tables(splits: datasets.DatasetDict, address: str) -> dict[str, Table]:
+def split_tables(splits: Mapping[str, Any], address: str) -> dict[str, Table]:
     """Tables out of a ``datasets.DatasetDict``, by split name as in :data:`SPLIT_FILES`."""
     tables = {}
     for split, names in SPLIT_FILES.items():
