@@ -69,6 +69,8 @@ class Timings:
     """What a device takes no longer, and says nothing for so long, is left out: if it returns, it is told all again."""
     silent_s: float = 60.0
     """Devices ping every second: one that said nothing for so long makes room for another where there is none."""
+    idle_s: float = 900.0
+    """A session that says nothing for so long is put to sleep; its checkpoints stay."""
     left_s: float = 5.0
     """A session whose device has not pinged for so long makes room for another of the same device."""
     end_s: float = 5.0

@@ -21,6 +21,7 @@ from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import MIB
 from mobillm_kit.errors import FolderBusy
 from mobillm_kit.files import only_one
+from mobillm_kit.server import ServiceSettings
 
 DAY_S = 86400.0
 
@@ -94,6 +95,11 @@ class Disk:
                 f"{self._total_bytes / MIB:.0f} MiB.",
                 "Wait until one has ended, train without a cache, or start the server with a larger --disk.",
             )
+
+
+def disk_of(settings: ServiceSettings) -> Disk:
+    """What the sessions of such a server keep, within the total and the days."""
+    return Disk(settings.folder, total_bytes=settings.disk * MIB, keep_s=settings.keep_days * DAY_S)
 
 
 def _size(folder: Path) -> int:

@@ -12,9 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from torch import Tensor
 
@@ -25,44 +23,14 @@ from mobillm_kit.channel.keys import Door
 from mobillm_kit.channel.messages import Bye, Hello, Message, Ping, Plan, Pong, WireError
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import MIB
+from mobillm_kit.server import ServiceSettings
 from mobillm_kit.server.cache import ActivationCache
-from mobillm_kit.server.disk import DAY_S, Disk
+from mobillm_kit.server.disk import disk_of
 from mobillm_kit.server.places import Place, Places
 from mobillm_kit.server.session import Session, TrainingThread
 from mobillm_kit.server.session_trainer import SessionTrainer, load_head
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ServiceSettings:
-    """What a server allows."""
-
-    folder: Path
-    """Checkpoints and cached activations, one folder per session."""
-    credit: int = 4
-    budget_bytes: int = 4096 * MIB
-    """What training and batches that wait may take, all sessions together."""
-    max_sessions: int = 8
-    cache_memory_bytes: int = 1024 * MIB
-    cache_disk_bytes: int = 8192 * MIB
-    """Quotas of each session's activation cache."""
-    disk_bytes: int = 65536 * MIB
-    """Of all sessions' checkpoints and caches together."""
-    keep_days: float = 30.0
-    """A session that nobody trained for so long is removed."""
-    idle_s: float = 900.0
-    """A session that says nothing for so long is put to sleep; its checkpoints stay."""
-    threads: int = 1
-
-    @property
-    def share_bytes(self) -> int:
-        """One session's part of the budget: training, and batches that wait."""
-        return self.budget_bytes // self.max_sessions
-
-    def disk(self) -> Disk:
-        """What the sessions keep, within the total and the days."""
-        return Disk(self.folder, total_bytes=self.disk_bytes, keep_s=self.keep_days * DAY_S)
 
 
 class Service:
@@ -82,7 +50,7 @@ class Service:
         self._asked: dict[bytes, tuple[Future[bool], Peer, Hello, list[memoryview]]] = {}
         self._places = Places(socket, settings.max_sessions)
         self._limits = service_limits(settings)
-        self._disk = settings.disk()
+        self._disk = disk_of(settings)
         self._stop = threading.Event()
 
     def run(self) -> None:
@@ -100,7 +68,7 @@ class Service:
     def _tick(self) -> None:
         self._admit()
         self._flush()
-        self._places.drop_idle(self._settings.idle_s)
+        self._places.drop_idle(TIMINGS.idle_s)
         self._socket.cut_off()
 
     def stop(self) -> None:
@@ -197,11 +165,11 @@ class Service:
     def _trainer(self, plan: Plan, head: dict[str, Tensor], owner: str, name: str) -> Iterator[SessionTrainer]:
         """On the session's own thread."""
         settings = self._settings
-        need = checkpoint_bytes(plan) + (min(settings.cache_disk_bytes, samples_bytes(plan)) if plan.cache else 0)
+        memory_bytes, disk_bytes = settings.cache_memory * MIB, settings.cache_disk * MIB
+        need = checkpoint_bytes(plan) + (min(disk_bytes, samples_bytes(plan)) if plan.cache else 0)
         with self._disk.session(owner, name, need) as folder:
             cache = None
             if plan.cache:
-                memory_bytes, disk_bytes = settings.cache_memory_bytes, settings.cache_disk_bytes
                 cache = ActivationCache(folder / "cache", memory_bytes=memory_bytes, disk_bytes=disk_bytes)
             yield SessionTrainer(plan, head, folder, cache)
 

@@ -128,9 +128,7 @@ def digests(place: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
 
 
-def hub_tables(
-    repository: str, config: str | None = None, *, revision: str | None = None, wait_s: float = HUB_WAIT_S
-) -> dict[str, Table]:
+def hub_tables(repository: str, config: str | None = None, *, revision: str | None = None) -> dict[str, Table]:
     """The splits of a data set on the Hugging Face hub; from the local cache, where there is no network."""
     try:
         import datasets
@@ -140,7 +138,7 @@ def hub_tables(
             "Run: pip install 'mobillm-kit[hub]', or give a local folder with data=... (--data).",
         ) from error
     address = f"{repository}/{config}" if config else repository
-    with _hub_or_cache(datasets, repository, wait_s) as refusal:
+    with _hub_or_cache(datasets, repository) as refusal:
         try:
             splits = datasets.load_dataset(repository, config, revision=revision)
         except Exception as error:  # the hub's libraries raise some twenty types for "not now"
@@ -164,13 +162,13 @@ def split_tables(splits: Mapping[str, Any], address: str) -> dict[str, Table]:
 
 
 @contextlib.contextmanager
-def _hub_or_cache(datasets_module: Any, repository: str, wait_s: float) -> Iterator[str]:
+def _hub_or_cache(datasets_module: Any, repository: str) -> Iterator[str]:
     """Why the hub does not answer, empty where it does; ``datasets`` then looks into its cache instead of waiting."""
     from huggingface_hub import HfApi
 
     refusal, before = "", datasets_module.config.HF_HUB_OFFLINE
     try:
-        HfApi().dataset_info(repository, timeout=wait_s / 2)  # connecting and reading each get half of the wait
+        HfApi().dataset_info(repository, timeout=HUB_WAIT_S / 2)  # connecting and reading each get half of the wait
     except Exception as error:  # offline mode, DNS, proxy, time-out, HTTP status: all mean the same here
         refusal = f"{type(error).__name__}: {error}".splitlines()[0]
         datasets_module.config.HF_HUB_OFFLINE = True
