@@ -22,8 +22,7 @@ from typing import Any
 import zmq
 from zmq.auth import Authenticator
 
-from mobillm_kit.channel.join import is_loopback, split_address
-from mobillm_kit.channel.keys import KeyPair
+from mobillm_kit.channel.join import split_address
 from mobillm_kit.channel.sockets import Bell
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.errors import AddressInUse, BadInput
@@ -37,7 +36,7 @@ _SENTENCES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encodin
 """Problem and remedy, by reason."""
 
 
-class Door:
+class Doorkeeper:
     """Answers ZeroMQ's question (ZAP, RFC 27) whether a key may enter; in a thread of its own."""
 
     def __init__(self, context: zmq.Context[Any], admit: Callable[[str], bool]) -> None:
@@ -85,17 +84,6 @@ def make_routes_unpredictable() -> None:
     """
     library = ctypes.CDLL("ucrtbase" if sys.platform == "win32" else None)
     library.srand(ctypes.c_uint(secrets.randbits(32)))
-
-
-def check_protected(bind: str, host: str, keys: KeyPair | None, admit: Callable[[str], bool] | None) -> None:
-    """Raises: BadInput: others can reach the address, and there are no keys or no allow-list."""
-    if (keys is None) != (admit is None):
-        raise BadInput("Keys and allow-list came one without the other.", "Give both, or on loopback neither.")
-    if keys is None and not is_loopback(host):
-        raise BadInput(
-            f"{bind} can be reached by others, and the server has no keys and no allow-list.",
-            "Give it both, or bind to tcp://127.0.0.1:0.",
-        )
 
 
 def sentence(reason: str, address: str, encrypted: bool) -> tuple[str, str]:

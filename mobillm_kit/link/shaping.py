@@ -20,9 +20,8 @@ import threading
 from collections.abc import Sequence
 
 from mobillm_kit.errors import BadInput, KitError
-from mobillm_kit.link.forms import parse_link
 from mobillm_kit.link.forwarder import Address, ShapedLink, resolved
-from mobillm_kit.link.rates import Link
+from mobillm_kit.link.rates import Link, parse_link
 
 ANSWER_LIMIT_S = 10.0
 CLOSE_LIMIT_S = 2.0

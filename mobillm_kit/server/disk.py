@@ -63,7 +63,14 @@ class Disk:
             self._needs[folder] = need_bytes
             try:
                 os.utime(folder)
-                self._check(self.make_room()[1])
+                used_bytes = self.make_room()[1]
+                if used_bytes > self._total_bytes:
+                    raise WireError(
+                        "over-quota",
+                        f"Sessions in training may come to need {used_bytes / MIB:.0f} MiB of the server's disk; it "
+                        f"gives them {self._total_bytes / MIB:.0f} MiB.",
+                        "Wait until one has ended, train without a cache, or start the server with a larger --disk.",
+                    )
                 yield folder
                 os.utime(folder)
             finally:
@@ -86,15 +93,6 @@ class Disk:
                 if (too_old or sum(sizes.values()) > self._total_bytes) and _removed(folder):
                     del sizes[folder]
         return before - len(sizes), sum(sizes.values())
-
-    def _check(self, used_bytes: int) -> None:
-        if used_bytes > self._total_bytes:
-            raise WireError(
-                "over-quota",
-                f"Sessions in training may come to need {used_bytes / MIB:.0f} MiB of the server's disk; it gives them "
-                f"{self._total_bytes / MIB:.0f} MiB.",
-                "Wait until one has ended, train without a cache, or start the server with a larger --disk.",
-            )
 
 
 def disk_of(settings: ServiceSettings) -> Disk:

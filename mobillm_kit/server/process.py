@@ -197,12 +197,7 @@ def serve_forever(
     os.umask(0o077)  # checkpoints and activations are for whoever runs the server
     door = None if keys is None else Door(keys)
     settings.folder.mkdir(parents=True, exist_ok=True)
-    socket = ServerSocket(
-        bind,
-        keys=None if door is None else door.keys,
-        admit=None if door is None else door.may_connect,
-        limits=service_limits(settings),
-    )
+    socket = ServerSocket(bind, door=door, limits=service_limits(settings))
     service = Service(socket, settings, door)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: service.stop())

@@ -136,7 +136,17 @@ class SessionTrainer:
 
     def _upload(self, message: BatchMessage, payloads: Sequence[memoryview]) -> tuple[Upload | None, bool]:
         """The batch's activations, fresh ones from the message and the others from the cache."""
-        fresh = _parcel(message, payloads, self.plan)
+        fresh = None
+        if message.fresh:
+            fresh = Parcel(
+                codec=message.codec,
+                group=message.group,
+                layers=tuple(message.layers),
+                width=self.plan.side.width,
+                lengths=tuple(message.lengths),
+                positions=tuple(message.positions),
+                payloads=tuple(from_bytes(payload) for payload in payloads[: len(message.layers)]),
+            )
         if self.cache is None:
             if fresh is None:
                 raise BadInput("A batch without activations, and the plan asks for no cache.", "Send every sample's.")
@@ -297,20 +307,6 @@ def _read_checkpoint(path: Path, plan: Plan) -> dict[str, Tensor] | None:
         return None
     whole = about.get("digest") == tensors_digest(state) and about.get("plan") == plan_digest(plan)
     return state if whole else None
-
-
-def _parcel(message: BatchMessage, payloads: Sequence[memoryview], plan: Plan) -> Parcel | None:
-    if not message.fresh:
-        return None
-    return Parcel(
-        codec=message.codec,
-        group=message.group,
-        layers=tuple(message.layers),
-        width=plan.side.width,
-        lengths=tuple(message.lengths),
-        positions=tuple(message.positions),
-        payloads=tuple(from_bytes(payload) for payload in payloads[: len(message.layers)]),
-    )
 
 
 def _unpacked(parcels: Sequence[Parcel], message: BatchMessage) -> Upload:
