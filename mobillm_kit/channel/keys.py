@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,8 +88,10 @@ class _File(Generic[T]):
             take that for no.
     """
 
-    def __init__(self, path: Path, kind: type[T], empty: Callable[[], T]) -> None:
-        self._path, self._kind, self._empty = path, kind, empty
+    kind: type[T]
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self.read()  # a damaged list is refused when the server starts, not when the first device knocks
 
     @contextmanager
@@ -105,7 +107,7 @@ class _File(Generic[T]):
 
     def read(self) -> T:
         """What the file says now."""
-        value = _decoded(self._path, self._kind) if self._path.exists() else self._empty()
+        value = _decoded(self._path, self.kind) if self._path.exists() else self.kind()
         for key in value if isinstance(value, dict) else ():
             try:
                 check_key(key, f"key {key!r}")
@@ -117,8 +119,7 @@ class _File(Generic[T]):
 class AllowList(_File[dict[str, str]]):
     """The public keys that may connect: JSON, ``{"key": "label", ...}``."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, dict[str, str], dict)
+    kind = dict[str, str]
 
     def __contains__(self, public: str) -> bool:
         return public in self.read()
@@ -135,8 +136,7 @@ class AllowList(_File[dict[str, str]]):
 class OneTimeCodes(_File[list[_Code]]):
     """Codes that put one new device on the allow-list, each once, each for a while; only salted digests are kept."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, list[_Code], list)
+    kind = list[_Code]
 
     @property
     def waiting(self) -> bool:

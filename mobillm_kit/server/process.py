@@ -61,21 +61,6 @@ class ServerProcess:
         self._launch(ANY_PORT)
 
     @property
-    def address(self) -> str:
-        """``tcp://host:port``."""
-        return self.start.address
-
-    @property
-    def join(self) -> str:
-        """What a device needs to know: the join string, or the plain address."""
-        return self.start.join or self.start.address
-
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        return self._process.pid
-
-    @property
     def running(self) -> bool:
         """Whether the process lives."""
         return self._process.poll() is None
@@ -106,7 +91,12 @@ class ServerProcess:
             start_new_session=True,  # an interrupted cell interrupts the cell, not the server
         )
         weakref.finalize(self, _end, self._process)
+        self.pid = self._process.pid
         self.start = self._announcement()
+        self.address = self.start.address
+        """``tcp://host:port``."""
+        self.join = self.start.join or self.start.address
+        """What a device needs to know: the join string, or the plain address."""
 
     def _announcement(self) -> ServiceStart:
         try:

@@ -115,7 +115,10 @@ class Service:
                 place = self._places.at(peer)
                 if place is not None:
                     self._places.drop(place)
-                self._send(peer, trouble(error).said(fatal=True))
+                # its kind alone: its words may hold the server's paths
+                problem = f"The server met an error of its own ({type(error).__name__})."
+                remedy = "Run again; whoever runs the server finds the reason in its log."
+                self._send(peer, WireError("server-trouble", problem, remedy).said(fatal=True))
         except Exception:
             log.exception("A refusal could not be sent.")
 
@@ -212,15 +215,6 @@ class Service:
 def owner_folder(key: str) -> str:
     """Of the sessions of one key: after a restart too, another key's session is another session."""
     return digest(key.encode()).hex() if key else "plain"
-
-
-def trouble(error: Exception) -> WireError:
-    """An error of the server's own, for the device: its kind alone, since its words may hold the server's paths."""
-    return WireError(
-        "server-trouble",
-        f"The server met an error of its own ({type(error).__name__}).",
-        "Run again; whoever runs the server finds the reason in its log.",
-    )
 
 
 def service_limits(settings: ServiceSettings) -> Limits:
