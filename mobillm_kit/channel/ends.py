@@ -34,16 +34,6 @@ _DEVICE_INBOX = 32  # answers are small; a device that does not read for a while
 _CUTS = 3  # one connection cut during the handshake may be the network's fault, three in a row are not
 
 _ARRIVALS = zmq.EVENT_ACCEPTED | zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED
-_PROGRESS = (
-    zmq.EVENT_CONNECTED
-    | zmq.EVENT_CONNECT_DELAYED
-    | zmq.EVENT_CONNECT_RETRIED
-    | zmq.EVENT_CLOSED
-    | zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_HANDSHAKE_SUCCEEDED
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-)
 
 
 @dataclass(frozen=True)
@@ -203,7 +193,7 @@ class DeviceSocket(End):
         self._reason = "nothing-listens"
         self._cuts = 0
         self._last_event, self._last_event_at = 0, 0.0
-        super().__init__(zmq.DEALER, limits, high_water, _DEVICE_INBOX, events=_PROGRESS, events_wake=True)
+        super().__init__(zmq.DEALER, limits, high_water, _DEVICE_INBOX, events=zmq.EVENT_ALL, events_wake=True)
         try:
             socket = self._socket
             socket.setsockopt(zmq.IPV6, ":" in host)

@@ -198,7 +198,7 @@ class ServerClient:
                 self._talk(socket)
             finally:
                 self._socket = None
-                socket.close(TIMINGS.farewell_s if self._closing else 0.0)
+                socket.close(TIMINGS.flush_s if self._closing else 0.0)
         except HandshakeFailed as error:
             raise (ConnectionLost() if error.may_pass else error) from error
 

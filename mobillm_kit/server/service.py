@@ -58,7 +58,7 @@ class Service:
         try:
             while not self._stop.is_set():
                 full = any(place.unsent for place in self._places.all())
-                found = self._socket.receive(TIMINGS.full_s if full else TIMINGS.server_tick_s)
+                found = self._socket.receive(TIMINGS.full_s if full else TIMINGS.tick_s)
                 if found is not None:
                     self._handle(*found)
                 self._tick()
