@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from mobillm_kit.channel.messages import WireError
+from mobillm_kit.channel.messages import refusal
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import MIB
 from mobillm_kit.errors import FolderBusy
@@ -58,19 +58,13 @@ class Disk:
             try:
                 held.enter_context(only_one(folder, TIMINGS.end_s))
             except FolderBusy as error:
-                problem, remedy = "The last step of this session has not ended yet.", "Run again in a minute."
-                raise WireError("server-trouble", problem, remedy) from error
+                raise refusal("still-training") from error
             self._needs[folder] = need_bytes
             try:
                 os.utime(folder)
                 used_bytes = self.make_room()[1]
                 if used_bytes > self._total_bytes:
-                    raise WireError(
-                        "over-quota",
-                        f"Sessions in training may come to need {used_bytes / MIB:.0f} MiB of the server's disk; it "
-                        f"gives them {self._total_bytes / MIB:.0f} MiB.",
-                        "Wait until one has ended, train without a cache, or start the server with a larger --disk.",
-                    )
+                    raise refusal("over-disk", used_mib=used_bytes / MIB, total_mib=self._total_bytes / MIB)
                 yield folder
                 os.utime(folder)
             finally:

@@ -20,7 +20,7 @@ from mobillm_kit.channel.checks import batch_bytes, check_plan, checkpoint_bytes
 from mobillm_kit.channel.ends import Peer, ServerSocket
 from mobillm_kit.channel.frames import Limits, digest, from_frames, to_frames
 from mobillm_kit.channel.keys import Door
-from mobillm_kit.channel.messages import Bye, Hello, Message, Ping, Plan, Pong, WireError
+from mobillm_kit.channel.messages import Bye, Hello, Message, Ping, Plan, Pong, WireError, refusal
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import MIB
 from mobillm_kit.server import ServiceSettings
@@ -100,7 +100,7 @@ class Service:
             elif peer.route in self._asked and isinstance(message, Ping):
                 self._send(peer, Pong(nonce=message.nonce))  # its code is being looked up
             elif not isinstance(message, Bye):
-                raise WireError("hello-first", "No session was begun on this connection.", "Say hello first.")
+                raise refusal("hello-first")
 
     @contextmanager
     def _fence(self, peer: Peer) -> Iterator[None]:
@@ -116,9 +116,7 @@ class Service:
                 if place is not None:
                     self._places.drop(place)
                 # its kind alone: its words may hold the server's paths
-                problem = f"The server met an error of its own ({type(error).__name__})."
-                remedy = "Run again; whoever runs the server finds the reason in its log."
-                self._send(peer, WireError("server-trouble", problem, remedy).said(fatal=True))
+                self._send(peer, refusal("own-error", kind=type(error).__name__).said(fatal=True))
         except Exception:
             log.exception("A refusal could not be sent.")
 
@@ -137,11 +135,7 @@ class Service:
             answer, peer, hello, payloads = self._asked.pop(route)
             with self._fence(peer):
                 if not answer.result():
-                    raise WireError(
-                        "bad-code",
-                        "This key is not known and the one-time code is wrong, used up or too old.",
-                        "Ask for a new join string.",
-                    )
+                    raise refusal("unknown-key")
                 self._begin(peer, hello, payloads)
 
     def _begin(self, peer: Peer, hello: Hello, payloads: list[memoryview]) -> None:
@@ -156,7 +150,7 @@ class Service:
         check_plan(plan)
         credit = self._credit(plan)
         if (plan.head is not None) != bool(payloads):
-            raise WireError("bad-plan", "A head is described and not sent, or sent and not described.", "")
+            raise refusal("head-described")
         head = load_head(payloads[0]) if payloads else {}
         self._places.make_room(peer, hello.session)
         session = Session(plan, credit=credit, budget_bytes=self._settings.share_bytes)
@@ -184,12 +178,11 @@ class Service:
         """
         training, waiting = training_bytes(plan), batch_bytes(plan)
         if training + waiting > self._settings.share_bytes:
-            raise WireError(
-                "over-quota",
-                f"Training by this plan may take {training / MIB:.0f} MiB and a batch that waits {waiting / MIB:.0f} "
-                f"MiB; a session's share is {self._settings.share_bytes / MIB:.0f} MiB.",
-                "Send smaller batches, fewer layers or a smaller side network, or start the server with a larger "
-                "--budget or a smaller --max-sessions.",
+            raise refusal(
+                "over-share",
+                training_mib=training / MIB,
+                waiting_mib=waiting / MIB,
+                share_mib=self._settings.share_bytes / MIB,
             )
         return min(self._settings.credit, (self._settings.share_bytes - training) // waiting)
 

@@ -23,7 +23,7 @@ import torch
 
 from mobillm_kit.channel import messages
 from mobillm_kit.channel.frames import check_batch, check_digests
-from mobillm_kit.channel.messages import VERSION, Ack, BatchMessage, Message, Plan, Question, WireError
+from mobillm_kit.channel.messages import VERSION, Ack, BatchMessage, Message, Plan, Question, WireError, refusal
 from mobillm_kit.server.session_trainer import Reply, SessionTrainer
 
 log = logging.getLogger(__name__)
@@ -87,9 +87,7 @@ class Session:
             WireError: ``bad-plan``; it is not the plan that the session was begun with.
         """
         if hello.plan != self.plan:
-            raise WireError(
-                "bad-plan", "This session was begun with another plan.", "Begin a new session, or send the same plan."
-            )
+            raise refusal("another-plan")
         self.hello = hello
         self._expected = self._asked = None
         self._replies.clear()  # the welcome says it all again
@@ -105,7 +103,7 @@ class Session:
             if len(self._replies) < OTHER_JOBS:  # else nobody takes them
                 self._replies.append((messages.Pong(nonce=message.nonce), []))
         elif self.failed:
-            raise WireError("session-over", "This session has ended with an error.", "Start a new session.")
+            raise refusal("session-over")
         elif isinstance(message, BatchMessage):
             check_batch(message, self.plan, [len(payload) for payload in payloads])
             self._take_batch(Job(message, payloads, now), message.sequence)
@@ -115,11 +113,10 @@ class Session:
                 self._put(Job(message, payloads, now))
         elif isinstance(message, messages.Gradient | Question):
             if isinstance(message, messages.Gradient) and len(payloads) != 1:
-                problem = f"The gradient came in {len(payloads)} frames."
-                raise WireError("bad-shape", problem, "Send one, (B, C) float32.")
+                raise refusal("gradient-frames", came=len(payloads))
             self._put(Job(message, payloads, now))
         else:
-            raise WireError("bad-header", f"A device does not send '{type(message).__name__}' here.", "")
+            raise refusal("unexpected-kind", kind=type(message).__name__)
 
     def damaged(self) -> None:
         """A message of this session arrived damaged: ask for it again."""
@@ -185,14 +182,10 @@ class Session:
             self._ask()
             return
         if self._expected - self._trained >= self.credit:
-            raise WireError("over-credit", f"{self.credit} batches are waiting already.", "Wait for acknowledgements.")
+            raise refusal("over-credit", credit=self.credit)
         n_bytes = sum(each.n_bytes for each in (*self._working, *self._jobs, job))
         if n_bytes > self.budget_bytes:
-            raise WireError(
-                "over-quota",
-                f"{n_bytes} bytes would wait, the budget is {self.budget_bytes}.",
-                "Send smaller batches or fewer bits.",
-            )
+            raise refusal("over-budget", n_bytes=n_bytes, budget=self.budget_bytes)
         self._put(job)
         self._expected += 1
         self._asked = None
@@ -205,7 +198,7 @@ class Session:
 
     def _put(self, job: Job) -> None:
         if len(self._working) + len(self._jobs) >= self.credit + OTHER_JOBS:
-            raise WireError("over-credit", "Too many messages are waiting already.", "Wait for the answers.")
+            raise refusal("too-many-waiting")
         self._jobs.append(job)
 
 
@@ -306,9 +299,7 @@ class TrainingThread:
         except Exception as error:  # whatever it is, the device must hear of it and not wait
             log.exception("A step of one session met an error of this server; the others go on.")
             reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-            problem = f"The server could not train this batch ({reason})."
-            remedy = "Give the server more memory, or send smaller batches; then run again."
-            self._fail(job, WireError("server-trouble", problem, remedy))
+            self._fail(job, refusal("not-trained", reason=reason))
         else:
             with self._changed:
                 self._session.done(job, replies, self._trainer.sequence)
@@ -371,10 +362,6 @@ def _told(trainer: SessionTrainer, question: Question) -> list[Reply]:
     """The answer to a question; one about another step than training stands at changes nothing."""
     stands = "its first weights" if trainer.first_at is not None else trainer.sequence
     if question.sequence != stands:
-        error = WireError(
-            "bad-sequence",
-            f"Step {question.sequence} was asked about, training stands at {stands}.",
-            "Ask after all batches are acknowledged.",
-        )
+        error = refusal("another-step", sequence=question.sequence, stands=stands)
         return [(error.said(fatal=False, sequence=question.sequence), [])]
     return trainer.checkpoint() if isinstance(question, messages.Checkpoint) else trainer.result()

@@ -26,7 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mobillm_kit.channel import messages
 from mobillm_kit.channel.checks import KEPT_CHECKPOINTS
 from mobillm_kit.channel.frames import digest
-from mobillm_kit.channel.messages import Ack, BatchMessage, Message, Plan, WireError
+from mobillm_kit.channel.messages import Ack, BatchMessage, Message, Plan, WireError, refusal
 from mobillm_kit.errors import BadInput, SaveFailed
 from mobillm_kit.files import write_with
 from mobillm_kit.quant.parcels import Parcel, Upload, from_bytes, merge, split, to_bytes, unpack
@@ -122,11 +122,7 @@ class SessionTrainer:
         try:
             self._save()
         except SaveFailed as error:
-            raise WireError(
-                "server-trouble",
-                f"The server cannot keep a checkpoint of step {self.sequence}: {error.problem}",
-                "Free space on the server and run again; it goes on from the last checkpoint.",
-            ) from error
+            raise refusal("no-checkpoint", sequence=self.sequence, problem=error.problem) from error
         return [(messages.Durable(sequence=self.sequence), [])]
 
     def result(self) -> list[Reply]:
@@ -162,11 +158,7 @@ class SessionTrainer:
     def _ask_again(self, message: BatchMessage) -> list[Reply]:
         """Ask for a step's samples, once: who sends the same again would be asked for ever."""
         if self._asked_for == message.sequence:
-            raise WireError(
-                "bad-values",
-                f"Samples of step {message.sequence} are not held here, were asked for, and did not come.",
-                "List a sample in 'fresh' unless an answer says that it is cached.",
-            )
+            raise refusal("not-held", sequence=message.sequence)
         self._asked_for = message.sequence
         return [(messages.Need(sequence=message.sequence), [])]
 
@@ -178,9 +170,7 @@ class SessionTrainer:
         loss, train_s = train() or 0.0, time.perf_counter() - started
         self._waiting = None
         if not math.isfinite(loss):
-            raise WireError(
-                "diverged", f"The loss of step {sequence + 1} is {loss}.", "Lower the learning rate and start again."
-            )
+            raise refusal("diverged", step=sequence + 1, loss=loss)
         self.losses.append(loss)
         ack = Ack(sequence=sequence, loss=loss, cached=cached, queue_s=queue_s, decode_s=decode_s, train_s=train_s)
         replies: list[Reply] = [(ack, [])]
@@ -327,10 +317,8 @@ def _unpacked(parcels: Sequence[Parcel], message: BatchMessage) -> Upload:
 def _floats(payload: memoryview, rows: int, columns: int) -> Tensor:
     values = from_bytes(payload)
     if values.numel() != 4 * rows * columns:
-        raise WireError(
-            "bad-shape", f"{values.numel()} bytes for {rows} x {columns} float32 values.", "Send one row per sample."
-        )
+        raise refusal("floats", n_bytes=values.numel(), rows=rows, columns=columns)
     table = values.clone().view(torch.float32).view(rows, columns)  # off its frame: a sum depends on where values lie
     if not torch.isfinite(table).all():
-        raise WireError("bad-values", "Values that are not finite numbers.", "Send finite values.")
+        raise refusal("not-finite")
     return table
