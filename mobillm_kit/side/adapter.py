@@ -143,7 +143,7 @@ def new_adapter(
         layers=chosen_layers(backbone.n_layers, layers, last=started),
         n_labels=n_labels,
         causal=decoder,
-        pooling=None if decoder else spec.pooling or "mean",
+        pooling=None if backbone.lm_head is not None else spec.pooling or "mean",
     )
     adapter = SideAdapter(
         spec,
