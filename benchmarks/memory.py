@@ -519,9 +519,11 @@ def check(file: Path) -> bool:
     for result in found.values():
         print(line(result))
     print()
-    if SMALL in found and LORA in found:
-        leaner = found[SMALL].peak_bytes / found[LORA].peak_bytes
-        print(f"no bar  OPT-1.3B, 8 x 128, device, over the kit's own leaner LoRA fp32: {leaner:.4g} x")
+    for rival, what in ((LORA, "fp32"), (LORA_BF16, "bf16"), (PEFT_BF16, "bf16 (PEFT, the model's own loss)")):
+        if SMALL in found and rival in found:
+            over = found[SMALL].peak_bytes / found[rival].peak_bytes
+            own = "the kit's own leaner " if rival.role == "lora" else ""
+            print(f"no bar  OPT-1.3B, 8 x 128, device, over {own}LoRA {what}: {over:.4g} x")
     held = [_held(*bar) for bar in bars(found)]
     return all(held)
 
