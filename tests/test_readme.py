@@ -143,3 +143,9 @@ def test_ratios_of_memory(monkeypatch):
     assert f"÷ {times[large, 'LoRA float32, PEFT']:.1f} against PEFT's LoRA in float32" in words
     assert f"÷ {times[large, 'LoRA bfloat16, PEFT']:.1f} in equal precision (bfloat16)" in words
     assert f"÷ {times[large, 'LoRA bfloat16, this kit']:.1f} against this kit's own LoRA" in words
+
+
+@pytest.mark.parametrize("name", ["minilm-sst2", "minilm-rte"])
+def test_bars_on_real_text_call_the_copy_what_the_tables_call_it(name):
+    found = compare.bars_of(compare.benchmarks([""] * 3)[name])
+    assert [str(bar).split(",")[1] for bar in found[1:]] == [COPY.partition(",")[2]] * 2
