@@ -393,13 +393,13 @@ def test_a_classifier_stays_what_encoders_take(place):
 def test_a_checkpoint_without_the_head_is_refused_in_a_sentence(tmp_path):
     tiny_backbone("bert").model.save_pretrained(tmp_path)
     for load in (load_backbone, stream_backbone):
-        with pytest.raises(BadInput, match=r"first is 'cls\..* or use --head classifier"):
+        with pytest.raises(BadInput, match=r"first is 'cls\..*, its MLM head too, or --head classifier"):
             load_masked(tmp_path, load)
 
 
 def test_the_shared_encoder_has_no_such_head(shared):
     spec = RunSpec(method="probe", backbone=str(shared / "models" / "minilm-l6-h384"), head="label-words")
-    with pytest.raises(BadInput, match=r"first is 'cls\..* or use --head classifier"):
+    with pytest.raises(BadInput, match=r"first is 'cls\..*, its MLM head too, or --head classifier"):
         prepare(spec)
 
 

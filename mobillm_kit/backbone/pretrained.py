@@ -187,7 +187,7 @@ def check_complete(where: str | Path, missing: Sequence[str]) -> None:
     if missing:
         raise BadInput(
             f"{where}: {len(missing)} weights of the model are not in its files, the first is '{missing[0]}'.",
-            f"Name the folder of a whole pretrained model{', or use --head classifier' * MASKED.get()}.",
+            f"Name the folder of a whole pretrained model{', its MLM head too, or --head classifier' * MASKED.get()}.",
         )
 
 
