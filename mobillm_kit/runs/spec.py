@@ -54,7 +54,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     label_names: tuple[str, ...] | None = None
     """custom: the labels, such as 'neg|pos'; what the column holds if not given."""
     prompt: str | None = None
-    """custom: prompt for decoders, such as '{text} It was'."""
+    """custom: prompt for label words, such as '{text} It was', or '{text} It was [MASK].' for encoders."""
     label_words: tuple[str, ...] | None = None
     """custom: the word after the prompt for each label, such as ' bad| good'."""
     limit_train: Count | None = None

@@ -44,7 +44,7 @@ class SessionTrainer:
 
     Args:
         plan: what the device asked for.
-        head: the decoder head's tensors; empty for encoders.
+        head: the tensors of a label words' head; empty for classifiers.
         folder: of the session's checkpoints.
         cache: None where the plan does not ask for one.
 

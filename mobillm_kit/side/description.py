@@ -1,4 +1,4 @@
-"""The one description of a side network, and that of a decoder's head: plain numbers, the same wherever they stand.
+"""The one description of a side network, and that of a label words' head: plain numbers, the same wherever they stand.
 
     command line -> method -> message to a server -> the server's side network -> the saved folder
 
