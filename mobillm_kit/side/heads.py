@@ -145,7 +145,7 @@ class PooledHead(nn.Module):
 
 
 class SideTuned(nn.Module):
-    """What the server runs: the side network and its head, frozen where it reads label words, else the adapter's own."""
+    """What the server runs: the side network and its head, frozen where it reads label words, else the adapter's."""
 
     def __init__(self, adapter: SideAdapter, head: LabelWordHead | None) -> None:
         super().__init__()
