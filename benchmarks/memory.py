@@ -1,6 +1,6 @@
 """The device's memory and time with a streamed backbone: `python benchmarks/memory.py [PART …] [--quick | --check]`.
 
-    opt-1.3b    device of MobiLLM (8 x 128, 16 x 512, 1 x 64; bf16 and NF4) beside the whole model and LoRA (PEFT, fp32)
+    opt-1.3b    device of MobiLLM (8 x 128, 16 x 512, 1 x 64; bf16 and NF4) beside the whole model and LoRA (fp32, bf16)
     more        int8 and FP4 weights; a window of eight batches
     exact       one training step of LoRA with checkpointing: the whole model in bf16, and streamed (bf16, int8, NF4)
     opt-6.7b    one full training step: the device streams, the server trains its side network on what was sent
@@ -384,6 +384,7 @@ NF4 = msgspec.structs.replace(_DEVICE, weights="nf4")
 WHOLE = Case(role="whole")
 LORA = Case(role="lora", weights="float32")
 PEFT = Case(role="peft", weights="float32")
+LORA_BF16, PEFT_BF16 = Case(role="lora"), Case(role="peft")
 BIG = msgspec.structs.replace(_DEVICE, model="opt-6.7b")
 BIG_SERVER = Case(role="server", model="opt-6.7b", codec="int4")
 OF_EIGHT = msgspec.structs.replace(_DEVICE, window=WINDOW)
@@ -392,7 +393,7 @@ EXACT = Case(role="exact")
 STREAMED = Case(role="streamed")
 
 CASES = {
-    "opt-1.3b": (SMALL, TINY, NF4, WHOLE, LORA, PEFT, LARGE),
+    "opt-1.3b": (SMALL, TINY, NF4, WHOLE, LORA, PEFT, LORA_BF16, PEFT_BF16, LARGE),
     "opt-6.7b": (BIG, BIG_SERVER),
     "more": (OF_EIGHT, *(msgspec.structs.replace(_DEVICE, weights=kind) for kind in ("int8", "fp4"))),
     "exact": (EXACT, STREAMED, *(msgspec.structs.replace(STREAMED, weights=kind) for kind in ("int8", "nf4"))),
@@ -518,9 +519,11 @@ def check(file: Path) -> bool:
     for result in found.values():
         print(line(result))
     print()
-    if SMALL in found and LORA in found:
-        leaner = found[SMALL].peak_bytes / found[LORA].peak_bytes
-        print(f"no bar  OPT-1.3B, 8 x 128, device, over the kit's own leaner LoRA fp32: {leaner:.4g} x")
+    for rival, what in ((LORA, "fp32"), (LORA_BF16, "bf16"), (PEFT_BF16, "bf16 (PEFT, the model's own loss)")):
+        if SMALL in found and rival in found:
+            over = found[SMALL].peak_bytes / found[rival].peak_bytes
+            own = "the kit's own leaner " if rival.role == "lora" else ""
+            print(f"no bar  OPT-1.3B, 8 x 128, device, over {own}LoRA {what}: {over:.4g} x")
     held = [_held(*bar) for bar in bars(found)]
     return all(held)
 

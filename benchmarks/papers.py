@@ -8,7 +8,8 @@ compare ratios before bytes.  1 GB is 10^9 bytes here, as in the papers.
 
 Results go to benchmarks/results/papers.json.  Without arguments everything is predicted again, and what was measured
 stays; ``--measure`` runs PocketLLM's limits, and what was predicted stays; ``--quick`` predicts one table on OPT-125M;
-``--check`` reads the file, prints it and exits 1 where a claim of the papers does not hold.
+``--check`` reads the file, prints it and the ratios behind the headlines (those of memory.jsonl too), and exits 1 where
+a claim of the papers does not hold.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
+import memory
 import msgspec
 from memory_prediction import Case, Measured
 
@@ -289,13 +291,45 @@ def claims(found: Papers) -> list[Claim]:
     return made
 
 
+class Ratio(msgspec.Struct, frozen=True, kw_only=True):
+    """How many times as much memory as MobiLLM's device a rival takes."""
+
+    of: str
+    against: str
+    times: float
+
+
+def ratios(found: Papers, measured: dict[memory.Case, memory.Result]) -> list[Ratio]:
+    """The ÷ 4 against every rival in one precision, and the streamed device against LoRA in two and in one."""
+    made = []
+    gb = {(row.table, row.what): row.ours_gb or 0.0 for row in found.predicted}
+    for model in MOBILLM_MODELS:
+        table = f"MobiLLM, {model}, 16 × 256"
+        for rival in ("full", "lora", "bitfit", "lst"):
+            times = gb[table, rival] / gb[table, "mobillm-full-width"]
+            made.append(Ratio(of=f"{model}, float32, whole backbone, 16 × 256, predicted", against=rival, times=times))
+    device = measured[memory.SMALL].peak_bytes
+    for case, who in (
+        (memory.PEFT, "LoRA float32, PEFT"),
+        (memory.LORA, "LoRA float32, this kit"),
+        (memory.PEFT_BF16, "LoRA bfloat16, PEFT"),
+        (memory.LORA_BF16, "LoRA bfloat16, this kit"),
+    ):
+        of = "opt-1.3b, bfloat16 blocks streamed, 8 × 128, measured"
+        made.append(Ratio(of=of, against=who, times=measured[case].peak_bytes / device))
+    return made
+
+
 def check(file: Path) -> bool:
-    """Print the file and every claim; False where one does not hold or was not measured."""
+    """Print the file, the ratios and every claim; False where one does not hold or was not measured."""
     if not file.exists():
         print(f"{file.name}: no results; run benchmarks/papers.py --measure first")
         return False
     found = msgspec.json.decode(file.read_bytes(), type=Papers)
     show((*found.predicted, *found.measured))
+    print("\nratios to MobiLLM's device (published: ÷ 4)")
+    for ratio in ratios(found, {result.case: result for result in memory.read(memory.RESULTS)}):
+        print(f"  {ratio.of:56} {ratio.against:26} ÷ {ratio.times:.2f}")
     made = claims(found)
     print("\nclaims")
     for claim in made:

@@ -17,21 +17,22 @@ from filelock import FileLock, Timeout
 from mobillm_kit.errors import FolderBusy, KitError, SaveFailed
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` in one step."""
-    write_with(path, lambda target: target.write_bytes(data))
+def write_bytes(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Replace ``path`` by ``data`` in one step; at no moment does anybody see it whom ``mode`` does not let."""
+    write_with(path, lambda target: target.write_bytes(data), mode)
 
 
-def write_with(path: Path, write: Callable[[Path], object]) -> None:
+def write_with(path: Path, write: Callable[[Path], object], mode: int = 0o666) -> None:
     """Let ``write`` fill a file beside ``path``, then move it over ``path`` in one step."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
-        mode = partial.stat().st_mode  # what the user's umask says; some writers choose their own
+        partial.touch(mode)
+        left = partial.stat().st_mode  # what the user's umask leaves of it; some writers choose their own
         write(partial)
-        partial.chmod(mode)
-        _flush_to_disk(partial)
+        partial.chmod(left)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
         raise SaveFailed(
@@ -54,11 +55,6 @@ def only_one(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
         raise FolderBusy(f"{folder}: another run is writing into this folder.", remedy) from error
     with held:
         yield
-
-
-def _flush_to_disk(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 _PACKAGE = Path(__file__).resolve().parent

@@ -62,8 +62,8 @@ def test_a_truncated_file_counts_as_not_held(tmp_path):
     assert cache.get(1) is None
 
 
-def test_without_a_folder_only_memory_is_used():
-    cache = ActivationCache(None, memory_bytes=299, disk_bytes=10_000)
+def test_without_room_on_disk_only_memory_is_used(tmp_path):
+    cache = ActivationCache(tmp_path, memory_bytes=299, disk_bytes=0)
     assert [cache.put(number, parcel(number)) for number in range(4)] == [True, True, False, False]
 
 

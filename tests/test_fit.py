@@ -18,7 +18,7 @@ from mobillm_kit.runs.inference import Predictor
 from mobillm_kit.runs.loop import evaluate, fit
 from mobillm_kit.runs.prepare import build_method, prepare, training_batches
 from mobillm_kit.runs.run import control_scores
-from mobillm_kit.texts.batches import FitSettings, batch_indices, learning_rate
+from mobillm_kit.texts.batches import Batches, FitSettings, batch_indices
 from tests.builders import tiny_spec
 
 METHODS = [name for name, row in TABLE.items() if row.trained]
@@ -145,7 +145,7 @@ def test_each_epoch_sees_every_example_once_in_another_order():
 def test_schedules_by_hand():
     def rates(schedule, warmup=0.0):
         settings = FitSettings(steps=4, batch_size=1, lr=1.0, schedule=schedule, warmup=warmup)
-        return [learning_rate(settings, step) for step in range(4)]
+        return [Batches([None], None, settings).lr(step) for step in range(4)]
 
     assert rates("constant") == [1, 1, 1, 1]
     assert rates("linear") == [1, 0.75, 0.5, 0.25]

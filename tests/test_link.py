@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mobillm_kit.errors import BadInput, UnknownName
-from mobillm_kit.link.forms import LINKS, parse_link, read_trace
-from mobillm_kit.link.rates import SEGMENT_BYTES, Delays, Link, retransmit_s, segments
+from mobillm_kit.link.rates import LINKS, SEGMENT_BYTES, Delays, Link, parse_link, read_trace, retransmit_s, segments
 
 links = st.builds(
     Link,

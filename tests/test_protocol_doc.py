@@ -8,7 +8,6 @@ import math
 import re
 import struct
 from inspect import signature
-from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
@@ -26,8 +25,9 @@ from mobillm_kit.channel.messages import ERROR_CODES, VERSION, FrameInfo, FromDe
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import MIB
 from mobillm_kit.quant import BITS, CODECS, FP4, NF4, codec
+from mobillm_kit.server import ServiceSettings
 from mobillm_kit.server.places import MOST_PER_KEY
-from mobillm_kit.server.service import ServiceSettings, service_limits
+from mobillm_kit.server.service import service_limits
 from mobillm_kit.side.adapter import SideAdapter
 from mobillm_kit.side.description import HeadSpec, SideSpec
 from mobillm_kit.training.adamw import Trained
@@ -146,16 +146,16 @@ def test_the_seconds_are_those_of_the_code():
         (TIMINGS.gone_s, "does not take"),
         (TIMINGS.silent_s, "room for anybody's"),
         (life_s, "one-time code"),
-        (ServiceSettings(Path()).idle_s, "put to sleep"),
+        (TIMINGS.idle_s, "put to sleep"),
     ):
         assert words in about.get(f"{value:g}", ""), words
-    assert f"for {ServiceSettings(Path()).keep_days:g} days" in SECTIONS[4]
+    assert f"for {ServiceSettings().keep_days:g} days" in SECTIONS[4]
     assert f"once, for {life_s:g} s" in " ".join(SECTIONS[1].split())
     assert f"| `HANDSHAKE_IVL` | {TIMINGS.handshake_limit_s:g} s |" in SECTIONS[1]
 
 
 def test_what_a_server_takes_in_is_what_its_welcome_says():
-    settings = ServiceSettings(Path())
+    settings = ServiceSettings()
     limits = service_limits(settings)
     assert limits.frame_bytes == limits.total_bytes == settings.share_bytes  # and that is `budget_bytes`
     assert "`budget_bytes` of its `welcome`" in SECTIONS[1]

@@ -6,8 +6,10 @@ import json
 import re
 import statistics
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from benchmarks import compare, pipeline
@@ -125,3 +127,25 @@ def test_memory_of_the_streamed_device():
     peaks = {round(json.loads(line)["peak_bytes"] / 2**20) for line in lines}
     assert len(shown) >= 6
     assert set(shown) <= peaks
+
+
+def test_ratios_of_memory(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))  # they import one another as scripts do
+    papers, memory = import_module("papers"), import_module("memory")
+    found = msgspec.json.decode(papers.RESULTS.read_bytes(), type=papers.Papers)
+    made = papers.ratios(found, {result.case: result for result in memory.read(memory.RESULTS)})
+    times = {(ratio.of.split(",")[0], ratio.against): ratio.times for ratio in made}
+    small, large = "opt-350m", "opt-1.3b"
+    words = " ".join(README.split())
+    full, lora, bitfit = ((times[small, rival], times[large, rival]) for rival in ("full", "lora", "bitfit"))
+    assert "full fine-tuning is ÷ {:.1f} on OPT-350M and ÷ {:.1f} on OPT-1.3B in equal precision".format(*full) in words
+    assert "÷ {:.2f} and ÷ {:.2f} against LoRA, ÷ {:.2f} and ÷ {:.2f} against BitFit".format(*lora, *bitfit) in words
+    assert f"÷ {times[large, 'LoRA float32, PEFT']:.1f} against PEFT's LoRA in float32" in words
+    assert f"÷ {times[large, 'LoRA bfloat16, PEFT']:.1f} in equal precision (bfloat16)" in words
+    assert f"÷ {times[large, 'LoRA bfloat16, this kit']:.1f} against this kit's own LoRA" in words
+
+
+@pytest.mark.parametrize("name", ["minilm-sst2", "minilm-rte"])
+def test_bars_on_real_text_call_the_copy_what_the_tables_call_it(name):
+    found = compare.bars_of(compare.benchmarks([""] * 3)[name])
+    assert [str(bar).split(",")[1] for bar in found[1:]] == [COPY.partition(",")[2]] * 2

@@ -16,8 +16,10 @@ from mobillm_kit.channel.checks import batch_bytes, training_bytes
 from mobillm_kit.channel.ends import Peer
 from mobillm_kit.channel.frames import Limits, from_frames, to_frames
 from mobillm_kit.channel.messages import Ack, Bye, Checkpoint, Error, Fetch, Hello, Ping, Pong, Result, Welcome
+from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.errors import BadInput, FolderBusy, SaveFailed
-from mobillm_kit.server.service import Service, ServiceSettings, owner_folder
+from mobillm_kit.server import ServiceSettings
+from mobillm_kit.server.service import Service, owner_folder
 from mobillm_kit.server.session import Session, TrainingThread
 from tests.faults.flood import batch, plan
 
@@ -181,6 +183,12 @@ def test_a_question_about_another_step_is_refused_and_the_session_goes_on(thread
 # --- the loop
 
 
+class Shares(ServiceSettings):
+    """A server of so many bytes for each session."""
+
+    share_bytes: int = 2**29
+
+
 @pytest.fixture
 def served(tmp_path, monkeypatch):
     """A service whose loop the test turns by hand."""
@@ -189,7 +197,7 @@ def served(tmp_path, monkeypatch):
 
     def make(door=None, **settings):
         socket = PlayedSocket()
-        service = Service(socket, ServiceSettings(folder=tmp_path, **settings), door)
+        service = Service(socket, Shares(folder=tmp_path, **settings), door)
         made.append(service)
 
         def say(peer: Peer, message, payloads=()) -> None:
@@ -277,14 +285,13 @@ def test_where_all_places_are_taken_only_a_failed_or_a_silent_session_makes_room
 
 
 def test_a_plan_whose_smallest_batch_exceeds_the_share_is_refused(served):
-    end = served(budget_bytes=8000)
+    end = served(share_bytes=1000)
     end.say(PEER, hello())
     assert end.answers(1)[0].code == "over-quota"
 
 
 def test_credit_is_as_many_of_the_largest_batches_as_fit(served):
-    budget_bytes = training_bytes(plan()) + 3 * batch_bytes(plan())
-    end = served(budget_bytes=budget_bytes, max_sessions=1, credit=8)
+    end = served(share_bytes=training_bytes(plan()) + 3 * batch_bytes(plan()), credit=8)
     end.say(PEER, hello())
     assert end.answers(1)[0].credit == 3
 
@@ -315,11 +322,11 @@ def test_what_a_silent_device_does_not_take_is_left_out(served):
 
 
 def test_an_idle_session_is_put_to_sleep(served):
-    end = served(idle_s=5.0)
+    end = served()
     end.say(PEER, hello())
     end.answers(1)
     end.service._tick()
-    end.only().last_heard -= 6
+    end.only().last_heard -= TIMINGS.idle_s
     end.service._tick()
     assert not end.service._places.all()
 

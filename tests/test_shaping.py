@@ -379,15 +379,15 @@ def test_a_process_that_cannot_start_says_why(target, link, complaint):
 def test_a_link_process_is_used_like_a_link():
     threads, descriptors = threading.active_count(), open_descriptors()
     with echo() as server:
-        with LinkProcess(server.address, "20mbit,10ms", up_only=True) as shaped:
-            assert 0.010 <= min(round_trips_s(shaped.address, 5)) < 0.020
+        with LinkProcess(server.address, "20mbit,10ms") as shaped:
+            assert 0.020 <= min(round_trips_s(shaped.address, 5)) < 0.040
             shaped.set(Link.trace([(0, 50), (100, 1)], latency_ms=30))
             assert shaped.link.latency_ms == 30
-            assert min(round_trips_s(shaped.address, 3)) >= 0.030
+            assert min(round_trips_s(shaped.address, 3)) >= 0.060
             with pytest.raises(BadInput, match="names no link"):
                 shaped.set("quick")
-            with pytest.raises(BadInput, match=f"Port {shaped.address[1]} cannot be used"):
-                LinkProcess(server.address, "20mbit", port=shaped.address[1])
+            with pytest.raises(BadInput, match="names no link"):
+                LinkProcess(server.address, "quick")
         assert shaped._process.poll() == 0
         with pytest.raises(KitError, match="is closed"):
             shaped.set("20mbit")

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from contextlib import closing, contextmanager, suppress
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -37,10 +38,15 @@ def server():
         yield made
 
 
+def door(may_connect):
+    """A server's keys, and who may come in."""
+    return SimpleNamespace(keys=SERVER, may_connect=may_connect)
+
+
 @pytest.fixture
 def guarded():
     """A server with CURVE that knows one device."""
-    with ServerSocket(LOOPBACK, keys=SERVER, admit=lambda key: key == DEVICE.public, limits=LIMITS) as made:
+    with ServerSocket(LOOPBACK, door=door(lambda key: key == DEVICE.public), limits=LIMITS) as made:
         yield made
 
 
@@ -151,7 +157,7 @@ def test_the_largest_frame_survives_encryption(guarded):
 def test_the_allow_list_decides_while_the_server_runs(tmp_path):
     allowed = AllowList(tmp_path / "allowed.json")
     with (
-        ServerSocket(LOOPBACK, keys=SERVER, admit=lambda key: key in allowed, limits=LIMITS) as server,
+        ServerSocket(LOOPBACK, door=door(lambda key: key in allowed), limits=LIMITS) as server,
         DeviceSocket(server.address, limits=LIMITS, **_curve()) as device,
     ):
         with pytest.raises(HandshakeFailed):
@@ -169,7 +175,7 @@ def test_an_allow_list_that_fails_lets_nobody_in_and_the_next_one_still_can(capl
             raise OSError("the disk is gone")
         return True
 
-    with ServerSocket(LOOPBACK, keys=SERVER, admit=admit, limits=LIMITS) as server:
+    with ServerSocket(LOOPBACK, door=door(admit), limits=LIMITS) as server:
         with DeviceSocket(server.address, limits=LIMITS, **_curve()) as device, pytest.raises(HandshakeFailed):
             device.wait_connected()
         assert "the disk is gone" in caplog.text
@@ -296,16 +302,10 @@ def test_an_address_open_to_others_needs_keys_and_a_list(bind):
         ServerSocket(bind, limits=LIMITS)
 
 
-@pytest.mark.parametrize("half", [{"keys": SERVER}, {"admit": lambda key: True}])
-def test_keys_without_a_list_or_a_list_without_keys_are_refused(half):
-    with pytest.raises(BadInput, match="one without the other"):
-        ServerSocket(LOOPBACK, limits=LIMITS, **half)
-
-
 def test_all_addresses_with_keys_and_a_list():
     admit = {DEVICE.public}.__contains__
     with (
-        ServerSocket("tcp://0.0.0.0:0", keys=SERVER, admit=admit, limits=LIMITS) as server,
+        ServerSocket("tcp://0.0.0.0:0", door=door(admit), limits=LIMITS) as server,
         DeviceSocket(f"tcp://127.0.0.1:{_port(server)}", limits=LIMITS, **_curve()) as device,
     ):
         device.wait_connected()
@@ -335,7 +335,7 @@ def test_an_address_that_is_none_is_refused(bind):
 
 def test_an_address_of_another_machine_cannot_be_listened_at():
     with pytest.raises(BadInput, match="cannot listen"):
-        ServerSocket("tcp://192.0.2.1:5555", keys=SERVER, admit=lambda key: True, limits=LIMITS)
+        ServerSocket("tcp://192.0.2.1:5555", door=door(lambda key: True), limits=LIMITS)
 
 
 @pytest.mark.parametrize("half", [{"server_key": SERVER.public}, {"keys": DEVICE}])
@@ -762,7 +762,7 @@ def test_close_is_quick_while_the_allow_list_hangs():
         asked.set()
         return released.wait(30)
 
-    server = ServerSocket(LOOPBACK, keys=SERVER, admit=admit, limits=LIMITS)
+    server = ServerSocket(LOOPBACK, door=door(admit), limits=LIMITS)
     try:
         with DeviceSocket(server.address, limits=LIMITS, **_curve()):
             assert asked.wait(WAIT_S)
@@ -797,7 +797,7 @@ def test_a_closed_socket_says_so(server):
 
 def test_a_socket_that_is_forgotten_frees_its_port():
     """A notebook cell that is run again drops the first socket without closing it."""
-    forgotten = ServerSocket(LOOPBACK, keys=SERVER, admit=lambda key: True, limits=LIMITS)
+    forgotten = ServerSocket(LOOPBACK, door=door(lambda key: True), limits=LIMITS)
     address = forgotten.address
     del forgotten
     gc.collect()
@@ -809,10 +809,12 @@ FORGOTTEN = """
 from mobillm_kit.channel.keys import new_keys
 from mobillm_kit.channel.ends import DeviceSocket
 from mobillm_kit.channel.ends import ServerSocket
+from types import SimpleNamespace
 from tests.test_sockets import LIMITS
 
 keys = new_keys()
-server = ServerSocket("tcp://127.0.0.1:0", keys=keys, admit=lambda key: True, limits=LIMITS)
+door = SimpleNamespace(keys=keys, may_connect=lambda key: True)
+server = ServerSocket("tcp://127.0.0.1:0", door=door, limits=LIMITS)
 device = DeviceSocket(server.address, server_key=keys.public, keys=keys, limits=LIMITS)
 device.wait_connected()
 device.send([bytes(2**20)], 5)
@@ -835,7 +837,7 @@ def test_programs_that_forget_to_close_still_end(root):
 @pytest.mark.skipif(not hasattr(psutil.Process, "num_fds"), reason="file descriptors are counted on POSIX")
 def test_nothing_is_left_over(guarded):
     def once():
-        with ServerSocket(LOOPBACK, keys=SERVER, admit=lambda key: True, limits=LIMITS) as server:
+        with ServerSocket(LOOPBACK, door=door(lambda key: True), limits=LIMITS) as server:
             with device_of(server, **_curve()) as device:
                 assert device.send([bytes(MIB)], WAIT_S)
                 _received(server)

@@ -15,7 +15,8 @@ import pytest
 import mobillm_kit
 from mobillm_kit.channel.ends import ServerSocket
 from mobillm_kit.runs.prepare import build_method, prepare, training_batches
-from mobillm_kit.server.service import Service, ServiceSettings, service_limits
+from mobillm_kit.server import ServiceSettings
+from mobillm_kit.server.service import Service, service_limits
 from tests.builders import tiny_spec
 
 HOUSE = Path(mobillm_kit.__file__).parent

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import array
+import ast
 import os
 import random
+import tomllib
 import tracemalloc
+from pathlib import Path
+from string import Formatter
 
 import msgspec
 import pytest
 
+from mobillm_kit.channel import messages
 from mobillm_kit.channel.checks import check_plan, check_welcome, training_bytes
 from mobillm_kit.channel.frames import Limits, check_batch, check_digests, digest, from_frames, to_frames
 from mobillm_kit.channel.messages import (
@@ -629,3 +634,16 @@ def test_no_mutated_message_raises_anything_but_a_documented_refusal():
             codes.add(error.code)
     assert codes <= {*ERROR_CODES}
     assert len(codes) > 3
+
+
+def test_every_refusal_has_a_row_and_every_row_a_use_with_its_words():
+    package = Path(messages.__file__).parent.parent
+    calls = (node for file in package.rglob("*.py") for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    found = [c for c in calls if isinstance(c, ast.Call) and isinstance(c.func, ast.Name) and c.func.id == "refusal"]
+    uses = {call.args[0].value: {word.arg for word in call.keywords} for call in found}
+    rows = tomllib.loads((package / "channel" / "refusals.toml").read_text(encoding="utf-8"))
+    words = {
+        name: {word for text in (row["problem"], row.get("remedy", "")) for _, word, _, _ in Formatter().parse(text)}
+        for name, row in rows.items()
+    }
+    assert uses == {name: found - {None} for name, found in words.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,12 @@ def trained(
     checkpoint: Path | None = None,
     after_step: Callable[[int], None] = lambda step: None,
     before: Callable[[MobiLLM], None] = lambda method: None,
+    settings: Mapping[str, Any] | None = None,
     **options,
 ) -> tuple[bytes, FitResult]:
     """The trained side network's bytes, and what the loop says."""
-    spec = tiny_spec(
-        place, f"mobillm-{side}", model, steps=steps, eval_every=6, options={"server": server, **shape(side), **options}
-    )
+    options = {"server": server, **shape(side), **options}
+    spec = tiny_spec(place, f"mobillm-{side}", model, steps=steps, eval_every=6, options=options, **(settings or {}))
     prepared = prepare(spec)
     method = build_method(prepared)
     before(method)

@@ -7,6 +7,7 @@ Taught in: notebooks/00_start_here.ipynb
 """
 
 import tomllib
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -45,11 +46,16 @@ class Family:
     """Tables of which every block reads all rows: DeBERTa's relative positions."""
     cannot: str = ""
     """A setting that puts something between the blocks: such a model is refused."""
+    masked_head: tuple[str, ...] = ()
+    """Of ``AutoModelForMaskedLM``: the head's matrix, its norm, and the setting of what is between, empty for gelu."""
 
 
 _ROWS = tomllib.loads(Path(__file__).with_name("families.toml").read_text(encoding="utf-8"))
 FAMILIES = {name: msgspec.convert(row, Family) for row in _ROWS.values() for name in row["types"]}
 """By transformers' model type."""
+
+MASKED: ContextVar[bool] = ContextVar("masked", default=False)
+"""Whether an encoder is made with its masked-language head, which label words need; set where one is opened."""
 
 
 def family_of(model_type: str) -> Family:

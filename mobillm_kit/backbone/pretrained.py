@@ -18,9 +18,10 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoModelForMaskedLM as AutoMasked
 from transformers.utils import logging as hf_logging
 
-from mobillm_kit.backbone.families import Kind, family_of
+from mobillm_kit.backbone.families import MASKED, Kind, family_of
 from mobillm_kit.backbone.split import Backbone
 from mobillm_kit.errors import BadInput, UnknownName
 from mobillm_kit.files import data_folder
@@ -221,6 +222,8 @@ def auto_class(model_type: str) -> tuple[Any, dict[str, Any]]:
     family = family_of(model_type)
     if family.kind == "decoder":
         return AutoModelForCausalLM, {}
+    if MASKED.get():
+        return AutoMasked, {}
     return AutoModel, {"add_pooling_layer": False} if family.poolable else {}
 
 
@@ -229,7 +232,7 @@ def check_complete(where: str | Path, missing: Sequence[str]) -> None:
     if missing:
         raise BadInput(
             f"{where}: {len(missing)} weights of the model are not in its files, the first is '{missing[0]}'.",
-            "Name the folder of a whole pretrained model.",
+            f"Name the folder of a whole pretrained model{', its MLM head too, or --head classifier' * MASKED.get()}.",
         )
 
 

@@ -54,7 +54,7 @@ class Backbone(nn.Module):
             )
         self.width = int(self.config.hidden_size)
         """Width d of the hidden state between blocks."""
-        self.base: nn.Module = attrgetter(self.family.base)(model) if self.family.base else model
+        self.base: nn.Module = attrgetter(self.family.base)(model) if self.family.base else cast(Any, model).base_model
         self.blocks: nn.ModuleList = attrgetter(self.family.blocks)(self.base)
         self.n_layers = len(self.blocks)
         """L, the number of blocks."""
@@ -62,7 +62,8 @@ class Backbone(nn.Module):
         self.norm: nn.Module | None = norm if self.kind == "decoder" else None
         self.closing_norm: nn.Module | None = norm if self.kind == "encoder" else None
         self.project_out: nn.Module | None = getattr(self.base, self.family.project_out or "_", None)
-        self.lm_head: nn.Module | None = getattr(model, self.family.lm_head) if self.family.lm_head else None
+        words = getattr(model, self.family.lm_head) if self.family.lm_head else cast(Any, model).get_output_embeddings()
+        self.lm_head: nn.Module | None = words  # an encoder has one where it is a masked-language model
         starts_late = self.family.positions_start_after_padding_id
         self._position_offset = int(self.config.pad_token_id) + 1 if starts_late else 0
         self.context = int(self.config.max_position_embeddings) - self._position_offset

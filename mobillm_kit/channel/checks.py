@@ -6,7 +6,7 @@ Knows: messages and plans.  Knows nothing of: sockets, tensors, sessions.
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from mobillm_kit.channel.messages import VERSION, Plan, Welcome, WireError
+from mobillm_kit.channel.messages import VERSION, Plan, Welcome, WireError, refusal
 from mobillm_kit.common import FLOAT_BYTES
 from mobillm_kit.errors import BadInput, few
 
@@ -83,28 +83,16 @@ def check_welcome(welcome: Welcome, plan: Plan) -> None:
         WireError: ``version``, ``bad-sequence`` or ``bad-values``.
     """
     if welcome.version != VERSION:
-        raise WireError(
-            "version",
-            f"The server speaks version {welcome.version} of the protocol, here is version {VERSION}.",
-            "Install the same version of mobillm_kit on both sides.",
-        )
+        raise refusal("server-version", theirs=welcome.version, ours=VERSION)
     first = 0 if welcome.first is None else welcome.first + 1
     if first > (plan.first.n_bytes if plan.first else 0) or (first and welcome.resume):
-        raise WireError("bad-values", "The server asks for first weights that are not there.", "Begin a new session.")
+        raise refusal("no-first-weights")
     if welcome.resume > plan.steps:
-        raise WireError(
-            "bad-sequence",
-            f"The server wants batch {welcome.resume} of a plan of {plan.steps} steps.",
-            "Begin a new session.",
-        )
+        raise refusal("resume-beyond-plan", resume=welcome.resume, steps=plan.steps)
     ends = [end for both in welcome.held for end in both]
     backwards = any(first > last for first, last in welcome.held) or ends != sorted(ends)
     if backwards or (ends and ends[-1] >= plan.n_samples):
-        raise WireError(
-            "bad-values",
-            f"The server names cached samples {few(welcome.held)}; they must be ascending and below {plan.n_samples}.",
-            "Begin a new session.",
-        )
+        raise refusal("held-samples", held=few(welcome.held), n_samples=plan.n_samples)
 
 
 def _bad_plan(problem: str) -> WireError:

@@ -8,7 +8,7 @@ Taught in: notebooks/08_device_and_server.ipynb
 
 import errno
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -16,14 +16,13 @@ import zmq
 
 from mobillm_kit.channel.connections import Connections
 from mobillm_kit.channel.frames import Limits
-from mobillm_kit.channel.join import check_key, split_address
-from mobillm_kit.channel.keys import KeyPair
+from mobillm_kit.channel.join import check_key, is_loopback, split_address
+from mobillm_kit.channel.keys import Door, KeyPair
 from mobillm_kit.channel.sockets import End, checked, take_message
 from mobillm_kit.channel.threshold import (
     DOMAIN,
-    Door,
+    Doorkeeper,
     attach,
-    check_protected,
     make_routes_unpredictable,
     mechanism_at,
     sentence,
@@ -35,16 +34,6 @@ _DEVICE_INBOX = 32  # answers are small; a device that does not read for a while
 _CUTS = 3  # one connection cut during the handshake may be the network's fault, three in a row are not
 
 _ARRIVALS = zmq.EVENT_ACCEPTED | zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED
-_PROGRESS = (
-    zmq.EVENT_CONNECTED
-    | zmq.EVENT_CONNECT_DELAYED
-    | zmq.EVENT_CONNECT_RETRIED
-    | zmq.EVENT_CLOSED
-    | zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_HANDSHAKE_SUCCEEDED
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-)
 
 
 @dataclass(frozen=True)
@@ -64,9 +53,8 @@ class ServerSocket(End):
 
     Args:
         bind: ``tcp://host:port``; port 0 takes a free one.
-        keys: the server's key pair; None runs plain, on a loopback address only.
-        admit: whether a device's public key (z85) may connect; asked during each handshake, from another thread; an
-            exception counts as no.
+        door: the server's key pair, and whether a device's public key (z85) may connect: asked during each handshake,
+            from another thread; an exception counts as no.  None runs plain, on a loopback address only.
         limits: bounds of one message; what exceeds them is cut short so that ``frames.from_frames`` refuses it.  libzmq
             itself bounds the single frame only, and takes in a whole message before anybody can look at it.
         high_water: messages kept per device and direction.
@@ -80,24 +68,27 @@ class ServerSocket(End):
         self,
         bind: str,
         *,
-        keys: KeyPair | None = None,
-        admit: Callable[[str], bool] | None = None,
+        door: Door | None = None,
         limits: Limits,
         high_water: int = 8,
     ) -> None:
         host, _ = split_address(bind)
-        check_protected(bind, host, keys, admit)
+        if door is None and not is_loopback(host):
+            raise BadInput(
+                f"{bind} can be reached by others, and the server has no keys and no allow-list.",
+                "Give it both, or bind to tcp://127.0.0.1:0.",
+            )
         make_routes_unpredictable()
         super().__init__(zmq.ROUTER, limits, high_water, high_water, events=_ARRIVALS, events_wake=False)
-        self._encrypted = keys is not None
+        self._encrypted = door is not None
         self._connections = Connections(limits.total_bytes)
         try:
             self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
             self._socket.setsockopt(zmq.IPV6, ":" in host)
-            if keys is not None and admit is not None:
-                self._also_close.append(Door(self._context, admit).close)
+            if door is not None:
+                self._also_close.append(Doorkeeper(self._context, door.may_connect).close)
                 self._socket.setsockopt(zmq.CURVE_SERVER, 1)
-                self._socket.setsockopt_string(zmq.CURVE_SECRETKEY, keys.secret)
+                self._socket.setsockopt_string(zmq.CURVE_SECRETKEY, door.keys.secret)
                 self._socket.setsockopt_string(zmq.ZAP_DOMAIN, DOMAIN)
                 self._socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # nobody enters when nobody answers at the door
             attach(self._socket, bind, listen=True)
@@ -202,7 +193,7 @@ class DeviceSocket(End):
         self._reason = "nothing-listens"
         self._cuts = 0
         self._last_event, self._last_event_at = 0, 0.0
-        super().__init__(zmq.DEALER, limits, high_water, _DEVICE_INBOX, events=_PROGRESS, events_wake=True)
+        super().__init__(zmq.DEALER, limits, high_water, _DEVICE_INBOX, events=zmq.EVENT_ALL, events_wake=True)
         try:
             socket = self._socket
             socket.setsockopt(zmq.IPV6, ":" in host)

@@ -20,22 +20,8 @@ from typing import Literal
 
 import msgspec
 
-from mobillm_kit.channel.messages import (
-    DIGEST_BYTES,
-    PART_BYTES,
-    VERSION,
-    BatchMessage,
-    First,
-    FrameInfo,
-    FromDevice,
-    FromServer,
-    Hello,
-    Logits,
-    Message,
-    Plan,
-    Result,
-    WireError,
-)
+from mobillm_kit.channel import messages
+from mobillm_kit.channel.messages import DIGEST_BYTES, BatchMessage, FrameInfo, Message, Plan, WireError, refusal
 from mobillm_kit.common import FLOAT_BYTES
 from mobillm_kit.errors import BadInput, few
 from mobillm_kit.side.description import MOST_LAYERS
@@ -43,7 +29,6 @@ from mobillm_kit.side.description import MOST_LAYERS
 MAGIC = b"MBLM"
 PREAMBLE_BYTES = len(MAGIC) + 4 + DIGEST_BYTES
 SPARE = b"\0\0\0"
-SAY_ALIKE = "Send what the plan says, or begin a new session with another plan."
 
 Payload = bytes | bytearray | memoryview
 Party = Literal["device", "server"]
@@ -61,8 +46,8 @@ class Limits:
 
 
 _DECODERS = {
-    "device": msgspec.msgpack.Decoder(FromDevice),
-    "server": msgspec.msgpack.Decoder(FromServer),
+    "device": msgspec.msgpack.Decoder(messages.FromDevice),
+    "server": msgspec.msgpack.Decoder(messages.FromServer),
 }
 _ENCODER = msgspec.msgpack.Encoder()
 
@@ -78,7 +63,7 @@ def to_frames(message: Message, payloads: Sequence[Payload] = ()) -> list[Payloa
         described = [FrameInfo(n_bytes=memoryview(payload).nbytes, digest=digest(payload)) for payload in payloads]
         message = msgspec.structs.replace(message, frames=described)
     header = _ENCODER.encode(message)
-    return [MAGIC + bytes([VERSION]) + SPARE + digest(header), header, *payloads]
+    return [MAGIC + bytes([messages.VERSION]) + SPARE + digest(header), header, *payloads]
 
 
 def from_frames(frames: Sequence[Payload], *, sender: Party, limits: Limits) -> tuple[Message, list[memoryview]]:
@@ -96,16 +81,12 @@ def from_frames(frames: Sequence[Payload], *, sender: Party, limits: Limits) -> 
         WireError: names what is wrong; nothing else is raised, whatever the bytes.
     """
     if not 2 <= len(frames) <= limits.frames + 2:
-        raise WireError(
-            "bad-frames",
-            f"{len(frames)} frames came.",
-            f"Send a preamble, a header and at most {limits.frames} payload frames.",
-        )
+        raise refusal("frames-number", came=len(frames), most=limits.frames)
     views = [memoryview(frame).cast("B") for frame in frames]
     _check_sizes(views, limits)
     _check_preamble(views[0])
     if digest(views[1]) != bytes(views[0][PREAMBLE_BYTES - DIGEST_BYTES :]):
-        raise WireError("bad-digest", "The header is not the one that its digest is of.", "Send the message again.")
+        raise refusal("header-digest")
     message = _decoded(views[1], sender)
     described = getattr(message, "frames", [])
     _check_lengths(described, views[2:])
@@ -117,25 +98,19 @@ def from_frames(frames: Sequence[Payload], *, sender: Party, limits: Limits) -> 
 
 def _check_sizes(views: Sequence[memoryview], limits: Limits) -> None:
     if len(views[1]) > limits.header_bytes:
-        raise WireError("too-large", f"The header has {len(views[1])} bytes.", f"Send at most {limits.header_bytes}.")
+        raise refusal("header-size", n_bytes=len(views[1]), most=limits.header_bytes)
     largest, total = max(map(len, views)), sum(map(len, views))
     if largest > limits.frame_bytes or total > limits.total_bytes:
-        raise WireError(
-            "too-large",
-            f"The message has {total} bytes, its largest frame {largest}.",
-            f"Send at most {limits.total_bytes} bytes, {limits.frame_bytes} in a frame.",
+        raise refusal(
+            "message-size", total=total, largest=largest, most=limits.total_bytes, most_of_frame=limits.frame_bytes
         )
 
 
 def _check_preamble(preamble: memoryview) -> None:
     if len(preamble) != PREAMBLE_BYTES or bytes(preamble[:4]) != MAGIC or bytes(preamble[5:8]) != SPARE:
-        raise WireError("not-our-protocol", "The first frame is no preamble of this protocol.", "See docs/protocol.md.")
-    if preamble[4] != VERSION:
-        raise WireError(
-            "version",
-            f"The message is of version {preamble[4]} of the protocol, here is version {VERSION}.",
-            "Install the same version of mobillm_kit on both sides.",
-        )
+        raise refusal("preamble")
+    if preamble[4] != messages.VERSION:
+        raise refusal("version", theirs=preamble[4], ours=messages.VERSION)
 
 
 def _decoded(header: memoryview, sender: Party) -> Message:
@@ -143,44 +118,26 @@ def _decoded(header: memoryview, sender: Party) -> Message:
         return _DECODERS[sender].decode(header)
     except (ValueError, RecursionError, MemoryError, OverflowError) as error:  # ValueError: all that msgspec raises
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise WireError(
-            "bad-header", f"The header is no message of a {sender}: {reason}", "See docs/protocol.md."
-        ) from error
+        raise refusal("header", sender=sender, reason=reason) from error
 
 
 def _check_lengths(described: Sequence[FrameInfo], payloads: Sequence[memoryview]) -> None:
     if len(described) != len(payloads):
-        raise WireError(
-            "bad-frames",
-            f"The header describes {len(described)} payload frames, {len(payloads)} came.",
-            "Describe each in 'frames', in the order in which they are sent.",
-        )
+        raise refusal("frames-described", described=len(described), came=len(payloads))
     for number, (info, payload) in enumerate(zip(described, payloads, strict=True)):
         if info.n_bytes != len(payload):
-            raise WireError(
-                "bad-frames",
-                f"Payload {number} has {len(payload)} bytes, its header says {info.n_bytes}.",
-                "Send the message again.",
-            )
+            raise refusal("payload-length", number=number, came=len(payload), said=info.n_bytes)
 
 
 def _check_form(message: Message, described: Sequence[FrameInfo]) -> None:
     """What may be said of the payloads without knowing the session; a batch's need its plan."""
-    single = isinstance(message, Logits | Result | First)
-    if (single and len(described) != 1) or (isinstance(message, Hello) and len(described) > 1):
-        raise WireError(
-            "bad-frames",
-            f"A '{type(message).__struct_config__.tag}' with {len(described)} payload frames.",
-            "Send one; a hello without a head sends none.",
-        )
-    if isinstance(message, First) and described[0].n_bytes > PART_BYTES:
-        raise WireError("too-large", "The part of the first weights is too long.", f"Send at most {PART_BYTES} bytes.")
-    if isinstance(message, Logits) and described[0].n_bytes != message.rows * message.columns * FLOAT_BYTES:
-        raise WireError(
-            "bad-shape",
-            f"{described[0].n_bytes} bytes for {message.rows} x {message.columns} float32 logits.",
-            "Send four bytes for each.",
-        )
+    single = isinstance(message, messages.Logits | messages.Result | messages.First)
+    if (single and len(described) != 1) or (isinstance(message, messages.Hello) and len(described) > 1):
+        raise refusal("frames-of-kind", kind=type(message).__struct_config__.tag, described=len(described))
+    if isinstance(message, messages.First) and described[0].n_bytes > messages.PART_BYTES:
+        raise refusal("part-size", most=messages.PART_BYTES)
+    if isinstance(message, messages.Logits) and described[0].n_bytes != message.rows * message.columns * FLOAT_BYTES:
+        raise refusal("logits-size", n_bytes=described[0].n_bytes, rows=message.rows, columns=message.columns)
 
 
 def check_digests(described: Sequence[FrameInfo], payloads: Sequence[memoryview]) -> None:
@@ -191,9 +148,7 @@ def check_digests(described: Sequence[FrameInfo], payloads: Sequence[memoryview]
     """
     for number, (info, payload) in enumerate(zip(described, payloads, strict=True)):
         if info.digest != digest(payload):
-            raise WireError(
-                "bad-digest", f"Payload {number} is not the one that its digest is of.", "Send the message again."
-            )
+            raise refusal("payload-digest", number=number)
 
 
 def check_batch(batch: BatchMessage, plan: Plan, sizes: Sequence[int]) -> None:
@@ -208,74 +163,46 @@ def check_batch(batch: BatchMessage, plan: Plan, sizes: Sequence[int]) -> None:
         WireError: ``bad-sequence``, ``bad-shape``, ``bad-codec`` or ``bad-values``.
     """
     if batch.sequence >= plan.steps:
-        raise WireError(
-            "bad-sequence", f"Batch {batch.sequence} of a plan of {plan.steps} steps.", "Begin a new session."
-        )
+        raise refusal("beyond-plan", sequence=batch.sequence, steps=plan.steps)
     _check_samples(batch, plan)
     _check_targets(batch, plan)
     _check_fresh(batch, plan)
     expected = _expected_sizes(batch, plan)
     if list(sizes) != expected:
-        raise WireError(
-            "bad-shape",
-            f"{len(sizes)} payload frames of {few(sizes)} bytes; {len(expected)} of {few(expected)} fit the shapes.",
-            "Send one frame per layer, sized by the codec for the sum of the lengths.",
-        )
+        raise refusal("payload-sizes", came=len(sizes), sizes=few(sizes), wanted=len(expected), fitting=few(expected))
 
 
 def _check_samples(batch: BatchMessage, plan: Plan) -> None:
     rows = len(batch.samples)
     if rows > plan.max_rows:
-        raise WireError("bad-shape", f"{rows} samples in a batch; the plan says {plan.max_rows} at most.", SAY_ALIKE)
+        raise refusal("rows", rows=rows, most=plan.max_rows)
     strange = [sample for sample in batch.samples if sample >= plan.n_samples]
     if strange:
-        raise WireError("bad-values", f"Sample {strange[0]} of {plan.n_samples}.", "Number samples from 0.")
+        raise refusal("sample", number=strange[0], n_samples=plan.n_samples)
 
 
 def _check_targets(batch: BatchMessage, plan: Plan) -> None:
     wanted = len(batch.samples) if plan.labels == "server" else 0
     if len(batch.targets) != wanted:
-        raise WireError(
-            "bad-shape",
-            f"{len(batch.targets)} labels for {len(batch.samples)} samples; the plan's label mode "
-            f"'{plan.labels}' wants {wanted}.",
-            "Send one label per sample where the server computes the loss, else none.",
-        )
+        raise refusal("labels", labels=len(batch.targets), samples=len(batch.samples), mode=plan.labels, wanted=wanted)
     strange = [target for target in batch.targets if target >= plan.side.n_labels]
     if strange:
-        raise WireError("bad-values", f"Label {strange[0]} of {plan.side.n_labels}.", "Number labels from 0.")
+        raise refusal("label", number=strange[0], n_labels=plan.side.n_labels)
 
 
 def _check_fresh(batch: BatchMessage, plan: Plan) -> None:
     fresh = list(batch.fresh)
     if fresh != sorted(set(fresh)) or (fresh and fresh[-1] >= len(batch.samples)):
-        raise WireError(
-            "bad-shape", f"'fresh' is {few(fresh)} for {len(batch.samples)} samples.", "Send ascending indices."
-        )
+        raise refusal("fresh-order", fresh=few(fresh), samples=len(batch.samples))
     if not plan.cache and len(fresh) != len(batch.samples):
-        raise WireError(
-            "bad-shape",
-            f"{len(fresh)} of {len(batch.samples)} samples came with activations, and the plan has no cache.",
-            "Send every sample's, or plan with a cache.",
-        )
+        raise refusal("no-cache", fresh=len(fresh), samples=len(batch.samples))
     if len(batch.lengths) != len(fresh) or len(batch.positions) != len(fresh):
-        raise WireError(
-            "bad-shape",
-            f"{len(fresh)} fresh samples, {len(batch.lengths)} lengths, {len(batch.positions)} positions.",
-            "Send one length and one position per fresh sample.",
-        )
+        raise refusal("fresh-numbers", fresh=len(fresh), lengths=len(batch.lengths), positions=len(batch.positions))
     for length, position in zip(batch.lengths, batch.positions, strict=True):
         if not 1 <= length <= plan.max_tokens or position >= length:
-            raise WireError(
-                "bad-shape",
-                f"A sample of {length} tokens with its prediction token at {position}; the plan allows 1 to "
-                f"{plan.max_tokens} tokens.",
-                "Count positions from 0, below the length.",
-            )
+            raise refusal("tokens", length=length, position=position, most=plan.max_tokens)
     if list(batch.layers) != list(plan.side.layers):
-        raise WireError(
-            "bad-shape", f"Layers {few(batch.layers)} came; the plan says {few(plan.side.layers)}.", SAY_ALIKE
-        )
+        raise refusal("layers", came=few(batch.layers), wanted=few(plan.side.layers))
 
 
 def _expected_sizes(batch: BatchMessage, plan: Plan) -> list[int]:

@@ -11,10 +11,8 @@ Taught in: notebooks/08_device_and_server.ipynb
 import hashlib
 import hmac
 import secrets
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +30,7 @@ LOCK_LIMIT_S = 5.0
 """Longest wait for another process that changes the same file."""
 
 _KEYS = "curve.json"
+_SECRET = 0o600
 T = TypeVar("T")
 
 
@@ -69,7 +68,7 @@ def load_or_make_keys(folder: Path) -> KeyPair:
     with _held(path):
         if not path.exists():
             keys = new_keys()
-            _write_secret(path, msgspec.json.encode({"public": keys.public, "secret": keys.secret}))
+            write_bytes(path, msgspec.json.encode({"public": keys.public, "secret": keys.secret}), _SECRET)
         return _load_keys(path)
 
 
@@ -80,7 +79,7 @@ class _Code(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _File(Generic[T]):
-    """What a small JSON file says, which other processes may change at any time; safe to ask from several threads.
+    """What a small JSON file says, which other processes may change at any time; read anew at each question.
 
     A file that is not there is an empty one.
 
@@ -89,36 +88,26 @@ class _File(Generic[T]):
             take that for no.
     """
 
-    def __init__(self, path: Path, kind: type[T], empty: Callable[[], T]) -> None:
-        self._path, self._kind, self._empty = path, kind, empty
-        self._lock = threading.Lock()
-        self._seen: tuple[int, ...] | None = None
-        self._value: T | None = None
-        _ = self.value  # a damaged list is refused when the server starts, not when the first device knocks
+    kind: type[T]
 
-    @property
-    def value(self) -> T:
-        """As the file says now; read again when it changed."""
-        with self._lock:
-            seen = _signature(self._path)
-            if self._value is None or seen != self._seen:
-                self._value = self._read()
-                self._seen = seen
-            return self._value
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.read()  # a damaged list is refused when the server starts, not when the first device knocks
 
     @contextmanager
     def changing(self) -> Iterator[T]:
         """What the file says, to be changed in place by one process at a time; it is written where it was changed."""
         with _held(self._path):
-            value = self._read()
+            value = self.read()
             before = msgspec.json.encode(value)
             yield value
             after = msgspec.json.encode(value)
             if after != before:
-                _write_secret(self._path, msgspec.json.format(after))
+                write_bytes(self._path, msgspec.json.format(after), _SECRET)
 
-    def _read(self) -> T:
-        value = _decoded(self._path, self._kind) if self._path.exists() else self._empty()
+    def read(self) -> T:
+        """What the file says now."""
+        value = _decoded(self._path, self.kind) if self._path.exists() else self.kind()
         for key in value if isinstance(value, dict) else ():
             try:
                 check_key(key, f"key {key!r}")
@@ -130,11 +119,10 @@ class _File(Generic[T]):
 class AllowList(_File[dict[str, str]]):
     """The public keys that may connect: JSON, ``{"key": "label", ...}``."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, dict[str, str], dict)
+    kind = dict[str, str]
 
     def __contains__(self, public: str) -> bool:
-        return public in self.value
+        return public in self.read()
 
     def add(self, public: str, label: str = "") -> None:
         """Let a key in; a key that is there gets the new label."""
@@ -148,13 +136,12 @@ class AllowList(_File[dict[str, str]]):
 class OneTimeCodes(_File[list[_Code]]):
     """Codes that put one new device on the allow-list, each once, each for a while; only salted digests are kept."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, list[_Code], list)
+    kind = list[_Code]
 
     @property
     def waiting(self) -> bool:
         """Whether some code is still unused and in time: only then need unknown keys be let in to show one."""
-        return bool(_in_time(self.value))
+        return bool(_in_time(self.read()))
 
     def new_code(self, lifetime_s: float = 600.0) -> str:
         """Three groups of four characters, 59 bits.
@@ -221,15 +208,6 @@ def _in_time(codes: list[_Code]) -> list[_Code]:
     return [code for code in codes if code.expires > now]
 
 
-def _signature(path: Path) -> tuple[int, ...]:
-    """Differs after every change: files are replaced, so even within one clock tick the inode is another."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return ()
-    return status.st_mtime_ns, status.st_size, status.st_ino
-
-
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
     """One process at a time changes a file; errors as for :func:`load_or_make_keys`."""
@@ -246,15 +224,6 @@ def _held(path: Path) -> Iterator[None]:
         raise SaveFailed(problem, "Choose another folder.") from error
     finally:
         lock.release()
-
-
-def _write_secret(path: Path, data: bytes) -> None:
-    """Replace a file that is held by one that only its owner may read; at no moment may anybody else."""
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as hidden:  # mode 0700
-        new = Path(hidden) / path.name
-        write_bytes(new, data)
-        new.chmod(0o600)
-        new.replace(path)
 
 
 def _load_keys(path: Path) -> KeyPair:

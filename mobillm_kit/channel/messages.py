@@ -9,6 +9,8 @@ Taught in: notebooks/08_device_and_server.ipynb
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import msgspec
@@ -88,6 +90,23 @@ class WireError(KitError):
         """As a message; a sentence that is too long for one is cut short."""
         problem, remedy = self.problem[:SENTENCE_LENGTH], self.remedy[:SENTENCE_LENGTH]
         return Error(code=self.code, sentence=problem, remedy=remedy, sequence=sequence, fatal=fatal)
+
+
+class _Refusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    code: ErrorCode
+    problem: str
+    remedy: str = ""
+
+
+_REFUSALS = msgspec.convert(
+    tomllib.loads(Path(__file__).with_name("refusals.toml").read_text(encoding="utf-8")), dict[str, _Refusal]
+)
+
+
+def refusal(name: str, **found: object) -> WireError:
+    """The one of that name in ``refusals.toml``, with what was ``found`` in its sentences."""
+    row = _REFUSALS[name]
+    return WireError(row.code, row.problem.format(**found), row.remedy.format(**found))
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -258,6 +277,8 @@ class Error(_Message, frozen=True):
     """False: the session goes on."""
 
 
+Question = Checkpoint | Fetch
+Answer = Durable | Result
 FromDevice = Hello | First | BatchMessage | Gradient | Checkpoint | Fetch | Ping | Bye
 FromServer = Welcome | Ack | Durable | Need | Logits | Result | Pong | Error | Bye
 Message = FromDevice | FromServer

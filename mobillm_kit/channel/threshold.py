@@ -13,15 +13,16 @@ import socket as plain_socket
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import zmq
 from zmq.auth import Authenticator
 
-from mobillm_kit.channel.join import is_loopback, split_address
-from mobillm_kit.channel.keys import KeyPair
+from mobillm_kit.channel.join import split_address
 from mobillm_kit.channel.sockets import Bell
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.errors import AddressInUse, BadInput
@@ -31,36 +32,11 @@ log = logging.getLogger(__name__)
 DOMAIN = "mobillm"
 _GREETING_BYTES = 64
 
-_SENTENCES = {
-    "nothing-listens": (
-        "Nothing listens at {address}.",
-        "Start the server, or ask for its present join string; a firewall may also stand between.",
-    ),
-    "no-answer": (
-        "Something listens at {address}, but it does not answer as a MobiLLM server does.",
-        "Check host and port; if they are right the server hangs or the network loses what is sent.",
-    ),
-    "key-not-allowed": (
-        "The server at {address} does not know this device's key.",
-        "Ask whoever runs the server to put the key on its allow-list, or for a fresh one-time code.",
-    ),
-    "wrong-server-key": (
-        "The server at {address} does not hold the key in the join string: it broke off the key exchange.",
-        "Ask for its present join string; if that one fails too, somebody else answers at this address.",
-    ),
-    "not-mobillm": ("What listens at {address} is no MobiLLM server.", "Check host and port."),
-    "no-curve-there": (
-        "The server at {address} speaks without encryption (no CURVE), and this device has a key for it.",
-        "Start the server with keys, or join without one if it runs on this very machine.",
-    ),
-    "no-curve-here": (
-        "The server at {address} speaks CURVE only, and this device came without keys.",
-        "Use the whole join string: it holds the server's key.",
-    ),
-}
+_SENTENCES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+"""Problem and remedy, by reason."""
 
 
-class Door:
+class Doorkeeper:
     """Answers ZeroMQ's question (ZAP, RFC 27) whether a key may enter; in a thread of its own."""
 
     def __init__(self, context: zmq.Context[Any], admit: Callable[[str], bool]) -> None:
@@ -110,23 +86,12 @@ def make_routes_unpredictable() -> None:
     library.srand(ctypes.c_uint(secrets.randbits(32)))
 
 
-def check_protected(bind: str, host: str, keys: KeyPair | None, admit: Callable[[str], bool] | None) -> None:
-    """Raises: BadInput: others can reach the address, and there are no keys or no allow-list."""
-    if (keys is None) != (admit is None):
-        raise BadInput("Keys and allow-list came one without the other.", "Give both, or on loopback neither.")
-    if keys is None and not is_loopback(host):
-        raise BadInput(
-            f"{bind} can be reached by others, and the server has no keys and no allow-list.",
-            "Give it both, or bind to tcp://127.0.0.1:0.",
-        )
-
-
 def sentence(reason: str, address: str, encrypted: bool) -> tuple[str, str]:
     """Returns: problem and remedy."""
     if reason == "no-curve":
         reason = "no-curve-there" if encrypted else "no-curve-here"
-    problem, remedy = _SENTENCES[reason]
-    return problem.format(address=address), remedy
+    said = _SENTENCES[reason]
+    return said["problem"].format(address=address), said["remedy"]
 
 
 def mechanism_at(address: str) -> str | None:

@@ -29,8 +29,6 @@ class Timings:
     """Connections lost, with no step trained in between, after which patience counts although the server answers."""
     ping_s: float = 1.0
     """Quiet after which the device pings: four pings fit into the silence that closes a connection."""
-    tick_s: float = 0.05
-    """Longest wait for a message; pings and losses are noticed so late at most."""
     retry_s: float = 0.3
     """Between a lost connection and the next one: a server that starts again is found soon, and not besieged."""
     send_s: float = 2.0
@@ -39,12 +37,13 @@ class Timings:
     """Wait for a handshake; below the socket's own limit, so that the sentence comes from here."""
     shortest_handshake_s: float = 0.2
     """What a handshake gets even where patience is nearly over."""
-    farewell_s: float = 0.5
-    """What the last message gets to leave."""
     leave_s: float = 0.7
     """What the talking thread gets to leave by itself; twice that and the socket's own end stay below 2 s."""
 
     # ---- both ends' sockets
+    tick_s: float = 0.05
+    """Longest wait for a message: pings and losses, idle sessions and strangers that send too much, are noticed so late
+    at most."""
     handshake_limit_s: float = 5.0
     """A peer that does not finish the handshake is cut off."""
     slice_s: float = 0.1
@@ -59,8 +58,6 @@ class Timings:
     """What a thread gets to leave a socket that closes, and ZeroMQ to end after the flush."""
 
     # ---- the server
-    server_tick_s: float = 0.05
-    """Longest wait for a message; idle sessions, and strangers that send too much, are noticed so late at most."""
     stranger_s: float = 10.0
     """What a connection gets to begin a session; devices say hello at once."""
     full_s: float = 0.01
@@ -69,6 +66,8 @@ class Timings:
     """What a device takes no longer, and says nothing for so long, is left out: if it returns, it is told all again."""
     silent_s: float = 60.0
     """Devices ping every second: one that said nothing for so long makes room for another where there is none."""
+    idle_s: float = 900.0
+    """A session that says nothing for so long is put to sleep; its checkpoints stay."""
     left_s: float = 5.0
     """A session whose device has not pinged for so long makes room for another of the same device."""
     end_s: float = 5.0

@@ -122,7 +122,7 @@ class Compare(Running, frozen=True, kw_only=True):
         """One per method and seed; a control, which draws nothing, has one seed."""
         from mobillm_kit.runs.compare import DECODER_METHODS, ENCODER_METHODS
 
-        usual = DECODER_METHODS if kind == "decoder" else ENCODER_METHODS
+        usual = DECODER_METHODS if kind == "decoder" or self.head == "label-words" else ENCODER_METHODS
         names = usual if self.methods is None else [name.strip() for name in self.methods.split(",")]
         try:
             seeds = [int(part) for part in self.seeds.split(",")]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
-from msgspec import Meta
 from rich.markup import escape
 from rich.table import Table
 from tyro.conf import Positional, UseAppendAction, arg
@@ -18,7 +17,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 from mobillm_kit.commands.run import Command, method_options, say, screen
 from mobillm_kit.common import MIB
 from mobillm_kit.methods import LABELS, METHODS, method_row, options_of
-from mobillm_kit.runs.spec import Count
+from mobillm_kit.server import ServiceSettings
 
 if TYPE_CHECKING:  # torch is imported by the commands that need it, so that --help answers at once
     from mobillm_kit.memory.prediction import MemoryNeed
@@ -120,43 +119,25 @@ class Memory(Command, frozen=True, kw_only=True):
         return 0
 
 
-class Server(Command, frozen=True, kw_only=True):
+class Server(ServiceSettings, Command, frozen=True, kw_only=True):
     """Train side networks for devices that send their activations here, until Ctrl-C."""
 
-    folder: Path = Path("runs/server")
-    """Checkpoints and cached activations."""
     bind: str = "tcp://127.0.0.1:0"
     """Where to listen; port 0 takes a free one."""
     keys: Path | None = None
     """Folder of keys: encrypts, and lets only known devices in. Made if new."""
     advertise: str | None = None
     """Host name or address that devices reach this machine by, for the join string."""
-    credit: Count = 4
-    """Batches of a device that may wait."""
-    budget: Count = 4096
-    """MiB of batches that may wait, all devices together."""
-    max_sessions: Count = 8
-    """Devices at a time."""
-    cache_memory: Annotated[int, Meta(ge=0)] = 1024
-    """MiB of cached activations in memory, per device."""
-    cache_disk: Annotated[int, Meta(ge=0)] = 8192
-    """MiB of cached activations on disk, per device."""
-    disk: Count = 65536
-    """MiB of all devices' checkpoints and cached activations; beyond it the longest unused go."""
-    keep_days: Annotated[float, Meta(ge=0)] = 30.0
-    """A device's checkpoints and activations that nobody trained on for so long are removed."""
     prune: bool = False
     """Only remove what is too old or beyond --disk, beside a server that runs or not, and say what is left."""
-    threads: Count = 1
-    """Threads of this process."""
     as_json: Annotated[bool, arg(name="json")] = False
     """For programs: say the address as one line of JSON."""
     with_parent: bool = False
     """For programs: end when standard input closes."""
 
     def __call__(self) -> int:
-        from mobillm_kit.server.listen import ServiceStart, serve_forever
-        from mobillm_kit.server.service import ServiceSettings
+        from mobillm_kit.server.disk import disk_of
+        from mobillm_kit.server.process import ServiceStart, serve_forever
 
         def announce(start: ServiceStart) -> None:
             """Where it listens, for people or for programs."""
@@ -166,23 +147,12 @@ class Server(Command, frozen=True, kw_only=True):
             say(f"Listening at {start.address}")
             say(f"On the device: mobillm device --join '{start.join or start.address}'")
 
-        settings = ServiceSettings(
-            folder=self.folder,
-            credit=self.credit,
-            budget_bytes=self.budget * MIB,
-            max_sessions=self.max_sessions,
-            cache_memory_bytes=self.cache_memory * MIB,
-            cache_disk_bytes=self.cache_disk * MIB,
-            disk_bytes=self.disk * MIB,
-            keep_days=self.keep_days,
-            threads=self.threads,
-        )
         if self.prune:
-            removed, used_bytes = settings.disk().make_room()
+            removed, used_bytes = disk_of(self).make_room()
             say(f"Removed {removed} sessions from {self.folder}; the others hold {used_bytes / MIB:.1f} MiB.")
             return 0
         serve_forever(
-            settings,
+            self,
             bind=self.bind,
             keys=self.keys,
             advertise=self.advertise,

@@ -10,36 +10,19 @@ Knows: the conversation, one connection.  Knows nothing of: zmq, backbones, acti
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
+from mobillm_kit.channel import messages
+from mobillm_kit.channel.ends import DeviceSocket
 from mobillm_kit.channel.frames import Limits, Payload, from_frames, to_frames
-from mobillm_kit.channel.messages import (
-    PART_BYTES,
-    Ack,
-    BatchMessage,
-    Bye,
-    Checkpoint,
-    Fetch,
-    First,
-    Gradient,
-    Hello,
-    Logits,
-    Message,
-    WireError,
-)
+from mobillm_kit.channel.messages import PART_BYTES, BatchMessage, Message, Question, WireError
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import MIB
 from mobillm_kit.device.conversation import ConnectionLost, Conversation, Frames, stuck
 from mobillm_kit.errors import HandshakeFailed, KitError, ServerGone, ServerRefused, SocketClosed
 from mobillm_kit.link.timeline import Timeline
-
-if TYPE_CHECKING:  # it is handed one
-    from mobillm_kit.channel.ends import DeviceSocket
 
 _now = time.perf_counter  # the timeline's clock
 
@@ -65,7 +48,7 @@ class ServerClient:
     def __init__(
         self,
         connect: Callable[[], DeviceSocket],
-        hello: Hello,
+        hello: messages.Hello,
         hello_payloads: Sequence[bytes],
         timeline: Timeline,
         make: Callable[[int, Callable[[int], bool]], tuple[BatchMessage, Sequence[Payload]]],
@@ -133,7 +116,7 @@ class ServerClient:
 
     def fetch(self, sequence: int, n_bytes: int) -> bytes:
         """The side network after ``sequence`` steps, about ``n_bytes``: a long transfer is no silence."""
-        self._ask(Fetch(sequence=sequence), lambda: self._link.result is not None, n_bytes)
+        self._ask(messages.Fetch(sequence=sequence), lambda: self._link.result is not None, n_bytes)
         with self._cond:
             result, self._link.result = self._link.result, None
         assert result is not None
@@ -141,7 +124,7 @@ class ServerClient:
 
     def checkpoint(self, sequence: int) -> None:
         """Wait until everything before ``sequence`` is on the server's disk."""
-        self._ask(Checkpoint(sequence=sequence), lambda: self._link.durable >= sequence)
+        self._ask(messages.Checkpoint(sequence=sequence), lambda: self._link.durable >= sequence)
 
     def close(self) -> None:
         """End the session; within two seconds, whatever the server does."""
@@ -155,7 +138,7 @@ class ServerClient:
             socket.close()  # whatever it waits for ends here
         self._thread.join(TIMINGS.leave_s)
 
-    def _ask(self, request: Fetch | Checkpoint, answered: Callable[[], bool], answer_bytes: int = 0) -> None:
+    def _ask(self, request: Question, answered: Callable[[], bool], answer_bytes: int = 0) -> None:
         """Ask until there is an answer."""
         self.drain(request.sequence)
         while not answered():
@@ -215,7 +198,7 @@ class ServerClient:
                 self._talk(socket)
             finally:
                 self._socket = None
-                socket.close(TIMINGS.farewell_s if self._closing else 0.0)
+                socket.close(TIMINGS.flush_s if self._closing else 0.0)
         except HandshakeFailed as error:
             raise (ConnectionLost() if error.may_pass else error) from error
 
@@ -238,7 +221,7 @@ class ServerClient:
             frames = socket.receive(TIMINGS.tick_s)
             if frames is not None:
                 self._take(socket, frames)
-        self._say(socket, Bye())
+        self._say(socket, messages.Bye())
 
     def _next_part(self) -> Frames | None:
         """The part of the first weights that the server waits for, once."""
@@ -247,10 +230,10 @@ class ServerClient:
             return None
         part = memoryview(data)[at : at + PART_BYTES]
         self._link.first_at, self._link.part_bytes = None, len(part)
-        return to_frames(First(offset=at), [part])
+        return to_frames(messages.First(offset=at), [part])
 
     def _say(self, socket: DeviceSocket, message: Message) -> None:
-        self._put(socket, to_frames(message, self._hello_payloads if isinstance(message, Hello) else ()))
+        self._put(socket, to_frames(message, self._hello_payloads if isinstance(message, messages.Hello) else ()))
 
     def _put(self, socket: DeviceSocket, frames: Frames) -> None:
         if not socket.send(frames, TIMINGS.send_s):
@@ -263,17 +246,17 @@ class ServerClient:
             message, payloads = from_frames(frames, sender="server", limits=LIMITS)
         except WireError as error:
             raise ConnectionLost from error  # a damaged answer: the next hello brings everything again
-        if isinstance(message, Logits):
+        if isinstance(message, messages.Logits):
             self._answer_logits(socket, message, payloads[0])
             return
         with self._cond:
             upload = self._link.take(message, payloads, _now())
-            if upload is not None and isinstance(message, Ack):
+            if upload is not None and isinstance(message, messages.Ack):
                 stages = message.queue_s, message.decode_s, message.train_s
                 self._timeline.arrived(message.sequence, upload.sent_at, *stages)
             self._cond.notify_all()
 
-    def _answer_logits(self, socket: DeviceSocket, message: Logits, logits: memoryview) -> None:
+    def _answer_logits(self, socket: DeviceSocket, message: messages.Logits, logits: memoryview) -> None:
         if self._gradient is None:
             raise ServerRefused("The server sent logits that nobody asked for.", "Begin a new session.")
         with self._cond:
@@ -281,4 +264,4 @@ class ServerClient:
                 return
         gradient, loss = self._gradient(message.sequence, message.rows, message.columns, logits)
         self._link.own_losses[message.sequence] = loss
-        self._put(socket, to_frames(Gradient(sequence=message.sequence), [gradient]))
+        self._put(socket, to_frames(messages.Gradient(sequence=message.sequence), [gradient]))

@@ -20,24 +20,9 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
+from mobillm_kit.channel import messages
 from mobillm_kit.channel.checks import check_welcome
-from mobillm_kit.channel.messages import (
-    Ack,
-    BatchMessage,
-    Bye,
-    Checkpoint,
-    Durable,
-    Error,
-    Fetch,
-    Hello,
-    Logits,
-    Message,
-    Need,
-    Ping,
-    Result,
-    Welcome,
-    WireError,
-)
+from mobillm_kit.channel.messages import Answer, BatchMessage, Message, Question, WireError
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.errors import ServerGone, ServerRefused, TrainingDiverged
 
@@ -73,7 +58,7 @@ class Conversation:
         patience_s: silence after which the server counts as gone.
     """
 
-    def __init__(self, hello: Hello, *, position: int, now: float, patience_s: float) -> None:
+    def __init__(self, hello: messages.Hello, *, position: int, now: float, patience_s: float) -> None:
         self.patience = Patience(now, patience_s)
         self.wanted = self.acked = self.known = position
         """``known``: steps whose losses are known."""
@@ -92,7 +77,7 @@ class Conversation:
         self._early_losses: dict[int, float] = {}  # of steps whose predecessors' losses are not known yet
         self.own_losses: dict[int, float] = {}
         """Of steps whose labels stay here."""
-        self._request: Fetch | Checkpoint | None = None
+        self._request: Question | None = None
         self._request_sent = False
         self._answer_bytes = 0
 
@@ -119,14 +104,14 @@ class Conversation:
         taken, self._losses = self._losses, []
         return taken
 
-    def ask(self, request: Fetch | Checkpoint, answer_bytes: int = 0) -> None:
+    def ask(self, request: Question, answer_bytes: int = 0) -> None:
         """A question to be sent after the batches; a long answer of ``answer_bytes`` is no silence."""
         self._request, self._request_sent, self._answer_bytes = request, False, answer_bytes
         self.result = None
 
     # ---- what the connection brings
 
-    def connected(self, now: float) -> Hello:
+    def connected(self, now: float) -> messages.Hello:
         """A new connection stands; returns what to say first."""
         self.patience.connected(now)
         self._under_way.clear()
@@ -140,11 +125,11 @@ class Conversation:
             ServerGone: nothing was trained for very long.
         """
         up_bytes = sum(upload.n_bytes for upload in self._under_way.values()) + self.part_bytes
-        fetching = self._request_sent and isinstance(self._request, Fetch)
+        fetching = self._request_sent and isinstance(self._request, messages.Fetch)
         transfer_s = self.patience.transfer_s(up_bytes, self._answer_bytes if fetching else 0)
         if self.patience.is_silent(now, transfer_s):
             raise ConnectionLost
-        said: list[Message] = [Ping(nonce=max(0, int(now * 1000)))] if self.patience.pings(now) else []
+        said: list[Message] = [messages.Ping(nonce=max(0, int(now * 1000)))] if self.patience.pings(now) else []
         steps = bool(self._under_way) or self.acked > self.known
         waiting = not self.welcome or steps or self._request is not None
         if self.patience.asks_again(now, waiting, transfer_s):
@@ -162,7 +147,7 @@ class Conversation:
         self.outbox = None
         return frames
 
-    def next_request(self) -> Fetch | Checkpoint | None:
+    def next_request(self) -> Question | None:
         """The question to send now, if no batch waits before it."""
         if not self.welcome or self.outbox is not None or self._request_sent:
             return None
@@ -179,37 +164,37 @@ class Conversation:
             ConnectionLost: the server has said farewell, or does not know this connection.
             ServerRefused, TrainingDiverged: it said so.
         """
-        if isinstance(message, Welcome):
+        if isinstance(message, messages.Welcome):
             if not self.welcome:  # else it answers a hello that was answered already
                 self._begin(message, now)
-        elif isinstance(message, Error):
+        elif isinstance(message, messages.Error):
             _refused(message, asked=self._request is not None and self._request.sequence == message.sequence)
         elif not self.welcome:
             return None  # meant for the connection before this one
-        elif isinstance(message, Ack):
+        elif isinstance(message, messages.Ack):
             return self._ack(message, now)
-        elif isinstance(message, Need):
+        elif isinstance(message, messages.Need):
             self._send_again_from(message.sequence)
-        elif isinstance(message, Durable | Result):
+        elif isinstance(message, Answer):
             self._answered(message, payloads, now)
-        elif isinstance(message, Bye):
+        elif isinstance(message, messages.Bye):
             raise ConnectionLost
         return None
 
-    def wants_gradient(self, message: Logits, now: float) -> bool:
+    def wants_gradient(self, message: messages.Logits, now: float) -> bool:
         """Whether logits are of a step on its way; else they were asked before, and answered."""
         found = self.welcome and message.sequence in self._under_way
         if found:
             self.patience.progressed(now)
         return found
 
-    def _say_hello(self, now: float) -> Hello:
+    def _say_hello(self, now: float) -> messages.Hello:
         self.welcome = self._request_sent = False
         self.first_at, self.part_bytes = None, 0
         self.patience.asked = now
         return replace(self._hello, position=self.known)
 
-    def _begin(self, message: Welcome, now: float) -> None:
+    def _begin(self, message: messages.Welcome, now: float) -> None:
         """Everything from ``resume`` is made anew: it is lost, or has never been."""
         try:
             check_welcome(message, self._hello.plan)
@@ -245,7 +230,7 @@ class Conversation:
         self.wanted, self.outbox = sequence, None
         self._forget_request()
 
-    def _ack(self, message: Ack, now: float) -> Outgoing | None:
+    def _ack(self, message: messages.Ack, now: float) -> Outgoing | None:
         """A step is trained; so are those before it, whose own acknowledgements may be lost."""
         if message.sequence >= self._sent:
             return None  # never sent: it belongs to another session
@@ -267,17 +252,17 @@ class Conversation:
         self.patience.progressed(now)
         return upload
 
-    def _answered(self, message: Durable | Result, payloads: Sequence[memoryview], now: float) -> None:
+    def _answered(self, message: Answer, payloads: Sequence[memoryview], now: float) -> None:
         self.patience.progressed(now)
-        if isinstance(message, Durable):
+        if isinstance(message, messages.Durable):
             self.durable = max(self.durable, message.sequence)
-            if isinstance(self._request, Checkpoint) and self.durable >= self._request.sequence:
+            if isinstance(self._request, messages.Checkpoint) and self.durable >= self._request.sequence:
                 self._request = None
-        elif self._request == Fetch(sequence=message.sequence):
+        elif self._request == messages.Fetch(sequence=message.sequence):
             self.result, self._request = bytes(payloads[0]), None
 
 
-def _refused(message: Error, *, asked: bool) -> None:
+def _refused(message: messages.Error, *, asked: bool) -> None:
     if message.code == "hello-first":
         raise ConnectionLost  # the server was started again under a connection that stood
     if message.fatal and message.code == "diverged":

@@ -39,9 +39,7 @@ from mobillm_kit.device.forward import Device
 from mobillm_kit.device.route import route_to
 from mobillm_kit.errors import BadInput
 from mobillm_kit.link.timeline import Timeline
-from mobillm_kit.quant import Codec
-from mobillm_kit.quant import codec as codec_of
-from mobillm_kit.quant.bitwidth import BitWidthController
+from mobillm_kit.quant.bitwidth import LADDER, BitWidthController
 from mobillm_kit.quant.parcels import Parcel, Upload, from_bytes, merge, pack, split, to_bytes, unpack
 from mobillm_kit.server.side_trainer import SideTrainer
 from mobillm_kit.side.adapter import new_adapter
@@ -60,7 +58,7 @@ class Messages:
 
     _device: Device
     _local: SideTrainer
-    _coder: Codec | BitWidthController
+    coder: BitWidthController
     labels: LabelMode
     cache: bool
     _timeline: Timeline
@@ -83,7 +81,7 @@ class Messages:
         payloads = [] if parcel is None else [to_bytes(payload) for payload in parcel.payloads]
         if self.labels == "residual":
             payloads.append(to_bytes(self._residuals(sequence, samples)))
-        coder = self.codec(sequence)
+        coder = self.coder.codec(sequence)
         message = BatchMessage(
             sequence=sequence,
             lr=self.rates[sequence] if sequence in self.rates else self.batches.lr(sequence),
@@ -128,19 +126,9 @@ class Messages:
             self._remember_residuals(together, upload)
         rows = [index for index, sample in enumerate(together) if sample in set(needed)]
         with self._timeline.span("encode", sequence):
-            parcel = pack(upload, self.codec(sequence), self._device.layers, rows)
-        if isinstance(self._coder, BitWidthController):
-            self._coder.made(sum(parcel.lengths) * parcel.width * len(parcel.layers), parcel.n_bytes)
+            parcel = pack(upload, self.coder.codec(sequence), self._device.layers, rows)
+        self.coder.made(sum(parcel.lengths) * parcel.width * len(parcel.layers), parcel.n_bytes)
         return parcel
-
-    def codec(self, sequence: int) -> Codec:
-        """The codec of a step."""
-        return self._coder.codec(sequence) if isinstance(self._coder, BitWidthController) else self._coder
-
-    @property
-    def choices(self) -> Mapping[int, str]:
-        """The codec of each step, where a controller chose them."""
-        return self._coder.choices if isinstance(self._coder, BitWidthController) else {}
 
     def gradient(self, sequence: int, rows: int, columns: int, raw: memoryview) -> tuple[bytes, float]:
         """dL/dlogits of the mean cross-entropy, and the loss in nats."""
@@ -207,8 +195,8 @@ class Wire:
             raise BadInput(f"labels is '{labels}'.", "Choose 'server', 'residual' or 'device'.")
         place = None if folder is None else folder / "server"
         self.timeline = Timeline()
-        name, average_s = "fp32" if codec == "none" else codec, self.timeline.average_s
-        coder = BitWidthController(average_s, group=group) if codec == "adaptive" else codec_of(name, group)
+        names = LADDER if codec == "adaptive" else ("fp32" if codec == "none" else codec,)
+        coder = BitWidthController(self.timeline.average_s, group=group, names=names)
         self.messages = Messages(device, local, coder, labels, cache, self.timeline)
         self._device = device
         self._local = local
@@ -261,7 +249,7 @@ class Wire:
     @property
     def codecs(self) -> tuple[str, ...]:
         """The codec of each step, where a controller chose them."""
-        return tuple(name for _, name in sorted(self.messages.choices.items()))
+        return self.messages.coder.chosen
 
     def logits(self, batch: Batch) -> Tensor:
         """The backbone and the side network as trained so far, on the device."""
@@ -271,12 +259,12 @@ class Wire:
 
     def carried(self, upload: Upload) -> tuple[Upload, int]:
         """What arrives of an upload, and the bytes of its payloads."""
-        parcel = pack(upload, self.messages.codec(0), self._device.layers)
+        parcel = pack(upload, self.messages.coder.codec(0), self._device.layers)
         return unpack(parcel, labels=upload.labels.tolist()), parcel.n_bytes
 
     def waiting_bytes(self, upload: Upload) -> int:
         """The encoded upload, which waits to be sent."""
-        return pack(upload, self.messages.codec(0), self._device.layers).n_bytes
+        return pack(upload, self.messages.coder.codec(0), self._device.layers).n_bytes
 
     def state(self) -> dict[str, Tensor]:
         """Where the session stands, durable on the server; and the weights that have come back."""

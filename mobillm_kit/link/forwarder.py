@@ -29,8 +29,7 @@ import time
 from collections import deque
 
 from mobillm_kit.errors import BadInput
-from mobillm_kit.link.forms import parse_link
-from mobillm_kit.link.rates import SEGMENT_BYTES, Delays, Link
+from mobillm_kit.link.rates import SEGMENT_BYTES, Delays, Link, parse_link
 
 READ_BYTES = 65536
 BUFFER_BYTES = 1 << 18

@@ -20,9 +20,8 @@ import threading
 from collections.abc import Sequence
 
 from mobillm_kit.errors import BadInput, KitError
-from mobillm_kit.link.forms import parse_link
 from mobillm_kit.link.forwarder import Address, ShapedLink, resolved
-from mobillm_kit.link.rates import Link
+from mobillm_kit.link.rates import Link, parse_link
 
 ANSWER_LIMIT_S = 10.0
 CLOSE_LIMIT_S = 2.0
@@ -31,24 +30,21 @@ REFUSED = 2
 
 
 class LinkProcess(contextlib.AbstractContextManager["LinkProcess"]):
-    """A `ShapedLink` in a process of its own, and of the same arguments.
+    """A `ShapedLink` in a process of its own.
 
     It ends with `close`, and by itself when this process is gone.
 
     Raises:
-        BadInput: a target, link or port that is none.
+        BadInput: a target or link that is none.
         KitError: no answer within ten seconds; the process is ended then.
     """
 
-    def __init__(
-        self, target: Address, link: Link | str, *, seed: int = 0, up_only: bool = False, port: int = 0
-    ) -> None:
+    def __init__(self, target: Address, link: Link | str) -> None:
         host, number = resolved(target)
         self.link = parse_link(link)
         """What holds now; `set` changes it."""
-        words = ["--target", f"{host}:{number}", "--seed", str(seed), "--port", str(port)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "mobillm_kit.link.shaping", *words, *(["--up-only"] if up_only else [])],
+            [sys.executable, "-m", "mobillm_kit.link.shaping", "--target", f"{host}:{number}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -102,8 +98,6 @@ class LinkProcess(contextlib.AbstractContextManager["LinkProcess"]):
                 overdue.cancel()
                 overdue.join()
         complaint = self.close().strip()
-        if self._process.returncode == REFUSED:
-            raise BadInput(complaint)
         raise KitError(f"The link's process has ended: {complaint or 'it was killed'}.", "Start it anew.")
 
 

@@ -9,11 +9,13 @@ Taught in: notebooks/01_where_memory_goes.ipynb
 """
 
 import re
+import tomllib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -29,15 +31,10 @@ NF4_BYTES = 0.5 + 4 / 64
 """Of one weight: half a byte of code, and a float32 scale for 64 of them."""
 
 FORWARD_ONLY = "mobillm-full-width"
-ALTERNATIVES = {
-    "mobillm-full-width": "a server and a link",
-    "mezo": "10 to 100 times the steps",
-    "lst": "accuracy: a narrow network beside the backbone",
-    "lora-checkpointing": "a second forward pass a step",
-    "lora": "–",
-    "full": "–",
-}
+_TEXTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+ALTERNATIVES: Mapping[str, str] = _TEXTS["alternatives"]
 """What is looked at beside the method asked for, in the order in which it is shown, and its price."""
+_WHY: Mapping[str, str] = _TEXTS["why"]
 
 
 @dataclass(frozen=True)
@@ -103,15 +100,6 @@ def reason(need: MemoryNeed, ram_bytes: int) -> str:
     else:
         why = f"Beside the weights most goes to {_WHY[max(_WHY, key=lambda name: getattr(alive, name))]}"
     return f"It does not fit: {_mib(over)} too much. {why}"
-
-
-_WHY = {
-    "saved": "saved activations: what back-propagation has to keep grows with batch × length, whatever is trained.",
-    "optimizer": "AdamW's two moments, twice the weights that are trained.",
-    "gradients": "gradients, one for every weight that is trained.",
-    "messages": "activations that wait to be sent.",
-    "transient": "what a single operation needs: hidden states on their way, or one random tensor.",
-}
 
 
 def alternatives(step: Step, ram_bytes: int) -> Iterator[Way]:

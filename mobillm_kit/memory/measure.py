@@ -28,7 +28,7 @@ from typing import Literal
 
 import psutil
 
-from mobillm_kit.common import MMAP_THRESHOLD
+from mobillm_kit.common import MIB, MMAP_THRESHOLD
 from mobillm_kit.errors import lab
 from mobillm_kit.record import MeasuredMemory
 
@@ -86,12 +86,12 @@ def measured(run: Callable[[], object], *, party: Literal["device", "server", "b
     reset = reset_peak()
     samples_mib = _sampled(memory_usage, run)
     has_peak = reset or platform.system() == "Windows"
-    peak_bytes = peak_rss_bytes() if has_peak else max(current_rss_bytes(), _mib(max(samples_mib)))
+    peak_bytes = peak_rss_bytes() if has_peak else max(current_rss_bytes(), round(MIB * max(samples_mib)))
     return MeasuredMemory(
         party=party,
         loaded_rss_bytes=loaded_bytes,
         peak_rss_bytes=peak_bytes,
-        average_rss_bytes=_mib(sum(samples_mib) / len(samples_mib)),
+        average_rss_bytes=round(MIB * (sum(samples_mib) / len(samples_mib))),
         steps=steps,
         how=_how(reset),
     )
@@ -148,7 +148,3 @@ def _how(reset: bool) -> str:
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else os.environ.get("OMP_NUM_THREADS", "not set")
     return f"{peak}; {allocator}; threads: {threads}; sampled every {1e3 * INTERVAL_S:g} ms"
-
-
-def _mib(mib: float) -> int:
-    return round(mib * 2**20)

@@ -38,13 +38,15 @@ def add_lora(
     """
     check_scale(rank, alpha)
     chosen = target_names(model.backbone, targets)
-    layers = (module for name, module in model.backbone.model.named_modules() if name.split(".")[-1] in chosen)
+    named = {name: each for name, each in model.backbone.model.named_modules() if name.split(".")[-1] in chosen}
+    inside = set(model.backbone.blocks.modules())
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         target_modules=list(chosen),
+        exclude_modules=[name for name, each in named.items() if each not in inside],  # a masked head's `dense`
         lora_dropout=0.0,
-        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers),
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in named.values()),
     )
     with torch.random.fork_rng(devices=[]):  # PEFT draws A from the global generator of the CPU
         # torch.manual_seed would seed every accelerator as well, and nothing would take that back

@@ -30,7 +30,7 @@ def build(model: TaskModel, *, seed: int, weight_decay: float = 0.0) -> Backprop
         """(B, C); the graph reaches the classifier alone."""
         with torch.no_grad():
             pooled = head.pool(model.hidden(batch), batch.attention_mask, batch.positions)
-            features = head.norm(pooled) if isinstance(head, LabelWordHead) else pooled
+            features = head.norm(pooled) if type(head) is LabelWordHead else pooled  # an encoder's are normed
         return classifier(features)
 
     return Backprop(

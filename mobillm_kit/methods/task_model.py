@@ -5,13 +5,14 @@ Taught in: notebooks/00_start_here.ipynb
 """
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import cast
 
 from torch import Tensor, nn
 
 from mobillm_kit.backbone.split import Backbone
 from mobillm_kit.errors import BadInput
-from mobillm_kit.side.heads import LabelWordHead, PooledHead, Pooling
+from mobillm_kit.side.heads import LabelWordHead, MaskedWordHead, PooledHead, Pooling
 from mobillm_kit.texts.encode import Batch
 
 
@@ -42,15 +43,21 @@ def task_model(backbone: Backbone, *, word_ids: Sequence[int], pooling: Pooling 
     """Put the head of a task on a backbone.
 
     Args:
-        word_ids: one token id per label, at least two; encoders use only their number.
+        word_ids: one token id per label, at least two; an encoder's classifier uses only their number.
         pooling, seed: of an encoder's classifier.
     """
     if len(word_ids) < 2:
         raise BadInput(f"A task needs at least two labels, here are {len(word_ids)}.")
-    if backbone.kind == "encoder":
+    lm_head = cast(nn.Linear, backbone.lm_head)  # every decoder has one
+    if backbone.kind == "encoder" and backbone.lm_head is None:
         head = PooledHead(backbone.width, len(word_ids), pooling=pooling, seed=seed)
         return TaskModel(backbone, head.to(backbone.device, backbone.dtype))
+    if backbone.kind == "encoder":
+        *parts, setting = backbone.family.masked_head or ("",)
+        if not parts or getattr(backbone.config, setting or "_", "gelu") != "gelu":
+            raise BadInput(f"The masked-language head of '{backbone.name}' is not read here.", "Use --head classifier.")
+        dense, norm = attrgetter(*parts)(backbone.model)
+        return TaskModel(backbone, MaskedWordHead(norm, dense, lm_head, word_ids))
     cap = getattr(backbone.config, "final_logit_softcapping", None)
     scale = getattr(backbone.config, "logit_scale", None) or 1 / getattr(backbone.config, "logits_scaling", 1)
-    lm_head = cast(nn.Linear, backbone.lm_head)  # every decoder has one
     return TaskModel(backbone, LabelWordHead(backbone.norm, backbone.project_out, lm_head, word_ids, cap, scale))

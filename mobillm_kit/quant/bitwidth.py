@@ -23,7 +23,10 @@ NEWEST_SHARE = 0.25
 
 
 class BitWidthController:
-    """Chooses a codec of ``names``, from wide to narrow, per step; a stage that has not run has no ``average_s``."""
+    """Chooses a codec of ``names``, from wide to narrow, per step; a stage that has not run has no ``average_s``.
+
+    Of a single name there is nothing to choose, and no choice is told.
+    """
 
     def __init__(
         self, average_s: Callable[[Stage], float | None], *, group: int = 64, names: Sequence[str] = LADDER
@@ -39,6 +42,11 @@ class BitWidthController:
         if step not in self.choices:
             self.choices[step] = self._choose()
         return self._coders[self.choices[step]]
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The codec of each step, where there was a choice."""
+        return tuple(name for _, name in sorted(self.choices.items())) if len(self._coders) > 1 else ()
 
     def made(self, n_values: int, n_bytes: int) -> None:
         """A batch of so many activations was encoded into so many bytes."""

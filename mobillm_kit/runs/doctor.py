@@ -26,7 +26,6 @@ from mobillm_kit.files import data_folder
 from mobillm_kit.texts.tasks import PACKAGED
 
 DISTRIBUTION = "mobillm-kit"
-PYTHON_AT_LEAST = (3, 11)
 USER_EXTRAS = ("lab", "hub")
 SOCKET_LIMIT_S = 5.0
 QUICK_LIMIT_S = 10.0
@@ -80,10 +79,7 @@ def within(name: str, probe: Callable[[], list[Check]], limit_s: float) -> list[
 
 def python() -> list[Check]:
     """The interpreter and its platform."""
-    wanted = ".".join(map(str, PYTHON_AT_LEAST))
-    ok = sys.version_info[:2] >= PYTHON_AT_LEAST
-    detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    return [Check("python", ok, detail, "" if ok else f"Install Python {wanted} or newer.")]
+    return [Check("python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
 
 
 def packages(distribution: str = DISTRIBUTION) -> list[Check]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec.structs import replace
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -88,6 +89,7 @@ def load_side(folder: str | Path, backbone: str | Path | None = None) -> Predict
     adapter = SideAdapter.from_pretrained(folder)
     name = str(backbone or adapter.backbone_name)
     spec = RunSpec(method="mobillm", backbone=name, task="custom", max_length=adapter.max_length, accelerator="cpu")
+    spec = replace(spec, head=None if adapter.head else "label-words")
     prepared = prepare(spec, TaskData(_task(adapter), (), (), (), ()))
     tuned = attach(adapter, prepared.backbone, prepared.model.head)
     device = Device(prepared.backbone, adapter.side.layers, one_token=tuned.one_token_is_enough)

@@ -199,7 +199,8 @@ def fit_memory_error(method: Method, batch: Batch) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        text = str(error).lower()
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in text:
             raise
         raise NotEnoughMemory(
             f"{method.name}: a batch of {batch.rows} x {batch.input_ids.shape[1]} tokens does not fit into memory "
@@ -216,11 +217,6 @@ def counted_need(method: Method, batch: Batch) -> str:
     except (MemoryError, RuntimeError):
         trained = sum(tensor.numel() * tensor.element_size() for tensor in method.trained().values())
         return f"the trained parameters alone take {trained / 2**20:.0f} MiB, their gradients and moments as much again"
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text
 
 
 def _first_line(error: BaseException) -> str:

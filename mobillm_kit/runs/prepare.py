@@ -5,12 +5,14 @@ Taught in: notebooks/00_start_here.ipynb
 """
 
 from collections.abc import Callable
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mobillm_kit.backbone.families import MASKED
 from mobillm_kit.backbone.lowbit import quantize_in_memory
 from mobillm_kit.backbone.pretrained import load_backbone, load_tokenizer, random_backbone
 from mobillm_kit.backbone.split import Backbone
@@ -61,17 +63,22 @@ def prepare(spec: RunSpec, data: TaskData | None = None, tell: Callable[[str], o
     data = data or load_data(spec, lambda texts: list(map(tuple, tokenizer(texts, verbose=False)["input_ids"])))
     for note in (f"Labels: {data.label_counts}.", *data.notes):
         tell(note)
-    backbone = open_backbone(spec, device)
+    opening = copy_context()  # of its own: nothing that is set in it outlives it
+    opening.run(MASKED.set, spec.head == "label-words")
+    backbone = opening.run(open_backbone, spec, device)
+    if backbone.kind == "decoder" and spec.head == "classifier":
+        raise BadInput(f"'{spec.backbone}' is a decoder: it predicts with label words.", "Leave --head out.")
     _ = backbone.fingerprint  # taken now: methods change or wrap the weights
+    masked = backbone.kind == "encoder" and backbone.lm_head is not None
     encoder = TextEncoder(
         tokenizer=tokenizer,
-        task=data.task,
-        kind=backbone.kind,
+        task=data.task.at_mask() if masked else data.task,
+        kind="masked" if masked else backbone.kind,
         max_length=min(spec.max_length or LONGEST_TEXT, backbone.context),
         padding_side=spec.padding_side,
         vocabulary=backbone.n_tokens,
     )
-    words = encoder.label_ids() if backbone.kind == "decoder" else range(len(data.task.labels))
+    words = range(len(data.task.labels)) if backbone.lm_head is None else encoder.label_ids()
     model = task_model(backbone, word_ids=words, pooling=spec.pooling, seed=spec.seed)
     by_hand = handwritten(spec.task)
     train, dev, test, written = (encoder.encode(texts) for texts in (data.train, data.dev, data.test, by_hand))
@@ -174,7 +181,7 @@ def build_method(prepared: Prepared, folder: Path | None = None) -> Method:
 
 def _about(prepared: Prepared) -> dict[str, Any]:
     """What a side network has to know of its task to label texts on its own."""
-    task = prepared.data.task
+    task = prepared.encoder.task
     return {
         "task": task.name,
         "prompt": task.prompt,

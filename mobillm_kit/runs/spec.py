@@ -54,7 +54,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     label_names: tuple[str, ...] | None = None
     """custom: the labels, such as 'neg|pos'; what the column holds if not given."""
     prompt: str | None = None
-    """custom: prompt for decoders, such as '{text} It was'."""
+    """custom: prompt for label words, such as '{text} It was', or '{text} It was [MASK].' for encoders."""
     label_words: tuple[str, ...] | None = None
     """custom: the word after the prompt for each label, such as ' bad| good'."""
     limit_train: Count | None = None
@@ -67,8 +67,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Longest text in tokens; longer ones are cut."""
     padding_side: Literal["left", "right"] = "right"
     """Where short texts are filled up; no score depends on it."""
+    head: Literal["label-words", "classifier"] | None = None
+    """Encoders: a classifier, which is usual, or label words at the prompt's [MASK]; decoders have label words."""
     pooling: Literal["mean", "first"] = "mean"
-    """Encoders: the mean over tokens, or the first token."""
+    """An encoder's classifier: the mean over tokens, or the first token."""
     preset: str | None = None
     """pocket, turns, encoder or decoder; by the backbone if not given."""
     steps: Count | None = None

@@ -25,13 +25,13 @@ from mobillm_kit.quant.parcels import Parcel
 class ActivationCache:
     """Samples' parcels by number, within quotas of payload bytes in memory and of file bytes in ``folder``."""
 
-    def __init__(self, folder: Path | None, *, memory_bytes: int, disk_bytes: int) -> None:
+    def __init__(self, folder: Path, *, memory_bytes: int, disk_bytes: int) -> None:
         self._folder = folder
         self._memory_bytes = memory_bytes
         self._disk_bytes = disk_bytes
         self._in_memory: dict[int, Parcel] = {}
         self._memory_used = 0
-        self._on_disk = _found(folder)
+        self._on_disk = {int(f.stem): f.stat().st_size for f in folder.glob("*.parcel") if f.stem.isdigit()}
         self._disk_used = sum(self._on_disk.values())
 
     def put(self, sample: int, parcel: Parcel) -> bool:
@@ -60,8 +60,6 @@ class ActivationCache:
         return ranges({*self._in_memory, *self._on_disk})
 
     def _put_on_disk(self, sample: int, parcel: Parcel) -> bool:
-        if self._folder is None:
-            return False
         data = _written(parcel)
         if self._disk_used + len(data) > self._disk_bytes:
             return False
@@ -79,7 +77,6 @@ class ActivationCache:
             self._path(sample).unlink()
 
     def _path(self, sample: int) -> Path:
-        assert self._folder is not None  # only asked where something is on disk
         return self._folder / f"{sample}.parcel"
 
 
@@ -92,12 +89,6 @@ def ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:
         else:
             found.append((number, number))
     return found
-
-
-def _found(folder: Path | None) -> dict[int, int]:
-    if folder is None or not folder.is_dir():
-        return {}
-    return {int(file.stem): file.stat().st_size for file in folder.glob("*.parcel") if file.stem.isdigit()}
 
 
 def _written(parcel: Parcel) -> bytes:

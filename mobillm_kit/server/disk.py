@@ -16,11 +16,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from mobillm_kit.channel.messages import WireError
+from mobillm_kit.channel.messages import refusal
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import MIB
 from mobillm_kit.errors import FolderBusy
 from mobillm_kit.files import only_one
+from mobillm_kit.server import ServiceSettings
 
 DAY_S = 86400.0
 
@@ -57,12 +58,13 @@ class Disk:
             try:
                 held.enter_context(only_one(folder, TIMINGS.end_s))
             except FolderBusy as error:
-                problem, remedy = "The last step of this session has not ended yet.", "Run again in a minute."
-                raise WireError("server-trouble", problem, remedy) from error
+                raise refusal("still-training") from error
             self._needs[folder] = need_bytes
             try:
                 os.utime(folder)
-                self._check(self.make_room()[1])
+                used_bytes = self.make_room()[1]
+                if used_bytes > self._total_bytes:
+                    raise refusal("over-disk", used_mib=used_bytes / MIB, total_mib=self._total_bytes / MIB)
                 yield folder
                 os.utime(folder)
             finally:
@@ -86,14 +88,10 @@ class Disk:
                     del sizes[folder]
         return before - len(sizes), sum(sizes.values())
 
-    def _check(self, used_bytes: int) -> None:
-        if used_bytes > self._total_bytes:
-            raise WireError(
-                "over-quota",
-                f"Sessions in training may come to need {used_bytes / MIB:.0f} MiB of the server's disk; it gives them "
-                f"{self._total_bytes / MIB:.0f} MiB.",
-                "Wait until one has ended, train without a cache, or start the server with a larger --disk.",
-            )
+
+def disk_of(settings: ServiceSettings) -> Disk:
+    """What the sessions of such a server keep, within the total and the days."""
+    return Disk(settings.folder, total_bytes=settings.disk * MIB, keep_s=settings.keep_days * DAY_S)
 
 
 def _size(folder: Path) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mobillm_kit.channel.ends import Peer, ServerSocket
-from mobillm_kit.channel.messages import WireError
+from mobillm_kit.channel.messages import WireError, refusal
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.server.session import TrainingThread
 
@@ -67,7 +67,7 @@ class Places:
         """
         place = self._by_name.get(name)
         if place is not None and place.owner != peer.key:
-            raise WireError("not-your-session", "This session belongs to another key.", "Begin a session of your own.")
+            raise refusal("another-key")
         return place
 
     def make_room(self, peer: Peer, name: str) -> None:

@@ -1,29 +1,47 @@
-"""A server process started from here, and connections to one that runs elsewhere.
+"""A server as a process: started from here, and what it does there, from its first line to its end.
 
     with serve() as server:                       a real process; it ends with the block, or with this process
         train(…, server=server.address)
 
-Knows: processes, join strings, sockets.  Knows nothing of: sessions, training.
+    mobillm server --folder FOLDER …              the same by hand: where it listens, who may come in
+
+Knows: processes, the service, keys, signals.  Knows nothing of: how a batch is trained, devices' data.
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
+from mobillm_kit.channel.ends import ServerSocket
+from mobillm_kit.channel.join import JoinString
+from mobillm_kit.channel.keys import Door
 from mobillm_kit.channel.timings import TIMINGS
-from mobillm_kit.common import fresh_environment
+from mobillm_kit.common import fresh_environment, when_parent_ends
 from mobillm_kit.errors import ServerGone
-from mobillm_kit.server.listen import ServiceStart
+from mobillm_kit.server import ServiceSettings
+from mobillm_kit.server.service import Service, service_limits
+
+ANY_PORT = "tcp://127.0.0.1:0"
+"""A free one, of this machine alone."""
+
+
+class ServiceStart(msgspec.Struct, frozen=True, kw_only=True):
+    """The line that a server process writes when it listens."""
+
+    address: str
+    join: str
+    pid: int
 
 
 class ServerProcess:
@@ -34,37 +52,13 @@ class ServerProcess:
 
     Args:
         folder, keys, options: as for :func:`serve`; the folder survives the process.
-        bind: where to listen; port 0 takes a free one.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        bind: str = "tcp://127.0.0.1:0",
-        keys: Path | None = None,
-        options: tuple[str, ...] = (),
-    ) -> None:
+    def __init__(self, folder: Path, *, keys: Path | None = None, options: tuple[str, ...] = ()) -> None:
         self.folder = folder
         self._keys = keys
         self._options = options
-        self._bind = bind
-        self._launch(bind)
-
-    @property
-    def address(self) -> str:
-        """``tcp://host:port``."""
-        return self.start.address
-
-    @property
-    def join(self) -> str:
-        """What a device needs to know: the join string, or the plain address."""
-        return self.start.join or self.start.address
-
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        return self._process.pid
+        self._launch(ANY_PORT)
 
     @property
     def running(self) -> bool:
@@ -79,7 +73,7 @@ class ServerProcess:
     def restart(self, *, same_port: bool = True) -> None:
         """Start the process again on the same folder, after it has ended."""
         self.close()
-        self._launch(self.address if same_port else self._bind)
+        self._launch(self.address if same_port else ANY_PORT)
 
     def close(self) -> None:
         """End the process; within two seconds."""
@@ -97,7 +91,12 @@ class ServerProcess:
             start_new_session=True,  # an interrupted cell interrupts the cell, not the server
         )
         weakref.finalize(self, _end, self._process)
+        self.pid = self._process.pid
         self.start = self._announcement()
+        self.address = self.start.address
+        """``tcp://host:port``."""
+        self.join = self.start.join or self.start.address
+        """What a device needs to know: the join string, or the plain address."""
 
     def _announcement(self) -> ServiceStart:
         try:
@@ -161,3 +160,46 @@ def _first_line(process: subprocess.Popen[bytes], timeout_s: float) -> bytes:
     with suppress(queue.Empty):
         return found.get(timeout=timeout_s)
     return b""
+
+
+def serve_forever(
+    settings: ServiceSettings,
+    *,
+    bind: str = ANY_PORT,
+    keys: Path | None = None,
+    advertise: str | None = None,
+    announce: Callable[[ServiceStart], None],
+    with_parent: bool = False,
+) -> None:
+    """Listen and serve until a signal ends it.
+
+    Args:
+        settings: what is allowed.
+        bind: where to listen; anything but loopback needs keys.
+        keys: folder of the server's key, the allow-list and the codes; None serves loopback without encryption.
+        advertise: the host that devices reach this machine by; the bound one by default.
+        announce: told where the server listens and how to join.
+        with_parent: end too when the process that holds our standard input ends.
+
+    Raises:
+        BadInput: a bind that is not loopback without keys, or an address in use.
+    """
+    os.umask(0o077)  # checkpoints and activations are for whoever runs the server
+    door = None if keys is None else Door(keys)
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    socket = ServerSocket(bind, door=door, limits=service_limits(settings))
+    service = Service(socket, settings, door)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: service.stop())
+    if with_parent:  # at once: checkpoints are whole at any moment, and an orderly end takes a busy machine seconds
+        when_parent_ends(lambda: os._exit(0))
+    join = "" if door is None else _join_string(door, socket.address, advertise)
+    announce(ServiceStart(address=socket.address, join=join, pid=os.getpid()))
+    with socket:
+        service.run()
+
+
+def _join_string(door: Door, address: str, advertise: str | None) -> str:
+    port = address.rsplit(":", 1)[1]
+    reachable = address if advertise is None else f"tcp://{advertise}:{port}"
+    return str(JoinString(reachable, door.keys.public, door.codes.new_code()))

@@ -12,9 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from torch import Tensor
 
@@ -22,47 +20,17 @@ from mobillm_kit.channel.checks import batch_bytes, check_plan, checkpoint_bytes
 from mobillm_kit.channel.ends import Peer, ServerSocket
 from mobillm_kit.channel.frames import Limits, digest, from_frames, to_frames
 from mobillm_kit.channel.keys import Door
-from mobillm_kit.channel.messages import Bye, Hello, Message, Ping, Plan, Pong, WireError
+from mobillm_kit.channel.messages import Bye, Hello, Message, Ping, Plan, Pong, WireError, refusal
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import MIB
+from mobillm_kit.server import ServiceSettings
 from mobillm_kit.server.cache import ActivationCache
-from mobillm_kit.server.disk import DAY_S, Disk
+from mobillm_kit.server.disk import disk_of
 from mobillm_kit.server.places import Place, Places
 from mobillm_kit.server.session import Session, TrainingThread
 from mobillm_kit.server.session_trainer import SessionTrainer, load_head
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ServiceSettings:
-    """What a server allows."""
-
-    folder: Path
-    """Checkpoints and cached activations, one folder per session."""
-    credit: int = 4
-    budget_bytes: int = 4096 * MIB
-    """What training and batches that wait may take, all sessions together."""
-    max_sessions: int = 8
-    cache_memory_bytes: int = 1024 * MIB
-    cache_disk_bytes: int = 8192 * MIB
-    """Quotas of each session's activation cache."""
-    disk_bytes: int = 65536 * MIB
-    """Of all sessions' checkpoints and caches together."""
-    keep_days: float = 30.0
-    """A session that nobody trained for so long is removed."""
-    idle_s: float = 900.0
-    """A session that says nothing for so long is put to sleep; its checkpoints stay."""
-    threads: int = 1
-
-    @property
-    def share_bytes(self) -> int:
-        """One session's part of the budget: training, and batches that wait."""
-        return self.budget_bytes // self.max_sessions
-
-    def disk(self) -> Disk:
-        """What the sessions keep, within the total and the days."""
-        return Disk(self.folder, total_bytes=self.disk_bytes, keep_s=self.keep_days * DAY_S)
 
 
 class Service:
@@ -82,7 +50,7 @@ class Service:
         self._asked: dict[bytes, tuple[Future[bool], Peer, Hello, list[memoryview]]] = {}
         self._places = Places(socket, settings.max_sessions)
         self._limits = service_limits(settings)
-        self._disk = settings.disk()
+        self._disk = disk_of(settings)
         self._stop = threading.Event()
 
     def run(self) -> None:
@@ -90,7 +58,7 @@ class Service:
         try:
             while not self._stop.is_set():
                 full = any(place.unsent for place in self._places.all())
-                found = self._socket.receive(TIMINGS.full_s if full else TIMINGS.server_tick_s)
+                found = self._socket.receive(TIMINGS.full_s if full else TIMINGS.tick_s)
                 if found is not None:
                     self._handle(*found)
                 self._tick()
@@ -100,7 +68,7 @@ class Service:
     def _tick(self) -> None:
         self._admit()
         self._flush()
-        self._places.drop_idle(self._settings.idle_s)
+        self._places.drop_idle(TIMINGS.idle_s)
         self._socket.cut_off()
 
     def stop(self) -> None:
@@ -119,7 +87,7 @@ class Service:
             try:
                 message, payloads = from_frames(frames, sender="device", limits=self._limits)
             except WireError as error:
-                self._refuse(peer, error, fatal=False)
+                self._send(peer, error.said(fatal=False))
                 if place is not None:
                     place.thread.damaged()
                 return
@@ -130,9 +98,9 @@ class Service:
             elif place is not None:
                 place.thread.receive(message, payloads)
             elif peer.route in self._asked and isinstance(message, Ping):
-                self._send(peer, Pong(nonce=message.nonce), [])  # its code is being looked up
+                self._send(peer, Pong(nonce=message.nonce))  # its code is being looked up
             elif not isinstance(message, Bye):
-                raise WireError("hello-first", "No session was begun on this connection.", "Say hello first.")
+                raise refusal("hello-first")
 
     @contextmanager
     def _fence(self, peer: Peer) -> Iterator[None]:
@@ -141,13 +109,14 @@ class Service:
             try:
                 yield
             except WireError as error:
-                self._refuse(peer, error, fatal=error.code != "hello-first")
+                self._send(peer, error.said(fatal=error.code != "hello-first"))
             except Exception as error:
                 log.exception("One device's message met an error of this server; the others go on.")
                 place = self._places.at(peer)
                 if place is not None:
                     self._places.drop(place)
-                self._refuse(peer, trouble(error), fatal=True)
+                # its kind alone: its words may hold the server's paths
+                self._send(peer, refusal("own-error", kind=type(error).__name__).said(fatal=True))
         except Exception:
             log.exception("A refusal could not be sent.")
 
@@ -166,11 +135,7 @@ class Service:
             answer, peer, hello, payloads = self._asked.pop(route)
             with self._fence(peer):
                 if not answer.result():
-                    raise WireError(
-                        "bad-code",
-                        "This key is not known and the one-time code is wrong, used up or too old.",
-                        "Ask for a new join string.",
-                    )
+                    raise refusal("unknown-key")
                 self._begin(peer, hello, payloads)
 
     def _begin(self, peer: Peer, hello: Hello, payloads: list[memoryview]) -> None:
@@ -185,7 +150,7 @@ class Service:
         check_plan(plan)
         credit = self._credit(plan)
         if (plan.head is not None) != bool(payloads):
-            raise WireError("bad-plan", "A head is described and not sent, or sent and not described.", "")
+            raise refusal("head-described")
         head = load_head(payloads[0]) if payloads else {}
         self._places.make_room(peer, hello.session)
         session = Session(plan, credit=credit, budget_bytes=self._settings.share_bytes)
@@ -197,11 +162,11 @@ class Service:
     def _trainer(self, plan: Plan, head: dict[str, Tensor], owner: str, name: str) -> Iterator[SessionTrainer]:
         """On the session's own thread."""
         settings = self._settings
-        need = checkpoint_bytes(plan) + (min(settings.cache_disk_bytes, samples_bytes(plan)) if plan.cache else 0)
+        memory_bytes, disk_bytes = settings.cache_memory * MIB, settings.cache_disk * MIB
+        need = checkpoint_bytes(plan) + (min(disk_bytes, samples_bytes(plan)) if plan.cache else 0)
         with self._disk.session(owner, name, need) as folder:
             cache = None
             if plan.cache:
-                memory_bytes, disk_bytes = settings.cache_memory_bytes, settings.cache_disk_bytes
                 cache = ActivationCache(folder / "cache", memory_bytes=memory_bytes, disk_bytes=disk_bytes)
             yield SessionTrainer(plan, head, folder, cache)
 
@@ -213,19 +178,18 @@ class Service:
         """
         training, waiting = training_bytes(plan), batch_bytes(plan)
         if training + waiting > self._settings.share_bytes:
-            raise WireError(
-                "over-quota",
-                f"Training by this plan may take {training / MIB:.0f} MiB and a batch that waits {waiting / MIB:.0f} "
-                f"MiB; a session's share is {self._settings.share_bytes / MIB:.0f} MiB.",
-                "Send smaller batches, fewer layers or a smaller side network, or start the server with a larger "
-                "--budget or a smaller --max-sessions.",
+            raise refusal(
+                "over-share",
+                training_mib=training / MIB,
+                waiting_mib=waiting / MIB,
+                share_mib=self._settings.share_bytes / MIB,
             )
         return min(self._settings.credit, (self._settings.share_bytes - training) // waiting)
 
     def _bye(self, place: Place) -> None:
         self._flush()
         self._places.drop(place)
-        self._send(place.peer, Bye(), [])
+        self._send(place.peer, Bye())
 
     def _flush(self) -> None:
         for place in self._places.all():
@@ -236,26 +200,14 @@ class Service:
                 if place.silent_s >= TIMINGS.gone_s:
                     place.unsent.clear()
 
-    def _send(self, peer: Peer, message: Message, payloads: list[bytes]) -> None:
+    def _send(self, peer: Peer, message: Message) -> None:
         """What cannot be delivered is left out: the device comes back and is told where training stands."""
-        self._socket.send(peer, to_frames(message, payloads))
-
-    def _refuse(self, peer: Peer, error: WireError, *, fatal: bool) -> None:
-        self._send(peer, error.said(fatal=fatal), [])
+        self._socket.send(peer, to_frames(message))
 
 
 def owner_folder(key: str) -> str:
     """Of the sessions of one key: after a restart too, another key's session is another session."""
     return digest(key.encode()).hex() if key else "plain"
-
-
-def trouble(error: Exception) -> WireError:
-    """An error of the server's own, for the device: its kind alone, since its words may hold the server's paths."""
-    return WireError(
-        "server-trouble",
-        f"The server met an error of its own ({type(error).__name__}).",
-        "Run again; whoever runs the server finds the reason in its log.",
-    )
 
 
 def service_limits(settings: ServiceSettings) -> Limits:

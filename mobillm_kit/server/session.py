@@ -21,24 +21,9 @@ from dataclasses import dataclass
 
 import torch
 
+from mobillm_kit.channel import messages
 from mobillm_kit.channel.frames import check_batch, check_digests
-from mobillm_kit.channel.messages import (
-    VERSION,
-    Ack,
-    BatchMessage,
-    Checkpoint,
-    Fetch,
-    First,
-    Gradient,
-    Hello,
-    Message,
-    Need,
-    Ping,
-    Plan,
-    Pong,
-    Welcome,
-    WireError,
-)
+from mobillm_kit.channel.messages import VERSION, Ack, BatchMessage, Message, Plan, Question, WireError, refusal
 from mobillm_kit.server.session_trainer import Reply, SessionTrainer
 
 log = logging.getLogger(__name__)
@@ -84,13 +69,13 @@ class Session:
         self._trained = 0
         self._asked: int | None = None
         self._working: list[Job] = []  # the one in training, which counts as waiting
-        self.hello: Hello
+        self.hello: messages.Hello
         self._jobs: deque[Job] = deque()
         self._replies: deque[Reply] = deque()
 
     # ------------------------------------------------------------------ from the device
 
-    def greet(self, hello: Hello, now: float, *, again: bool) -> None:
+    def greet(self, hello: messages.Hello, now: float, *, again: bool) -> None:
         """Answer a hello with where training stands.
 
         Args:
@@ -102,9 +87,7 @@ class Session:
             WireError: ``bad-plan``; it is not the plan that the session was begun with.
         """
         if hello.plan != self.plan:
-            raise WireError(
-                "bad-plan", "This session was begun with another plan.", "Begin a new session, or send the same plan."
-            )
+            raise refusal("another-plan")
         self.hello = hello
         self._expected = self._asked = None
         self._replies.clear()  # the welcome says it all again
@@ -116,24 +99,24 @@ class Session:
         Raises:
             WireError: it may not be sent now, or does not fit the plan; nothing has changed.
         """
-        if isinstance(message, Ping):
+        if isinstance(message, messages.Ping):
             if len(self._replies) < OTHER_JOBS:  # else nobody takes them
-                self._replies.append((Pong(nonce=message.nonce), []))
+                self._replies.append((messages.Pong(nonce=message.nonce), []))
         elif self.failed:
-            raise WireError("session-over", "This session has ended with an error.", "Start a new session.")
+            raise refusal("session-over")
         elif isinstance(message, BatchMessage):
             check_batch(message, self.plan, [len(payload) for payload in payloads])
             self._take_batch(Job(message, payloads, now), message.sequence)
-        elif isinstance(message, First):
-            if not any(isinstance(job.message, First) for job in self._jobs):  # one at a time: the answer asks for more
+        elif isinstance(message, messages.First):
+            # one at a time: the answer asks for more
+            if not any(isinstance(job.message, messages.First) for job in self._jobs):
                 self._put(Job(message, payloads, now))
-        elif isinstance(message, Gradient | Checkpoint | Fetch):
-            if isinstance(message, Gradient) and len(payloads) != 1:
-                problem = f"The gradient came in {len(payloads)} frames."
-                raise WireError("bad-shape", problem, "Send one, (B, C) float32.")
+        elif isinstance(message, messages.Gradient | Question):
+            if isinstance(message, messages.Gradient) and len(payloads) != 1:
+                raise refusal("gradient-frames", came=len(payloads))
             self._put(Job(message, payloads, now))
         else:
-            raise WireError("bad-header", f"A device does not send '{type(message).__name__}' here.", "")
+            raise refusal("unexpected-kind", kind=type(message).__name__)
 
     def damaged(self) -> None:
         """A message of this session arrived damaged: ask for it again."""
@@ -157,9 +140,9 @@ class Session:
         if self.failed:  # what was trained last may be half a step
             self._jobs.clear()
         for number, job in enumerate(self._jobs):
-            if waiting and isinstance(job.message, BatchMessage | Checkpoint | Fetch):
+            if waiting and isinstance(job.message, BatchMessage | Question):
                 continue
-            if isinstance(job.message, Hello):
+            if isinstance(job.message, messages.Hello):
                 while self._jobs[0] is not job:  # what has waited since before it
                     self._jobs.popleft()
                 number = 0
@@ -168,7 +151,7 @@ class Session:
             return job
         return None
 
-    def resume(self, hello: Hello, sequence: int) -> None:
+    def resume(self, hello: messages.Hello, sequence: int) -> None:
         """Training stands at ``sequence``: take batches in from there, unless the device has asked again meanwhile."""
         if hello is self.hello:
             self._expected = sequence
@@ -178,10 +161,10 @@ class Session:
         self._working = []
         self._trained = trained
         for message, _ in replies:
-            if isinstance(message, Need) and self._expected is not None:
+            if isinstance(message, messages.Need) and self._expected is not None:
                 self._expected = self._asked = message.sequence
-        again = any(isinstance(other.message, Hello) for other in self._jobs)
-        if not (again and isinstance(job.message, Hello | First)) or self.failed:
+        again = any(isinstance(other.message, messages.Hello) for other in self._jobs)
+        if not (again and isinstance(job.message, messages.Hello | messages.First)) or self.failed:
             self._replies.extend(replies)  # else the device has asked again meanwhile
 
     def fail(self, job: Job, error: WireError) -> None:
@@ -199,14 +182,10 @@ class Session:
             self._ask()
             return
         if self._expected - self._trained >= self.credit:
-            raise WireError("over-credit", f"{self.credit} batches are waiting already.", "Wait for acknowledgements.")
+            raise refusal("over-credit", credit=self.credit)
         n_bytes = sum(each.n_bytes for each in (*self._working, *self._jobs, job))
         if n_bytes > self.budget_bytes:
-            raise WireError(
-                "over-quota",
-                f"{n_bytes} bytes would wait, the budget is {self.budget_bytes}.",
-                "Send smaller batches or fewer bits.",
-            )
+            raise refusal("over-budget", n_bytes=n_bytes, budget=self.budget_bytes)
         self._put(job)
         self._expected += 1
         self._asked = None
@@ -215,11 +194,11 @@ class Session:
         """Ask once for what is missing; a second gap before it comes says nothing new."""
         if self._expected is not None and self._asked != self._expected:
             self._asked = self._expected
-            self._replies.append((Need(sequence=self._expected), []))
+            self._replies.append((messages.Need(sequence=self._expected), []))
 
     def _put(self, job: Job) -> None:
         if len(self._working) + len(self._jobs) >= self.credit + OTHER_JOBS:
-            raise WireError("over-credit", "Too many messages are waiting already.", "Wait for the answers.")
+            raise refusal("too-many-waiting")
         self._jobs.append(job)
 
 
@@ -264,7 +243,7 @@ class TrainingThread:
         """Take a message in; arguments and errors as for :meth:`Session.greet` and :meth:`Session.receive`."""
         self.last_heard = time.monotonic()
         with self._changed:
-            if isinstance(message, Hello):
+            if isinstance(message, messages.Hello):
                 self._session.greet(message, time.perf_counter(), again=again)
             else:
                 self._session.receive(message, payloads, time.perf_counter())
@@ -320,9 +299,7 @@ class TrainingThread:
         except Exception as error:  # whatever it is, the device must hear of it and not wait
             log.exception("A step of one session met an error of this server; the others go on.")
             reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-            problem = f"The server could not train this batch ({reason})."
-            remedy = "Give the server more memory, or send smaller batches; then run again."
-            self._fail(job, WireError("server-trouble", problem, remedy))
+            self._fail(job, refusal("not-trained", reason=reason))
         else:
             with self._changed:
                 self._session.done(job, replies, self._trainer.sequence)
@@ -334,23 +311,23 @@ class TrainingThread:
 
     def _answer(self, trainer: SessionTrainer, job: Job) -> list[Reply]:
         message = job.message
-        if isinstance(message, Hello):
+        if isinstance(message, messages.Hello):
             return self._welcome(trainer, message, job.again)
-        if isinstance(message, First):
+        if isinstance(message, messages.First):
             taken = trainer.first(message.offset, job.payloads[0])
             return self._welcome(trainer, self._session.hello, True) if taken else []
         if isinstance(message, BatchMessage):
             try:
                 check_digests(message.frames, job.payloads)
             except WireError as error:
-                return [(error.said(fatal=False), []), (Need(sequence=message.sequence), [])]
+                return [(error.said(fatal=False), []), (messages.Need(sequence=message.sequence), [])]
             return trainer.batch(message, job.payloads, time.perf_counter() - job.arrived)
-        if isinstance(message, Gradient):
+        if isinstance(message, messages.Gradient):
             return trainer.gradient(message, job.payloads)
-        assert isinstance(message, Checkpoint | Fetch)
+        assert isinstance(message, Question)
         return _told(trainer, message)
 
-    def _welcome(self, trainer: SessionTrainer, hello: Hello, again: bool) -> list[Reply]:
+    def _welcome(self, trainer: SessionTrainer, hello: messages.Hello, again: bool) -> list[Reply]:
         """Where training stands, and the losses of the steps whose acknowledgements the device may have missed.
 
         A device that missed more than acknowledgements on their way is another life of it: it goes on from an older
@@ -366,7 +343,7 @@ class TrainingThread:
             with self._changed:
                 session.resume(hello, resume)
         held = [] if trainer.cache is None else trainer.cache.held()
-        welcome = Welcome(
+        welcome = messages.Welcome(
             version=VERSION,
             resume=resume,
             credit=session.credit,
@@ -381,14 +358,10 @@ class TrainingThread:
         return [(welcome, []), *missed]
 
 
-def _told(trainer: SessionTrainer, question: Checkpoint | Fetch) -> list[Reply]:
+def _told(trainer: SessionTrainer, question: Question) -> list[Reply]:
     """The answer to a question; one about another step than training stands at changes nothing."""
     stands = "its first weights" if trainer.first_at is not None else trainer.sequence
     if question.sequence != stands:
-        error = WireError(
-            "bad-sequence",
-            f"Step {question.sequence} was asked about, training stands at {stands}.",
-            "Ask after all batches are acknowledged.",
-        )
+        error = refusal("another-step", sequence=question.sequence, stands=stands)
         return [(error.said(fatal=False, sequence=question.sequence), [])]
-    return trainer.checkpoint() if isinstance(question, Checkpoint) else trainer.result()
+    return trainer.checkpoint() if isinstance(question, messages.Checkpoint) else trainer.result()

@@ -23,20 +23,10 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from mobillm_kit.channel import messages
 from mobillm_kit.channel.checks import KEPT_CHECKPOINTS
 from mobillm_kit.channel.frames import digest
-from mobillm_kit.channel.messages import (
-    Ack,
-    BatchMessage,
-    Durable,
-    Gradient,
-    Logits,
-    Message,
-    Need,
-    Plan,
-    Result,
-    WireError,
-)
+from mobillm_kit.channel.messages import Ack, BatchMessage, Message, Plan, WireError, refusal
 from mobillm_kit.errors import BadInput, SaveFailed
 from mobillm_kit.files import write_with
 from mobillm_kit.quant.parcels import Parcel, Upload, from_bytes, merge, split, to_bytes, unpack
@@ -54,7 +44,7 @@ class SessionTrainer:
 
     Args:
         plan: what the device asked for.
-        head: the decoder head's tensors; empty for encoders.
+        head: the tensors of a label words' head; empty for classifiers.
         folder: of the session's checkpoints.
         cache: None where the plan does not ask for one.
 
@@ -97,13 +87,13 @@ class SessionTrainer:
         if self.plan.labels == "device":
             logits = self._server.propose(upload).float().contiguous()
             rows, columns = logits.shape
-            return [(Logits(sequence=message.sequence, rows=rows, columns=columns), [to_bytes(logits)])]
+            return [(messages.Logits(sequence=message.sequence, rows=rows, columns=columns), [to_bytes(logits)])]
         if self.plan.labels == "residual":
             residual = _floats(payloads[-1], len(message.samples), self.plan.side.n_labels)
             return self._step(lambda: self._server.train_residual(upload, residual, message.lr))
         return self._step(lambda: self._server.train(upload, message.lr))
 
-    def gradient(self, message: Gradient, payloads: Sequence[memoryview]) -> list[Reply]:
+    def gradient(self, message: messages.Gradient, payloads: Sequence[memoryview]) -> list[Reply]:
         """The second half of a step whose loss is the device's."""
         if self._waiting is None or message.sequence != self.sequence:
             return []
@@ -132,21 +122,27 @@ class SessionTrainer:
         try:
             self._save()
         except SaveFailed as error:
-            raise WireError(
-                "server-trouble",
-                f"The server cannot keep a checkpoint of step {self.sequence}: {error.problem}",
-                "Free space on the server and run again; it goes on from the last checkpoint.",
-            ) from error
-        return [(Durable(sequence=self.sequence), [])]
+            raise refusal("no-checkpoint", sequence=self.sequence, problem=error.problem) from error
+        return [(messages.Durable(sequence=self.sequence), [])]
 
     def result(self) -> list[Reply]:
         """The trained side network as it is now, as safetensors."""
         trained = {name: parameter.detach().contiguous() for name, parameter in self._server.parameters.items()}
-        return [(Result(sequence=self.sequence), [save(trained)])]
+        return [(messages.Result(sequence=self.sequence), [save(trained)])]
 
     def _upload(self, message: BatchMessage, payloads: Sequence[memoryview]) -> tuple[Upload | None, bool]:
         """The batch's activations, fresh ones from the message and the others from the cache."""
-        fresh = _parcel(message, payloads, self.plan)
+        fresh = None
+        if message.fresh:
+            fresh = Parcel(
+                codec=message.codec,
+                group=message.group,
+                layers=tuple(message.layers),
+                width=self.plan.side.width,
+                lengths=tuple(message.lengths),
+                positions=tuple(message.positions),
+                payloads=tuple(from_bytes(payload) for payload in payloads[: len(message.layers)]),
+            )
         if self.cache is None:
             if fresh is None:
                 raise BadInput("A batch without activations, and the plan asks for no cache.", "Send every sample's.")
@@ -162,13 +158,9 @@ class SessionTrainer:
     def _ask_again(self, message: BatchMessage) -> list[Reply]:
         """Ask for a step's samples, once: who sends the same again would be asked for ever."""
         if self._asked_for == message.sequence:
-            raise WireError(
-                "bad-values",
-                f"Samples of step {message.sequence} are not held here, were asked for, and did not come.",
-                "List a sample in 'fresh' unless an answer says that it is cached.",
-            )
+            raise refusal("not-held", sequence=message.sequence)
         self._asked_for = message.sequence
-        return [(Need(sequence=message.sequence), [])]
+        return [(messages.Need(sequence=message.sequence), [])]
 
     def _step(self, train: Callable[[], float | None]) -> list[Reply]:
         """Train on the batch that waits; ``train`` gives the loss where it is known here."""
@@ -178,9 +170,7 @@ class SessionTrainer:
         loss, train_s = train() or 0.0, time.perf_counter() - started
         self._waiting = None
         if not math.isfinite(loss):
-            raise WireError(
-                "diverged", f"The loss of step {sequence + 1} is {loss}.", "Lower the learning rate and start again."
-            )
+            raise refusal("diverged", step=sequence + 1, loss=loss)
         self.losses.append(loss)
         ack = Ack(sequence=sequence, loss=loss, cached=cached, queue_s=queue_s, decode_s=decode_s, train_s=train_s)
         replies: list[Reply] = [(ack, [])]
@@ -309,20 +299,6 @@ def _read_checkpoint(path: Path, plan: Plan) -> dict[str, Tensor] | None:
     return state if whole else None
 
 
-def _parcel(message: BatchMessage, payloads: Sequence[memoryview], plan: Plan) -> Parcel | None:
-    if not message.fresh:
-        return None
-    return Parcel(
-        codec=message.codec,
-        group=message.group,
-        layers=tuple(message.layers),
-        width=plan.side.width,
-        lengths=tuple(message.lengths),
-        positions=tuple(message.positions),
-        payloads=tuple(from_bytes(payload) for payload in payloads[: len(message.layers)]),
-    )
-
-
 def _unpacked(parcels: Sequence[Parcel], message: BatchMessage) -> Upload:
     """One upload; samples that came at different bit widths are decoded apart."""
     labels = list(message.targets)
@@ -341,10 +317,8 @@ def _unpacked(parcels: Sequence[Parcel], message: BatchMessage) -> Upload:
 def _floats(payload: memoryview, rows: int, columns: int) -> Tensor:
     values = from_bytes(payload)
     if values.numel() != 4 * rows * columns:
-        raise WireError(
-            "bad-shape", f"{values.numel()} bytes for {rows} x {columns} float32 values.", "Send one row per sample."
-        )
+        raise refusal("floats", n_bytes=values.numel(), rows=rows, columns=columns)
     table = values.clone().view(torch.float32).view(rows, columns)  # off its frame: a sum depends on where values lie
     if not torch.isfinite(table).all():
-        raise WireError("bad-values", "Values that are not finite numbers.", "Send finite values.")
+        raise refusal("not-finite")
     return table

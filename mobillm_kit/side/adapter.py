@@ -143,7 +143,7 @@ def new_adapter(
         layers=chosen_layers(backbone.n_layers, layers, last=started),
         n_labels=n_labels,
         causal=decoder,
-        pooling=None if decoder else spec.pooling or "mean",
+        pooling=None if backbone.lm_head is not None else spec.pooling or "mean",
     )
     adapter = SideAdapter(
         spec,
@@ -158,7 +158,7 @@ def new_adapter(
 
 
 def attach(adapter: SideAdapter, backbone: Backbone, head: LabelWordHead | PooledHead) -> SideTuned:
-    """Put a side network, fresh or loaded, on its backbone; of a decoder's head a small frozen copy is taken."""
+    """Put a side network, fresh or loaded, on its backbone; of a label words' head a small frozen copy is taken."""
     if adapter.fingerprint != backbone.fingerprint:
         raise BackboneMismatch(
             f"This side network was trained on '{adapter.backbone_name}' (fingerprint {adapter.fingerprint[:12]}), "

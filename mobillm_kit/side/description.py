@@ -1,4 +1,4 @@
-"""The one description of a side network, and that of a decoder's head: plain numbers, the same wherever they stand.
+"""The one description of a side network, and that of a label words' head: plain numbers, the same wherever they stand.
 
     command line -> method -> message to a server -> the server's side network -> the saved folder
 
@@ -152,8 +152,8 @@ USUAL = SideSpec(
 """Stands where nothing else is said; width, layers and labels are the backbone's and the task's."""
 
 
-class HeadSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A decoder's head, read at the label words; its tensors travel beside it, as safetensors."""
+class HeadSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A language model's head, read at the label words; its tensors travel beside it, as safetensors."""
 
     norm: NormForm
     eps: Annotated[float, Meta(ge=0.0, le=1.0)]
@@ -162,3 +162,5 @@ class HeadSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     softcap: Annotated[float, Meta(gt=0.0, le=1e6)] | None
     width: Width
     rows: Labels
+    masked: bool = False
+    """Whether the projection has a bias and comes before the norm, with gelu between; left out where not."""

@@ -1,6 +1,7 @@
-"""From a last state to class logits: the two heads, and what a server runs, a side network with its head.
+"""From a last state to class logits: the three heads, and what a server runs, a side network with its head.
 
     decoders:  logits_c = W_head[word_c] · P(norm(h[prediction token]))         label words, MeZO section 2
+    masked:    logits_c = W_head[word_c] · norm(gelu(W_t h[mask] + b_t)) + b[word_c]    an encoder's label words
     encoders:  logits   = W_c pool(h) + b_c                                     a trained classifier
     server:    h = A_L + side(A_1 … A_L)                                        without a side network h is h_L
 
@@ -65,21 +66,41 @@ class LabelWordHead(nn.Module):
         """(B, d) to (B, C)."""
         words, bias = self._word_rows()
         pooled = pooled.to(words.dtype)  # a side network may hand over a wider type
-        logits = nn.functional.linear(self.project_out(self.norm(pooled)), words, bias)
+        logits = nn.functional.linear(self.read(pooled), words, bias)
         return logits if not self.softcap else self.softcap * torch.tanh(logits / self.softcap)
+
+    def read(self, state: Tensor) -> Tensor:
+        """P(norm(h)), (B, d) to (B, d_e)."""
+        return cast(Tensor, self.project_out(self.norm(state)))
 
     def server_copy(self) -> LabelWordHead:
         """A frozen copy that holds the C rows of the label words instead of the whole vocabulary."""
         words, bias = self._word_rows()
         rows = frozen_linear(words.detach().clone(), None if bias is None else bias.detach().clone())
         norm, project_out = copy.deepcopy(self.norm), copy.deepcopy(self.project_out)
-        return LabelWordHead(norm, project_out, rows, range(len(words)), self.softcap).requires_grad_(False)
+        return type(self)(norm, project_out, rows, range(len(words)), self.softcap).requires_grad_(False)
 
     def _word_rows(self) -> tuple[Tensor, Tensor | None]:
         """The label words' rows of the projection, (C, d_e), and of its bias, (C,), times the scale."""
         rows = [None if each is None else each[self.word_ids] for each in (self.lm_head.weight, self.lm_head.bias)]
         scaled = rows if self.scale == 1.0 else [None if each is None else each * self.scale for each in rows]
         return cast(Tensor, scaled[0]), scaled[1]
+
+
+class MaskedWordHead(LabelWordHead):
+    """An encoder's frozen masked-language head; ``project_out`` is its matrix W_t, the prediction token the mask."""
+
+    def read(self, state: Tensor) -> Tensor:
+        """norm(gelu(W_t h + b_t)), (B, d) to (B, d_e)."""
+        return cast(Tensor, self.norm(nn.functional.gelu(self.project_out(state))))
+
+    def server_copy(self) -> LabelWordHead:
+        """As a decoder's; a bias that is not there (ModernBERT) is zero."""
+        copied = super().server_copy()
+        for part in (copied.project_out, copied.norm):
+            if part.bias is None:
+                part.bias = nn.Parameter(part.weight.new_zeros(len(part.weight)), requires_grad=False)
+        return copied
 
 
 def frozen_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
@@ -124,7 +145,7 @@ class PooledHead(nn.Module):
 
 
 class SideTuned(nn.Module):
-    """What the server runs: the side network and the head, a frozen one for decoders, an encoder's adapter holds it."""
+    """What the server runs: the side network and its head, frozen where it reads label words, else the adapter's."""
 
     def __init__(self, adapter: SideAdapter, head: LabelWordHead | None) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
-"""The head of a decoder as plain numbers, so that a server can rebuild it without the backbone; and the way back.
+"""The label words' head as plain numbers, so that a server can rebuild it without the backbone; and the way back.
 
-    logits_c = softcap( W_c · P(norm(h)) + b_c )        W: the C rows of the label words
+    decoders:  logits_c = softcap( W_c · P(norm(h)) + b_c )        W: the C rows of the label words
+    masked:    logits_c = W_c · norm(gelu(P(h))) + b_c             P has a bias
 
 Every family's final norm is one of six forms; which one is found by trying them on random states: the form whose
 output is equal to the last bit.
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 
 from mobillm_kit.errors import BadInput, ServerRefused, few
 from mobillm_kit.side.description import HeadSpec, NormForm
-from mobillm_kit.side.heads import LabelWordHead, frozen_linear
+from mobillm_kit.side.heads import LabelWordHead, MaskedWordHead, frozen_linear
 
 NORMS: tuple[NormForm, ...] = ("layer", "rms", "rms-wide", "rms-plus-one", "layer-wide")
 
@@ -68,6 +69,7 @@ def describe_head(head: LabelWordHead) -> tuple[HeadSpec, dict[str, Tensor]]:
         softcap=head.softcap or None,
         width=tensors["project_out.weight" if projected else "words.weight"].shape[1],
         rows=head.n_labels,
+        masked=isinstance(head, MaskedWordHead),
     )
     return spec, tensors
 
@@ -78,9 +80,10 @@ def build_head(spec: HeadSpec, tensors: Mapping[str, Tensor]) -> LabelWordHead:
     if misfit:
         raise BadInput(f"The head that came is not the one described: {misfit}.")
     words = frozen_linear(tensors["words.weight"], tensors.get("words.bias"))
-    project_out = frozen_linear(tensors["project_out.weight"], None) if spec.project_out else None
+    matrix = tensors.get("project_out.weight")
+    project_out = None if matrix is None else frozen_linear(matrix, tensors.get("project_out.bias"))
     norm = None if spec.norm == "none" else _norm(spec.norm, spec.eps, tensors)
-    return LabelWordHead(norm, project_out, words, range(spec.rows), spec.softcap)
+    return (MaskedWordHead if spec.masked else LabelWordHead)(norm, project_out, words, range(spec.rows), spec.softcap)
 
 
 def checked_result(data: bytes, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -149,16 +152,18 @@ def _misfit(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
 
 def _shapes(spec: HeadSpec, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     words = tensors.get("words.weight")
-    inner = words.shape[1] if spec.project_out and words is not None and words.ndim == 2 else spec.width
+    projected = spec.project_out or spec.masked
+    inner = words.shape[1] if projected and words is not None and words.ndim == 2 else spec.width
     shapes: dict[str, tuple[int, ...]] = {"words.weight": (spec.rows, inner)}
     if spec.bias:
         shapes["words.bias"] = (spec.rows,)
-    if spec.project_out:
+    if projected:
         shapes["project_out.weight"] = (inner, spec.width)
+    shapes |= {"project_out.bias": (inner,)} if spec.masked else {}
     if spec.norm != "none":
-        shapes["norm.weight"] = (spec.width,)
+        shapes["norm.weight"] = (inner if spec.masked else spec.width,)
     if spec.norm == "layer":
-        shapes["norm.bias"] = (spec.width,)
+        shapes["norm.bias"] = shapes["norm.weight"]
     return shapes
 
 

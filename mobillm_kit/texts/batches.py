@@ -105,8 +105,15 @@ class Batches:
         return [self._train[sample].label for sample in samples]
 
     def lr(self, step: int) -> float:
-        """The learning rate of a step."""
-        return learning_rate(self.settings, step)
+        """The rate at ``step`` (from 0): warm-up to ``lr``, then constant, linear to 0, or half a cosine to 0."""
+        settings = self.settings
+        warm = round(settings.warmup * settings.steps)
+        if step < warm:
+            return settings.lr * (step + 1) / warm
+        if settings.schedule == "constant":
+            return settings.lr
+        done = (step - warm) / max(1, settings.steps - warm)
+        return settings.lr * (1 - done if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
 
     def first_step(self, sample: int) -> int:
         """The first step that sees a sample."""
@@ -119,17 +126,6 @@ class Batches:
     def unit(self, step: int) -> tuple[int, ...]:
         """The samples that this step is the first to see, in their order."""
         return tuple(sample for sample in self.samples(step) if self.first_step(sample) == step)
-
-
-def learning_rate(settings: FitSettings, step: int) -> float:
-    """The rate at ``step`` (from 0): warm-up to ``lr``, then constant, linear to 0, or half a cosine to 0."""
-    warm = round(settings.warmup * settings.steps)
-    if step < warm:
-        return settings.lr * (step + 1) / warm
-    if settings.schedule == "constant":
-        return settings.lr
-    done = (step - warm) / max(1, settings.steps - warm)
-    return settings.lr * (1 - done if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def batch_indices(n: int, batch_size: int, step: int, seed: int) -> list[int]:

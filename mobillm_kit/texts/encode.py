@@ -1,6 +1,7 @@
 """From texts to tensors: prompts filled in and tokenized, rows padded to a batch.
 
     decoder   ids = [BOS] prompt(text, pair)             loss at the last real token, over the label words
+    masked    ids = [CLS] prompt(text, pair) [SEP]       loss at the prompt's mask, over the label words
     encoder   ids = [CLS] text [SEP] (pair [SEP])        loss at the first token
 
 A text that does not fit is cut at its end, the longer of two first, and the prompt around it stays whole: the
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from mobillm_kit.errors import BadInput
 from mobillm_kit.texts.sources import check_characters
-from mobillm_kit.texts.tasks import Example, Task
+from mobillm_kit.texts.tasks import MASK, Example, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -54,7 +55,7 @@ class Batch:
     labels: Tensor
     """(B,), int64, label ids."""
     positions: Tensor
-    """(B,), int64, index of the token that enters the loss: decoder the last real one, encoder the first."""
+    """(B,), int64, the token that enters the loss: decoder the last real one, encoder the first, or the mask."""
     token_type_ids: Tensor | None = None
     """(B, T), int64."""
 
@@ -84,7 +85,8 @@ class TextEncoder:
 
     tokenizer: PreTrainedTokenizerFast
     task: Task
-    kind: Literal["decoder", "encoder"]
+    kind: Literal["decoder", "encoder", "masked"]
+    """``masked`` is an encoder that predicts the label word at its prompt's mask."""
     max_length: int
     """The context: most tokens in one row."""
     padding_side: Literal["left", "right"] = "right"
@@ -94,9 +96,13 @@ class TextEncoder:
     """One sentence for every call of :meth:`encode` that had to cut texts."""
 
     def __post_init__(self) -> None:
-        for name, known in {"kind": ("decoder", "encoder"), "padding_side": ("left", "right")}.items():
+        for name, known in {"kind": ("decoder", "encoder", "masked"), "padding_side": ("left", "right")}.items():
             if getattr(self, name) not in known:
                 raise BadInput(f"The {name} '{getattr(self, name)}' does not exist.", f"Give {' or '.join(known)}.")
+        if self.kind == "masked" and self.tokenizer.mask_token is None:
+            raise BadInput("The tokenizer has no mask token for label words to stand at.", "Use --head classifier.")
+        if self.kind == "masked" and (times := self.task.prompt.count(MASK)) != 1:
+            raise BadInput(f"The prompt {self.task.prompt!r} has {MASK} {times} times.", "Put it there once.")
         _ = self.pad_id
         if self.max_length <= self._frame_tokens():
             raise BadInput(
@@ -146,6 +152,8 @@ class TextEncoder:
         width = pad_to or width
         left = self.padding_side == "left"
         starts = width - lengths if left else torch.zeros_like(lengths)
+        if self.kind == "masked":
+            starts += torch.tensor([row.ids.index(self.tokenizer.mask_token_id) for row in rows])
         typed = rows[0].type_ids is not None
         return Batch(
             input_ids=_padded([row.ids for row in rows], width, self.pad_id, left),
@@ -156,13 +164,20 @@ class TextEncoder:
         )
 
     def label_ids(self) -> tuple[int, ...]:
-        """For each label, the first token of its word as it really follows the prompt: tokenizers split by context."""
-        if self.kind != "decoder":
+        """For each label, its word's first token as it really follows the prompt, or its only one at the mask."""
+        if self.kind == "encoder":
             raise BadInput("An encoder predicts with a classifier, not with label words.", "Use its pooled head.")
-        prompt = self.task.fill(_STAND_IN, _STAND_IN)
-        bare, *with_words = self._prompts_ids([prompt, *(prompt + word for word in self.task.label_words)])
+        words, prompt = self.task.label_words, self.task.fill(_STAND_IN, _STAND_IN)
+        if self.kind == "masked":  # with the space that BPE and SentencePiece keep in a word's token, as MeZO does
+            bare: list[int] = []
+            with_words = [self.tokenizer(f" {word.strip()}", add_special_tokens=False)["input_ids"] for word in words]
+        else:
+            bare, *with_words = self._prompts_ids([prompt, *(prompt + word for word in words)])
         found: dict[int, str] = {}
-        for word, ids in zip(self.task.label_words, with_words, strict=True):
+        for word, ids in zip(words, with_words, strict=True):
+            if self.kind == "masked" and (len(ids) != 1 or ids[0] == self.tokenizer.unk_token_id):
+                problem = f"The label word {word!r} is {len(ids)} tokens to this tokenizer, or an unknown one."
+                raise BadInput(problem, "A mask is one token: choose other words, --label-words 'bad|good'.")
             if ids[: len(bare)] != bare or len(ids) == len(bare):
                 raise BadInput(
                     f"The label word {word!r} has no token of its own after the prompt {self.task.prompt!r}.",
@@ -205,22 +220,30 @@ class TextEncoder:
         """Tokens of a row with an empty text."""
         if self.kind == "encoder":
             return self.tokenizer.num_special_tokens_to_add(pair=self.task.pair_column is not None)
-        return len(self._prompts_ids([self.task.fill("", "")])[0])
+        return len(self._prompts_ids([self._filled("", "")])[0])
+
+    def _filled(self, text: str, pair: str | None) -> str:
+        """The prompt with the texts in it; of a masked one the mask is the tokenizer's own, and the only one."""
+        if self.kind == "decoder":
+            return self.task.fill(text, pair)
+        own = str(self.tokenizer.mask_token)
+        bare = [(each or "").replace(MASK, " ").replace(own, " ") for each in (text, pair)]
+        return self.task.fill(*bare).replace(MASK, own)
 
     def _prompts_ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Ids with the tokenizer's opening tokens, without its closing ones: the label word is to follow."""
+        """Ids with the tokenizer's opening tokens; without its closing ones where the label word is to follow."""
         # verbose=False: the tokenizer's own remark on length comes before the text is cut.
         encoded = self.tokenizer(list(prompts), return_special_tokens_mask=True, verbose=False)
         rows = []
         for ids, special in zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
             end = len(ids)
-            while end and special[end - 1]:
+            while self.kind == "decoder" and end and special[end - 1]:
                 end -= 1
             rows.append(ids[:end])
         return rows
 
     def _prompts(self, examples: Sequence[Example]) -> list[Encoded]:
-        ids = self._prompts_ids([self.task.fill(example.text, example.pair) for example in examples])
+        ids = self._prompts_ids([self._filled(example.text, example.pair) for example in examples])
         return [Encoded(tuple(own), None, example.label) for own, example in zip(ids, examples, strict=True)]
 
     def _shortened(self, example: Example) -> Encoded:

@@ -59,7 +59,6 @@ def load_task(
     data: str | Path | None = None,
     limit: Mapping[str, int] | None = None,
     seed: int = 0,
-    sentences_only: bool = True,
     seen: Seen = list,
 ) -> TaskData:
     """A task with its texts; ``texts/splits.py`` says what is left out of train and counted in ``notes``.
@@ -68,14 +67,12 @@ def load_task(
         data: a folder in GLUE's layout (``train.tsv``, ``dev.tsv``, optional ``test.tsv``; CSV and JSONL work too);
             None for the texts of a packaged task or the Hugging Face hub (all others).
         limit: most examples per split; a seeded choice, a smaller limit picks a part of what a larger one picks.
-        sentences_only: SST-2's train file holds 67 349 phrases of about 6 900 sentences. True keeps the texts
-            that are no part of a longer one, as dev and test are sentences too.
         seen: what of the texts is compared, where equal ones are looked for; the tokenizer's ids, in a run.
     """
     task = get_task(name)
     check_limit(limit or {})
     splits, notes = _labelled_splits(task, _tables_of(task, data))
-    if name == "sst2" and sentences_only:
+    if name == "sst2":  # 67 349 phrases of about 6 900 sentences; dev and test are sentences
         phrases = splits["train"]
         whole = maximal_texts([example.text for example in phrases])
         splits["train"] = tuple(example for example in phrases if example.text in whole)
@@ -93,7 +90,6 @@ def custom_task(
     prompt: str | None = None,
     label_words: Sequence[str] | None = None,
     pair: str | None = None,
-    name: str = "custom",
     limit: Mapping[str, int] | None = None,
     seed: int = 0,
     seen: Seen = list,
@@ -115,7 +111,7 @@ def custom_task(
     files = find_splits(path) if path.is_dir() else {"train": path}
     tables = {split: read_table(found, spreadsheet=True) for split, found in files.items()}
     train = tables["train"]
-    task = _custom(train, (text, pair, label), labels, prompt, label_words, name, path.name)
+    task = _custom(train, (text, pair, label), labels, prompt, label_words, path.name)
     splits, notes = _labelled_splits(task, tables) if len(tables) > 1 else _one_file(task, train, seed, seen)
     notes = [*_nearly_equal(task.labels), *notes]
     return _finished(task, splits, notes, limit, seed, seen)
@@ -132,18 +128,17 @@ def _custom(
     labels: Sequence[str] | None,
     prompt: str | None,
     label_words: Sequence[str] | None,
-    name: str,
     source: str,
 ) -> Task:
     """The task of a table; ``columns`` are those of the text, of its pair and of the label."""
     text, pair, label = columns
     texts = [text] if pair is None else [text, pair]
-    rows, _ = _used(train, texts, label, f"The task '{name}' was told to read {_listed([*texts, label])}.")
+    rows, _ = _used(train, texts, label, f"The task 'custom' was told to read {_listed([*texts, label])}.")
     names = tuple(labels or _labels_in(train.where, label, Counter(row.cells[label] for row in rows)))
     prompt = prompt or ("{text}\nLabel:" if pair is None else "{text}\n{pair}\nLabel:")
     gap = "" if prompt[-1].isspace() else " "
     return Task(
-        name=name,
+        name="custom",
         description=f"Own texts from {source}",
         text_column=text,
         pair_column=pair,

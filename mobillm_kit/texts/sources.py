@@ -11,8 +11,6 @@ Knows: files, lines, columns, the hub.  Knows nothing of: tasks, labels, prompts
 Taught in: notebooks/00_start_here.ipynb
 """
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import csv
@@ -24,12 +22,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mobillm_kit.errors import BadInput, MissingExtra
-
-if TYPE_CHECKING:
-    import datasets
 
 SPLIT_FILES: Mapping[str, tuple[str, ...]] = {"train": ("train",), "dev": ("dev", "validation"), "test": ("test",)}
 """Names (without suffix) under which a folder or the hub may hold each split."""
@@ -133,9 +128,7 @@ def digests(place: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
 
 
-def hub_tables(
-    repository: str, config: str | None = None, *, revision: str | None = None, wait_s: float = HUB_WAIT_S
-) -> dict[str, Table]:
+def hub_tables(repository: str, config: str | None = None, *, revision: str | None = None) -> dict[str, Table]:
     """The splits of a data set on the Hugging Face hub; from the local cache, where there is no network."""
     try:
         import datasets
@@ -145,7 +138,7 @@ def hub_tables(
             "Run: pip install 'mobillm-kit[hub]', or give a local folder with data=... (--data).",
         ) from error
     address = f"{repository}/{config}" if config else repository
-    with _hub_or_cache(datasets, repository, wait_s) as refusal:
+    with _hub_or_cache(datasets, repository) as refusal:
         try:
             splits = datasets.load_dataset(repository, config, revision=revision)
         except Exception as error:  # the hub's libraries raise some twenty types for "not now"
@@ -157,7 +150,7 @@ def hub_tables(
     return split_tables(splits, address)
 
 
-def split_tables(splits: datasets.DatasetDict, address: str) -> dict[str, Table]:
+def split_tables(splits: Mapping[str, Any], address: str) -> dict[str, Table]:
     """Tables out of a ``datasets.DatasetDict``, by split name as in :data:`SPLIT_FILES`."""
     tables = {}
     for split, names in SPLIT_FILES.items():
@@ -169,13 +162,13 @@ def split_tables(splits: datasets.DatasetDict, address: str) -> dict[str, Table]
 
 
 @contextlib.contextmanager
-def _hub_or_cache(datasets_module: Any, repository: str, wait_s: float) -> Iterator[str]:
+def _hub_or_cache(datasets_module: Any, repository: str) -> Iterator[str]:
     """Why the hub does not answer, empty where it does; ``datasets`` then looks into its cache instead of waiting."""
     from huggingface_hub import HfApi
 
     refusal, before = "", datasets_module.config.HF_HUB_OFFLINE
     try:
-        HfApi().dataset_info(repository, timeout=wait_s / 2)  # connecting and reading each get half of the wait
+        HfApi().dataset_info(repository, timeout=HUB_WAIT_S / 2)  # connecting and reading each get half of the wait
     except Exception as error:  # offline mode, DNS, proxy, time-out, HTTP status: all mean the same here
         refusal = f"{type(error).__name__}: {error}".splitlines()[0]
         datasets_module.config.HF_HUB_OFFLINE = True

@@ -2,8 +2,8 @@
 
     "a moving film", label 1   ->   "a moving film It was" + " great"              (MeZO, arXiv 2305.17333)
 
-The loss of every decoder method is the cross-entropy over the label words' logits after the prompt; encoders
-read the bare text.  ``tasks.toml`` holds the tasks that are known by name, with the origin of every prompt.
+The loss is the cross-entropy over the label words' logits after the prompt, or at an encoder's mask; encoders with a
+classifier read the bare text.  ``tasks.toml`` holds the tasks that are known by name, with the origin of every prompt.
 
 Knows: prompts, labels, names of columns.  Knows nothing of: files, tokens, tensors, models.
 Taught in: notebooks/00_start_here.ipynb
@@ -14,9 +14,9 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -28,6 +28,9 @@ METRIC_NAMES = ("accuracy", "f1", "matthews")
 
 PACKAGED = ("reviews", "turns")
 """The packaged tasks; prompt and label words belong to their texts and stand beside them (``task.json``)."""
+
+MASK = "[MASK]"
+"""In a prompt: where an encoder's label word would stand, whatever the tokenizer's own mask is called."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Task:
     """Of the second text, where a row has two."""
     hub: tuple[str, ...] = ()
     """Repository, configuration and revision on the Hugging Face hub, as far as they are needed."""
+    masked_prompt: str = ""
+    """For an encoder's label words; where empty, ``prompt``, with " [MASK]." at its end unless it has a mask."""
     other_columns: Mapping[str, str] = field(default_factory=dict)
     """Columns' names in other copies of the data, and the names that are meant."""
     headerless: tuple[str, ...] = ()
@@ -95,6 +100,11 @@ class Task:
     def text_columns(self) -> list[str]:
         """One or two."""
         return [self.text_column] if self.pair_column is None else [self.text_column, self.pair_column]
+
+    def at_mask(self) -> Self:
+        """The task as an encoder with label words reads it: its prompt holds the mask."""
+        prompt = self.masked_prompt or self.prompt
+        return replace(self, prompt=prompt if MASK in prompt else f"{prompt.rstrip()} {MASK}.")
 
     def fill(self, text: str, pair: str | None = None) -> str:
         """The prompt with ``text`` (and ``pair``) in place; braces inside the texts stay as they are."""
