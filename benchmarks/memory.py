@@ -4,6 +4,7 @@
     more        int8 and FP4 weights; a window of eight batches
     exact       one training step of LoRA with checkpointing: the whole model in bf16, and streamed (bf16, int8, NF4)
     opt-6.7b    one full training step: the device streams, the server trains its side network on what was sent
+    smollm2     forward passes of SmolLM2-135M, streamed from its GGUF file
     time        block-major streaming, a window of eight batches, interleaved with the whole model on the same batches
     accuracy    MobiLLM on low-precision backbones, with and without int4 activations (pocket, MiniLM)
 
@@ -43,7 +44,8 @@ WINDOW = 8
 ROUNDS = 3
 LR = 1e-3
 SEEDS = (0, 1, 2)
-PARTS = ("opt-1.3b", "opt-6.7b", "more", "exact", "time", "accuracy")
+PARTS = ("opt-1.3b", "opt-6.7b", "more", "exact", "smollm2", "time", "accuracy")
+SMOLLM2_FOLDER = Path("../shared/models/smollm2-135m")
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
@@ -391,12 +393,14 @@ OF_EIGHT = msgspec.structs.replace(_DEVICE, window=WINDOW)
 TIMED = Case(role="time", window=WINDOW)
 EXACT = Case(role="exact")
 STREAMED = Case(role="streamed")
+SMOLLM2 = Case(role="device", model="smollm2-135m", weights="float32", codec="int8")
 
 CASES = {
     "opt-1.3b": (SMALL, TINY, NF4, WHOLE, LORA, PEFT, LORA_BF16, PEFT_BF16, LARGE),
     "opt-6.7b": (BIG, BIG_SERVER),
     "more": (OF_EIGHT, *(msgspec.structs.replace(_DEVICE, weights=kind) for kind in ("int8", "fp4"))),
     "exact": (EXACT, STREAMED, *(msgspec.structs.replace(STREAMED, weights=kind) for kind in ("int8", "nf4"))),
+    "smollm2": (SMOLLM2,),
     "time": (TIMED,),
 }
 
@@ -405,6 +409,9 @@ def run_part(part: str, file: Path, command: str, scratch: Path | None, threads:
     """Make the results of one part that the file does not hold yet."""
     todo = missing(CASES[part], file)
     if not todo:
+        return
+    if part == "smollm2":
+        keep(in_fresh_process(SMOLLM2, SMOLLM2_FOLDER, threads=threads), file, command)
         return
     with random_model(todo[0].model, scratch) as folder:
         sent = folder.parent / "sent"
@@ -555,6 +562,7 @@ def bars(found: dict[Case, Result]) -> list[Bar]:
         ("OPT-6.7B, 8 x 128, device of a training step", one_step, 1.6 * 1024, "MiB"),
         ("OPT-1.3B, NF4, 8 x 128, device", peak(found.get(NF4)), 500, "MiB"),
         ("OPT-1.3B, LoRA + checkpointing streamed, 8 x 128, one step", peak(found.get(STREAMED)), 1024, "MiB"),
+        ("SmolLM2-135M from its GGUF file, 8 x 128, device, peak", peak(found.get(SMOLLM2)), 480, "MiB"),
         ("  over the same with the whole model in memory", over(found.get(STREAMED), found.get(EXACT)), 0.33, "x"),
         ("  its prediction, off by", _off(found.get(STREAMED)), 10, "%"),
         ("pocket, NF4 weights + int4 activations, points below fp32", _lost(found), 2, "points"),

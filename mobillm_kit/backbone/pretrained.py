@@ -199,7 +199,9 @@ def from_pretrained(loader: Any, source: str, **kwargs: Any) -> Any:
         first_line = str(error).strip().splitlines()[0]
         hint = "Name a model folder with config.json and weights, a name on the hub (needs a connection), or 'pocket'."
         if is_gguf(source):
-            hint = "Name a whole file of a family that transformers knows, in types that the installed gguf package knows."
+            hint = (
+                "Take a whole file, of a family that transformers has and types that the installed gguf package knows."
+            )
         raise BadInput(f"{source}: could not be loaded ({first_line}).", hint) from error
 
 
