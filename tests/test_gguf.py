@@ -237,7 +237,7 @@ def test_a_type_that_nobody_knows_is_named(file):
     kinds = file.read_bytes()
     at = kinds.index(b"blk.0.ffn_up.weight") + len(b"blk.0.ffn_up.weight") + 4 + 2 * 8
     for kind, found in (
-        (99, r"99\) is not a valid GGMLQuantizationType\)\. .*types that the installed gguf package knows"),
+        (99, r"99\) is not a valid GGMLQuantizationType\)\. .*types that the gguf package here knows"),
         (25, "'blk.0.ffn_up.weight' is stored as I16"),
     ):
         file.write_bytes(kinds[:at] + kind.to_bytes(4, "little") + kinds[at + 4 :])

@@ -28,7 +28,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """
 
     backbone: str = "pocket"
-    """'pocket' (packaged), a model folder, or a name on the Hugging Face hub."""
+    """'pocket' (packaged), a model folder, a GGUF file, or a name on the Hugging Face hub."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     random_weights: bool = False
@@ -38,7 +38,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     weights: str = ""
     """The frozen backbone's matrices in few bits: int8, nf4 or fp4; as they are, if empty."""
     stream: bool = False
-    """Read the backbone block by block from its files, which must be safetensors."""
+    """Read the backbone block by block from its files: safetensors, or one GGUF file."""
     accelerator: str = "auto"
     """auto, cpu, cuda or mps."""
     task: str = "reviews"
