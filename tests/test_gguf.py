@@ -174,7 +174,7 @@ def test_without_the_package_the_extra_is_named(file, monkeypatch):
 @pytest.mark.parametrize("length", [0, 3, 20, 100, 1000, 3000], ids=str)
 def test_a_header_that_was_cut_off(file, opened, length):
     file.write_bytes(file.read_bytes()[:length])
-    with pytest.raises(BadInput, match=r"tiny\.gguf: (is no GGUF file|could not be loaded)"):
+    with pytest.raises(BadInput, match=r"tiny\.gguf: is no whole GGUF file"):
         opened(file)
 
 
@@ -182,7 +182,7 @@ def test_a_header_that_was_cut_off(file, opened, length):
 @pytest.mark.parametrize("missing", [1, 5000])
 def test_weights_that_were_cut_off(file, opened, missing):
     file.write_bytes(file.read_bytes()[:-missing])
-    with pytest.raises(BadInput, match=r"tiny\.gguf: (is no GGUF file|could not be loaded)"):
+    with pytest.raises(BadInput, match=r"tiny\.gguf: is no whole GGUF file"):
         opened(file)
 
 
@@ -200,7 +200,7 @@ def test_something_else_under_that_name(tmp_path):
     with pytest.raises(BadInput, match=r"other\.gguf: is a pointer of Git's large-file store"):
         load_backbone(other)
     other.write_bytes(b"PK\3\4" + bytes(5000))
-    with pytest.raises(BadInput, match=r"other\.gguf: could not be loaded"):
+    with pytest.raises(BadInput, match=r"other\.gguf: is no whole GGUF file"):
         load_backbone(other)
 
 

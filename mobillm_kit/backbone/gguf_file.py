@@ -142,9 +142,7 @@ def _reader(file: Path) -> GGUFReader:
     try:
         return _WithoutArrays(file)
     except Exception as error:  # a damaged header fails as whatever is made of its numbers
-        raise BadInput(
-            f"{file}: is no GGUF file, or one that was cut off or written over ({error}).", _COPY_AGAIN
-        ) from error
+        raise BadInput(f"{file}: is no whole GGUF file ({error}).", _COPY_AGAIN) from error
 
 
 def _row_bytes(file: Path, name: str, stored: Any) -> tuple[int, ...]:

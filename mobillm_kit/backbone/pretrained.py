@@ -197,12 +197,15 @@ def from_pretrained(loader: Any, source: str, **kwargs: Any) -> Any:
                 "Name a model that transformers itself knows.",
             ) from error
         first_line = str(error).strip().splitlines()[0]
-        hint = "Name a model folder with config.json and weights, a name on the hub (needs a connection), or 'pocket'."
         if is_gguf(source):
-            hint = (
-                "Take a whole file, of a family that transformers has and types that the installed gguf package knows."
-            )
-        raise BadInput(f"{source}: could not be loaded ({first_line}).", hint) from error
+            raise BadInput(
+                f"{source}: is no whole GGUF file, or one that transformers cannot read ({first_line}).",
+                "Copy it again, or take a file of another family, or with types that the gguf package here knows.",
+            ) from error
+        raise BadInput(
+            f"{source}: could not be loaded ({first_line}).",
+            "Name a model folder with config.json and weights, a name on the hub (needs a connection), or 'pocket'.",
+        ) from error
 
 
 def from_config(config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:
