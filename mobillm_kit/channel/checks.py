@@ -6,7 +6,7 @@ Knows: messages and plans.  Knows nothing of: sockets, tensors, sessions.
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from mobillm_kit.channel.messages import VERSION, Plan, Welcome, WireError, refusal
+from mobillm_kit.channel.messages import VERSION, Plan, Welcome, refusal
 from mobillm_kit.common import FLOAT_BYTES
 from mobillm_kit.errors import BadInput, few
 
@@ -63,17 +63,16 @@ def check_plan(plan: Plan) -> None:
     side = plan.side
     copied = side.start == "backbone"
     if copied != (plan.first is not None) or (copied and not side.feed_forward):
-        raise _bad_plan("Blocks that start from the backbone's have first weights and a feed_forward; no others have.")
+        raise refusal("plan-start")
     try:
         side.check()
     except BadInput as error:
-        raise _bad_plan(error.problem) from error
+        raise refusal("plan-side", problem=error.problem) from error
     if (plan.head is None) == (side.pooling is None):
-        raise _bad_plan("A side network has either label words' head or a pooling.")
+        raise refusal("plan-head")
     if plan.head is not None and (plan.head.width != side.width or plan.head.rows != side.n_labels):
-        raise _bad_plan(
-            f"The head is {plan.head.rows} x {plan.head.width}, the side network {side.n_labels} x {side.width}."
-        )
+        head, net = f"{plan.head.rows} x {plan.head.width}", f"{side.n_labels} x {side.width}"
+        raise refusal("plan-head-size", head=head, net=net)
 
 
 def check_welcome(welcome: Welcome, plan: Plan) -> None:
@@ -93,7 +92,3 @@ def check_welcome(welcome: Welcome, plan: Plan) -> None:
     backwards = any(first > last for first, last in welcome.held) or ends != sorted(ends)
     if backwards or (ends and ends[-1] >= plan.n_samples):
         raise refusal("held-samples", held=few(welcome.held), n_samples=plan.n_samples)
-
-
-def _bad_plan(problem: str) -> WireError:
-    return WireError("bad-plan", problem, "Ask for a side network that the backbone allows.")

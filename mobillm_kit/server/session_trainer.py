@@ -236,13 +236,12 @@ class SessionTrainer:
         if len(self._first) < announced.n_bytes:
             return True
         whole, self._first = bytes(self._first), None
-        remedy = "Begin a new session beside the backbone that the plan names."
         if digest(whole) != announced.digest:
-            raise WireError("bad-digest", "The first weights are not those whose digest the plan gives.", remedy)
+            raise refusal("first-digest")
         try:
             tensors = tensors_like(whole, self._server.parameters)
         except BadInput as error:
-            raise WireError("bad-plan", f"The first weights: {error.problem}", remedy) from error
+            raise refusal("first-weights", problem=error.problem) from error
         with torch.no_grad():
             for name, parameter in self._server.parameters.items():
                 parameter.copy_(tensors[name])
