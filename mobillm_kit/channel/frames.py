@@ -21,9 +21,17 @@ from typing import Literal
 import msgspec
 
 from mobillm_kit.channel import messages
-from mobillm_kit.channel.messages import DIGEST_BYTES, BatchMessage, FrameInfo, Message, Plan, WireError, refusal
+from mobillm_kit.channel.messages import (
+    DIGEST_BYTES,
+    BatchMessage,
+    FrameInfo,
+    Message,
+    Plan,
+    refusal,
+    refusing,
+)
 from mobillm_kit.common import FLOAT_BYTES
-from mobillm_kit.errors import BadInput, few
+from mobillm_kit.errors import few
 from mobillm_kit.side.description import MOST_LAYERS
 
 MAGIC = b"MBLM"
@@ -93,8 +101,7 @@ def from_frames(frames: Sequence[Payload], *, sender: Party, limits: Limits) -> 
         raise refusal("header-digest")
     message = _decoded(views[1], sender)
     described = getattr(message, "frames", [])
-    _check_lengths(described, views[2:])
-    _check_form(message, described)
+    _check_form(message, described, views[2:])
     if not isinstance(message, BatchMessage):
         check_digests(described, views[2:])
     return message, views[2:]
@@ -118,16 +125,13 @@ def _decoded(header: memoryview, sender: Party) -> Message:
         raise refusal("header", sender=sender, reason=reason) from error
 
 
-def _check_lengths(described: Sequence[FrameInfo], payloads: Sequence[memoryview]) -> None:
+def _check_form(message: Message, described: Sequence[FrameInfo], payloads: Sequence[memoryview]) -> None:
+    """What may be said of the payloads without knowing the session; a batch's need its plan."""
     if len(described) != len(payloads):
         raise refusal("frames-described", described=len(described), came=len(payloads))
     for number, (info, payload) in enumerate(zip(described, payloads, strict=True)):
         if info.n_bytes != len(payload):
             raise refusal("payload-length", number=number, came=len(payload), said=info.n_bytes)
-
-
-def _check_form(message: Message, described: Sequence[FrameInfo]) -> None:
-    """What may be said of the payloads without knowing the session; a batch's need its plan."""
     single = isinstance(message, messages.Logits | messages.Result | messages.First)
     if (single and len(described) != 1) or (isinstance(message, messages.Hello) and len(described) > 1):
         raise refusal("frames-of-kind", kind=type(message).__struct_config__.tag, described=len(described))
@@ -200,10 +204,8 @@ def _check_fresh(batch: BatchMessage, plan: Plan) -> None:
 def _expected_sizes(batch: BatchMessage, plan: Plan) -> list[int]:
     from mobillm_kit.quant import codec  # it brings torch, which the command line's help does without
 
-    try:
+    with refusing("bad-codec"):
         per_layer = codec(batch.codec, batch.group).wire_bytes((sum(batch.lengths), plan.side.width))
-    except BadInput as error:
-        raise WireError("bad-codec", error.problem, error.remedy) from error
     sizes = [per_layer] * len(batch.layers) if batch.fresh else []
     if plan.labels == "residual":
         sizes.append(len(batch.samples) * plan.side.n_labels * FLOAT_BYTES)

@@ -26,7 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mobillm_kit.channel import messages
 from mobillm_kit.channel.checks import KEPT_CHECKPOINTS
 from mobillm_kit.channel.frames import digest
-from mobillm_kit.channel.messages import Ack, BatchMessage, Message, Plan, WireError, refusal
+from mobillm_kit.channel.messages import Ack, BatchMessage, Message, Plan, WireError, refusal, refusing
 from mobillm_kit.errors import BadInput, SaveFailed
 from mobillm_kit.files import write_with
 from mobillm_kit.quant.parcels import Parcel, Upload, from_bytes, merge, split, to_bytes, unpack
@@ -34,7 +34,7 @@ from mobillm_kit.server.cache import ActivationCache
 from mobillm_kit.server.side_trainer import SideTrainer
 from mobillm_kit.side.adapter import SideAdapter
 from mobillm_kit.side.heads import SideTuned
-from mobillm_kit.side.portable_head import build_head, read_tensors, tensors_like
+from mobillm_kit.side.portable_head import build_head, tensors_like
 
 Reply = tuple[Message, list[bytes | memoryview]]
 
@@ -77,10 +77,8 @@ class SessionTrainer:
         if message.sequence != self.sequence:
             return []
         started = time.perf_counter()
-        try:
+        with refusing("bad-values"):
             upload, cached = self._upload(message, payloads)
-        except BadInput as error:
-            raise WireError("bad-values", error.problem, error.remedy) from error
         if upload is None:
             return self._ask_again(message)
         self._waiting = message, cached, queue_s, time.perf_counter() - started
@@ -202,13 +200,11 @@ class SessionTrainer:
     def _start(self) -> None:
         """Step 0."""
         plan = self.plan
-        try:
+        with refusing("bad-plan"):
             head = None if plan.head is None else build_head(plan.head, self._head)
             self._server = SideTrainer(
                 SideTuned(SideAdapter(plan.side, fingerprint=plan.fingerprint), head), weight_decay=plan.weight_decay
             )
-        except BadInput as error:
-            raise WireError("bad-plan", error.problem, error.remedy) from error
         self.losses: list[float] = []
         self._first: bytearray | None = bytearray() if plan.first else None
 
@@ -273,18 +269,6 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(to_bytes(tensors[name]))
     return digest.hexdigest()
-
-
-def load_head(payload: memoryview | bytes) -> dict[str, Tensor]:
-    """The head's tensors from their frame.
-
-    Raises:
-        WireError: ``bad-plan``; not safetensors.
-    """
-    try:
-        return read_tensors(payload)
-    except BadInput as error:
-        raise WireError("bad-plan", f"The head's frame: {error.problem}", error.remedy) from error
 
 
 def _read_checkpoint(path: Path, plan: Plan) -> dict[str, Tensor] | None:
