@@ -34,9 +34,8 @@ from torch.nn import functional as F
 from mobillm_kit.channel.frames import digest
 from mobillm_kit.channel.messages import BatchMessage, FrameInfo, Hello, LabelMode, Plan
 from mobillm_kit.channel.timings import TIMINGS
-from mobillm_kit.device.client import ServerClient
+from mobillm_kit.device.client import ServerClient, route_to
 from mobillm_kit.device.forward import Device
-from mobillm_kit.device.route import route_to
 from mobillm_kit.errors import BadInput
 from mobillm_kit.link.timeline import Timeline
 from mobillm_kit.quant.bitwidth import LADDER, BitWidthController
@@ -160,7 +159,7 @@ class Wire:
     Args:
         device: forward only.
         local: side network and head as they are at the start; takes the trained weights when they come back.
-        server, link, keys: as for :func:`~mobillm_kit.device.route.route_to`; looked for before the first step.
+        server, link, keys: as for :func:`~mobillm_kit.device.client.route_to`; looked for before the first step.
         codec: how activations become bytes: a name, ``none`` (float32), or ``adaptive``, chosen per step.
         group: values per scale.
         weight_decay: AdamW's.
