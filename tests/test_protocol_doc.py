@@ -21,7 +21,7 @@ from mobillm_kit.channel.connections import MOST_STRANGERS, STRANGER_BYTES
 from mobillm_kit.channel.ends import DeviceSocket
 from mobillm_kit.channel.frames import Limits, from_frames, to_frames
 from mobillm_kit.channel.keys import LOCK_LIMIT_S, OneTimeCodes
-from mobillm_kit.channel.messages import ERROR_CODES, VERSION, FrameInfo, FromDevice, FromServer, Name, Plan, SessionId
+from mobillm_kit.channel.messages import VERSION, ErrorCode, FrameInfo, FromDevice, FromServer, Name, Plan, SessionId
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import MIB
 from mobillm_kit.quant import BITS, CODECS, FP4, NF4, codec
@@ -118,8 +118,8 @@ def test_the_page_has_no_message_that_the_code_has_not():
 
 
 def test_the_error_codes_are_exactly_those_of_the_table():
-    assert len(ERROR_CODES) <= 20
-    assert re.findall(r"^\| `([a-z-]+)` \|", SECTIONS[6], flags=re.MULTILINE) == list(ERROR_CODES)
+    assert len(get_args(ErrorCode)) <= 20
+    assert re.findall(r"^\| `([a-z-]+)` \|", SECTIONS[6], flags=re.MULTILINE) == list(get_args(ErrorCode))
 
 
 def test_the_limits_are_those_of_the_code():

@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -74,14 +74,12 @@ ErrorCode = Literal[
 ]
 """Everything that a server refuses with, and nothing else."""
 
-ERROR_CODES: tuple[str, ...] = get_args(ErrorCode)
-
 
 class WireError(KitError):
     """A message that may not be sent, or not now.
 
     Args:
-        code: one of :data:`ERROR_CODES`.
+        code: one of :data:`ErrorCode`.
     """
 
     def __init__(self, code: ErrorCode, problem: str, remedy: str = "") -> None:

@@ -52,7 +52,9 @@ class ActivationCache:
             return None
         parcel = _read(self._path(sample))
         if parcel is None:
-            self._forget(sample)
+            self._disk_used -= self._on_disk.pop(sample)
+            with suppress(OSError):
+                self._path(sample).unlink()
         return parcel
 
     def held(self) -> list[tuple[int, int]]:
@@ -70,11 +72,6 @@ class ActivationCache:
         self._on_disk[sample] = len(data)
         self._disk_used += len(data)
         return True
-
-    def _forget(self, sample: int) -> None:
-        self._disk_used -= self._on_disk.pop(sample)
-        with suppress(OSError):
-            self._path(sample).unlink()
 
     def _path(self, sample: int) -> Path:
         return self._folder / f"{sample}.parcel"
