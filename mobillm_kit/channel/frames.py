@@ -21,17 +21,9 @@ from typing import Literal
 import msgspec
 
 from mobillm_kit.channel import messages
-from mobillm_kit.channel.messages import (
-    DIGEST_BYTES,
-    BatchMessage,
-    FrameInfo,
-    Message,
-    Plan,
-    refusal,
-    refusing,
-)
+from mobillm_kit.channel.messages import DIGEST_BYTES, BatchMessage, FrameInfo, Message, Plan, WireError, refusal
 from mobillm_kit.common import FLOAT_BYTES
-from mobillm_kit.errors import few
+from mobillm_kit.errors import BadInput, few
 from mobillm_kit.side.description import MOST_LAYERS
 
 MAGIC = b"MBLM"
@@ -204,8 +196,10 @@ def _check_fresh(batch: BatchMessage, plan: Plan) -> None:
 def _expected_sizes(batch: BatchMessage, plan: Plan) -> list[int]:
     from mobillm_kit.quant import codec  # it brings torch, which the command line's help does without
 
-    with refusing("bad-codec"):
+    try:
         per_layer = codec(batch.codec, batch.group).wire_bytes((sum(batch.lengths), plan.side.width))
+    except BadInput as error:
+        raise WireError("bad-codec", error.problem, error.remedy) from error
     sizes = [per_layer] * len(batch.layers) if batch.fresh else []
     if plan.labels == "residual":
         sizes.append(len(batch.samples) * plan.side.n_labels * FLOAT_BYTES)

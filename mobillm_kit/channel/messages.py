@@ -10,15 +10,13 @@ Taught in: notebooks/08_device_and_server.ipynb
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from mobillm_kit.errors import BadInput, KitError
+from mobillm_kit.errors import KitError
 from mobillm_kit.side.description import MOST_LAYERS, HeadSpec, Labels, Layers, SideSpec
 
 VERSION = 3
@@ -107,15 +105,6 @@ def refusal(name: str, **found: object) -> WireError:
     """The one of that name in ``refusals.toml``, with what was ``found`` in its sentences."""
     row = _REFUSALS[name]
     return WireError(row.code, row.problem.format(**found), row.remedy.format(**found))
-
-
-@contextmanager
-def refusing(code: ErrorCode, what: str = "") -> Iterator[None]:
-    """What is bad input inside, of ``what`` the peer sent, is refused with this code."""
-    try:
-        yield
-    except BadInput as error:
-        raise WireError(code, what + error.problem, error.remedy) from error
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

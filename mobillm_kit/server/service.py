@@ -20,9 +20,10 @@ from mobillm_kit.channel.checks import batch_bytes, check_plan, checkpoint_bytes
 from mobillm_kit.channel.ends import Peer, ServerSocket
 from mobillm_kit.channel.frames import Limits, digest, from_frames, to_frames
 from mobillm_kit.channel.keys import Door
-from mobillm_kit.channel.messages import Bye, Hello, Message, Ping, Plan, Pong, WireError, refusal, refusing
+from mobillm_kit.channel.messages import Bye, Hello, Message, Ping, Plan, Pong, WireError, refusal
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import MIB
+from mobillm_kit.errors import BadInput
 from mobillm_kit.server import ServiceSettings
 from mobillm_kit.server.cache import ActivationCache
 from mobillm_kit.server.disk import disk_of
@@ -152,8 +153,10 @@ class Service:
         credit = self._credit(plan)
         if (plan.head is not None) != bool(payloads):
             raise refusal("head-described")
-        with refusing("bad-plan", "The head's frame: "):
+        try:
             head = read_tensors(payloads[0]) if payloads else {}
+        except BadInput as error:
+            raise WireError("bad-plan", f"The head's frame: {error.problem}", error.remedy) from error
         self._places.make_room(peer, hello.session)
         session = Session(plan, credit=credit, budget_bytes=self._settings.share_bytes)
         make = partial(self._trainer, plan, head, owner_folder(peer.key), hello.session)

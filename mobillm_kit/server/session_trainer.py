@@ -26,7 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mobillm_kit.channel import messages
 from mobillm_kit.channel.checks import KEPT_CHECKPOINTS
 from mobillm_kit.channel.frames import digest
-from mobillm_kit.channel.messages import Ack, BatchMessage, Message, Plan, WireError, refusal, refusing
+from mobillm_kit.channel.messages import Ack, BatchMessage, Message, Plan, WireError, refusal
 from mobillm_kit.errors import BadInput, SaveFailed
 from mobillm_kit.files import write_with
 from mobillm_kit.quant.parcels import Parcel, Upload, from_bytes, merge, split, to_bytes, unpack
@@ -77,8 +77,10 @@ class SessionTrainer:
         if message.sequence != self.sequence:
             return []
         started = time.perf_counter()
-        with refusing("bad-values"):
+        try:
             upload, cached = self._upload(message, payloads)
+        except BadInput as error:
+            raise WireError("bad-values", error.problem, error.remedy) from error
         if upload is None:
             return self._ask_again(message)
         self._waiting = message, cached, queue_s, time.perf_counter() - started
@@ -200,11 +202,13 @@ class SessionTrainer:
     def _start(self) -> None:
         """Step 0."""
         plan = self.plan
-        with refusing("bad-plan"):
+        try:
             head = None if plan.head is None else build_head(plan.head, self._head)
             self._server = SideTrainer(
                 SideTuned(SideAdapter(plan.side, fingerprint=plan.fingerprint), head), weight_decay=plan.weight_decay
             )
+        except BadInput as error:
+            raise WireError("bad-plan", error.problem, error.remedy) from error
         self.losses: list[float] = []
         self._first: bytearray | None = bytearray() if plan.first else None
 
