@@ -204,9 +204,8 @@ class SessionTrainer:
         plan = self.plan
         try:
             head = None if plan.head is None else build_head(plan.head, self._head)
-            self._server = SideTrainer(
-                SideTuned(SideAdapter(plan.side, fingerprint=plan.fingerprint), head), weight_decay=plan.weight_decay
-            )
+            model = SideTuned(SideAdapter(plan.side, fingerprint=plan.fingerprint), head)
+            self._server = SideTrainer(model, weight_decay=plan.weight_decay, averaging=plan.averaging)
         except BadInput as error:
             raise WireError("bad-plan", error.problem, error.remedy) from error
         self.losses: list[float] = []
@@ -243,7 +242,7 @@ class SessionTrainer:
         except BadInput as error:
             raise refusal("first-weights", problem=error.problem) from error
         with torch.no_grad():
-            for name, parameter in self._server.parameters.items():
+            for name, parameter in (*self._server.parameters.items(), *self._server.stepped.items()):
                 parameter.copy_(tensors[name])
         self._due_checkpoint()
         return True
