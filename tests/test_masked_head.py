@@ -60,7 +60,7 @@ def masked_batch(pad: str = "right") -> Batch:
 
 @pytest.fixture
 def place(tmp_path):
-    save_tiny_model(tmp_path / "model-bert", masked=True)
+    save_tiny_model(tmp_path / "model-bert", "bert", masked=True)
     return tmp_path
 
 
