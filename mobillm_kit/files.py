@@ -57,12 +57,10 @@ def only_one(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
         yield
 
 
-_PACKAGE = Path(__file__).resolve().parent
-
-
 def data_folder(name: str) -> Path:
     """The folder of ``pocket``, the pretrained backbone, or of a task beside it."""
-    places = (_PACKAGE / "_data" / name, _PACKAGE.parent / "data" / name)
+    package = Path(__file__).resolve().parent
+    places = (package / "_data" / name, package.parent / "data" / name)
     for place in places:
         if place.is_dir():
             return place

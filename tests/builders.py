@@ -67,10 +67,13 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save_tiny_model(folder: Path, name: str = "opt") -> Path:
+def save_tiny_model(folder: Path, name: str = "opt", *, masked: bool = False) -> Path:
     """A model folder as `save_pretrained` writes it: tiny random weights, and a tokenizer."""
-    tiny_backbone(name).model.save_pretrained(folder)
-    word_tokenizer().save_pretrained(folder)
+    tiny_backbone(name, masked=masked).model.save_pretrained(folder)
+    tokenizer = word_tokenizer()
+    if masked:
+        tokenizer.add_special_tokens({"mask_token": "[MASK]"})
+    tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -89,7 +92,7 @@ def tiny_spec(place: Path, method: str = "mobillm-full-width", model: str = "opt
     """A run of seconds on real files: a saved model and a CSV."""
     folder, file = place / f"model-{model}", place / "texts.csv"
     if not folder.exists():
-        save_tiny_model(folder, model)
+        save_tiny_model(folder, model, masked=changes.get("head") == "label-words")
     if not file.exists():
         save_texts(file)
     settings = {

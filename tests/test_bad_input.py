@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
@@ -24,12 +25,12 @@ from mobillm_kit.channel.frames import Limits, from_frames, to_frames
 from mobillm_kit.channel.join import JoinString
 from mobillm_kit.channel.keys import load_or_make_keys
 from mobillm_kit.channel.messages import (
-    ERROR_CODES,
     Ack,
     BatchMessage,
     Bye,
     Checkpoint,
     Error,
+    ErrorCode,
     Fetch,
     Hello,
     Message,
@@ -453,7 +454,7 @@ def test_mutated_messages_through_a_real_socket(prepared, server):
         _listen(raw, codes)
         if number % 1000 == 999:
             assert _answers(raw) < 1.0 + ANSWER_S * (os.getloadavg()[0] > 2)
-    assert codes <= {*ERROR_CODES}
+    assert codes <= {*get_args(ErrorCode)}
     assert server.running
     assert resident_mib(server.pid) - before < DRIFT_MIB
     raw.close()

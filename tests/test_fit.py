@@ -22,6 +22,20 @@ from mobillm_kit.texts.batches import Batches, FitSettings, batch_indices
 from tests.builders import tiny_spec
 
 METHODS = [name for name, row in TABLE.items() if row.trained]
+MASKED = {"model": "bert", "head": "label-words", "prompt": "{text} it was [MASK]"}
+
+
+@pytest.fixture(params=["decoder", "masked"])
+def spec(request):
+    """A run of a method on a decoder, and on an encoder with label words."""
+
+    def of(name):
+        if request.param == "decoder":
+            return {"method": name}
+        options = {"options": {"reduction": 2, "heads": 2}} if name in ("lst", "mobillm-ladder") else {}
+        return {"method": name, **MASKED, **options}
+
+    return of
 
 
 def fitted(place, *, stop_at=None, checkpoint=None, **changes):
@@ -44,12 +58,12 @@ def fitted(place, *, stop_at=None, checkpoint=None, **changes):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_same_seed_same_bytes_whatever_the_global_generator(tmp_path, name):
+def test_same_seed_same_bytes_whatever_the_global_generator(tmp_path, name, spec):
     torch.manual_seed(1)
-    first, one = fitted(tmp_path, method=name)
+    first, one = fitted(tmp_path, **spec(name))
     torch.manual_seed(2)
     before = torch.get_rng_state()
-    second, two = fitted(tmp_path, method=name)
+    second, two = fitted(tmp_path, **spec(name))
     assert torch.equal(before, torch.get_rng_state())
     assert [p.train_loss for p in one.curve] == [p.train_loss for p in two.curve]
     for key, value in first.state().items():
@@ -57,12 +71,12 @@ def test_same_seed_same_bytes_whatever_the_global_generator(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, name):
-    whole, undisturbed = fitted(tmp_path, method=name)
+def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, name, spec):
+    whole, undisturbed = fitted(tmp_path, **spec(name))
     file = tmp_path / "checkpoint.safetensors"
-    _, first = fitted(tmp_path, method=name, stop_at=3, checkpoint=file)
+    _, first = fitted(tmp_path, **spec(name), stop_at=3, checkpoint=file)
     assert (first.status, first.steps) == ("interrupted", 3)
-    resumed, second = fitted(tmp_path, method=name, checkpoint=file)
+    resumed, second = fitted(tmp_path, **spec(name), checkpoint=file)
     assert (second.status, second.steps) == ("done", 8)
     assert [p.dev_loss for p in second.curve] == [p.dev_loss for p in undisturbed.curve]
     assert (second.forwards, second.bytes_sent) == (undisturbed.forwards, undisturbed.bytes_sent)
@@ -72,8 +86,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_training_changes_what_it_says_and_nothing_else(tmp_path, name):
-    prepared = prepare(tiny_spec(tmp_path, method=name))
+def test_training_changes_what_it_says_and_nothing_else(tmp_path, name, spec):
+    prepared = prepare(tiny_spec(tmp_path, **spec(name)))
     backbone = {key: value.clone() for key, value in prepared.backbone.state_dict().items()}
     method = build_method(prepared)
     before = {key: value.clone() for key, value in method.trained().items()}
@@ -93,8 +107,8 @@ def test_training_changes_what_it_says_and_nothing_else(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_ledger_adds_up(tmp_path, name):
-    prepared = prepare(tiny_spec(tmp_path, method=name))
+def test_the_ledger_adds_up(tmp_path, name, spec):
+    prepared = prepare(tiny_spec(tmp_path, **spec(name)))
     method = build_method(prepared)
     before = {key: value.clone() for key, value in method.state().items()}
     parties = method.count_memory(prepared.encoder.collate(prepared.train[:4]))

@@ -26,7 +26,7 @@ from mobillm_kit.side.heads import MaskedWordHead
 from mobillm_kit.side.portable_head import build_head, describe_head
 from mobillm_kit.texts.encode import Batch, TextEncoder
 from mobillm_kit.texts.tasks import MASK, TASKS, Example, get_task
-from tests.builders import random_batch, tiny_spec, word_tokenizer
+from tests.builders import random_batch, save_tiny_model, tiny_spec, word_tokenizer
 from tests.families import TINY, masked_heads, tiny_backbone
 from tests.uplink import trained
 
@@ -58,17 +58,9 @@ def masked_batch(pad: str = "right") -> Batch:
     return replace(batch, positions=batch.positions + torch.tensor([1, 3, 2, 4]))
 
 
-def save_masked(folder, name="bert"):
-    """A model folder with its masked-language head, and a word tokenizer that has a mask."""
-    tiny_backbone(name, masked=True).model.save_pretrained(folder)
-    tokenizer = word_tokenizer()
-    tokenizer.add_special_tokens({"mask_token": MASK})
-    tokenizer.save_pretrained(folder)
-
-
 @pytest.fixture
 def place(tmp_path):
-    save_masked(tmp_path / "model-bert")
+    save_tiny_model(tmp_path / "model-bert", "bert", masked=True)
     return tmp_path
 
 
@@ -213,7 +205,7 @@ def server(tmp_path_factory):
 @pytest.mark.parametrize("family", ["bert", "electra", "modernbert"])
 @pytest.mark.parametrize("side", ["full-width", "ladder"])
 def test_two_processes_end_in_the_bytes_of_one(tmp_path, server, side, family, how):
-    save_masked(tmp_path / f"model-{family}", family)
+    save_tiny_model(tmp_path / f"model-{family}", family, masked=True)
     common = {"side": side, "model": family, "codec": "int8", "group": 8, "settings": PROMPT | how}
     apart, there = trained(tmp_path, server.address, **common)
     together, here = trained(tmp_path, "in-process", **common)

@@ -55,6 +55,7 @@ USUAL = {
         "server": "in-process",
         "folder": None,
         "about": None,
+        "averaging": 0.0,
         **DECAY,
     },
 }

@@ -21,7 +21,7 @@ from mobillm_kit.channel.connections import MOST_STRANGERS, STRANGER_BYTES
 from mobillm_kit.channel.ends import DeviceSocket
 from mobillm_kit.channel.frames import Limits, from_frames, to_frames
 from mobillm_kit.channel.keys import LOCK_LIMIT_S, OneTimeCodes
-from mobillm_kit.channel.messages import ERROR_CODES, VERSION, FrameInfo, FromDevice, FromServer, Name, Plan, SessionId
+from mobillm_kit.channel.messages import VERSION, ErrorCode, FrameInfo, FromDevice, FromServer, Name, Plan, SessionId
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import MIB
 from mobillm_kit.quant import BITS, CODECS, FP4, NF4, codec
@@ -118,8 +118,8 @@ def test_the_page_has_no_message_that_the_code_has_not():
 
 
 def test_the_error_codes_are_exactly_those_of_the_table():
-    assert len(ERROR_CODES) <= 20
-    assert re.findall(r"^\| `([a-z-]+)` \|", SECTIONS[6], flags=re.MULTILINE) == list(ERROR_CODES)
+    assert len(get_args(ErrorCode)) <= 20
+    assert re.findall(r"^\| `([a-z-]+)` \|", SECTIONS[6], flags=re.MULTILINE) == list(get_args(ErrorCode))
 
 
 def test_the_limits_are_those_of_the_code():
@@ -189,6 +189,13 @@ def first_weights(spec: SideSpec) -> dict[str, torch.Tensor]:
         if (".i" in name or i == 0) and (".blocks." in name) == in_blocks
     ]
     made = {"adapter.side.gates": torch.zeros(count - 1)}
+    if spec.normalization == "layer":
+        side += [
+            (f"adapter.side.norms.{i}", *row) for i in range(count) for n, *row in tables["ladder"] if ".norms." in n
+        ]
+    if spec.pooling == "attention":
+        assert '"attention", `adapter.head.query` is (`heads`, d / `heads`), 0.' in SECTIONS[4]
+        made["adapter.head.query"] = torch.zeros(spec.heads, d // spec.heads)
     for rows in (side, tables["with a pooling"] if spec.pooling else []):
         generator = torch.Generator().manual_seed(spec.seed)
         for name, shape, start, bias in rows:
@@ -211,6 +218,15 @@ def test_names_shapes_and_first_weights_are_those_of_the_page(kind, pooling):
     assert theirs.keys() == ours.keys()
     for name, tensor in ours.items():
         assert torch.equal(theirs[name], tensor), name
+
+
+def test_so_are_those_of_norms_and_a_pooling_by_attention():
+    shape = {"width": 32, "layers": [1, 2], "rank": 4, "heads": 8, "seed": 5}
+    spec = SideSpec.of(**shape, normalization="layer", pooling="attention")
+    ours = {f"adapter.{name}": tensor.detach() for name, tensor in SideAdapter(spec).named_parameters()}
+    theirs = first_weights(spec)
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in ours.items())
 
 
 def test_names_and_shapes_of_a_copy_of_the_backbones_blocks_are_those_of_the_page():

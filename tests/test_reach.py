@@ -7,7 +7,7 @@ import pytest
 
 from mobillm_kit.channel.ends import ServerSocket
 from mobillm_kit.channel.frames import Limits
-from mobillm_kit.device.route import route_to
+from mobillm_kit.device.client import route_to
 from mobillm_kit.errors import BadInput
 
 

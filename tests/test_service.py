@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from mobillm_kit.channel.join import JoinString
 from mobillm_kit.channel.keys import OneTimeCodes
-from mobillm_kit.device.route import route_to
+from mobillm_kit.device.client import route_to
 from mobillm_kit.errors import BadInput, HandshakeFailed, ServerRefused
 from mobillm_kit.server.process import ServerProcess, serve
 from tests.uplink import trained

@@ -278,6 +278,8 @@ def test_initial_weights_come_from_their_seed_and_leave_the_global_generator_alo
             "start is 'pruned'",
         ),
         (lambda: started(tiny_task_model("opt")), "not of BERT's shape"),
+        (lambda: mobillm.build(tiny_task_model("opt"), seed=0, pooling="attention"), "there is no pooling"),
+        (lambda: mobillm.build(tiny_task_model("bert"), seed=0, averaging=1.0), "averaging is 1.0"),
         (lambda: started(tiny_task_model("bert"), reduction=8), "does not divide"),
         (lambda: build_side(SideSpec.of(kind="wide", width=8, layers=[1], n_labels=2)), "Unknown side network"),
     ],
@@ -324,6 +326,25 @@ def test_save_and_load_give_equal_bytes_and_equal_logits(tmp_path, capsys, name,
         for a in (adapter, loaded)
     ]
     assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize("normalization", ["none", "layer"])
+def test_norms_and_a_pooling_by_attention_come_back_and_a_folder_names_only_what_there_is(tmp_path, normalization):
+    model = tiny_task_model("bert")
+    shape = {"rank": 4, "heads": 4, "pooling": "attention", "normalization": normalization}
+    adapter = stirred(new_adapter(model.backbone, n_labels=2, **shape))
+    adapter.save_pretrained(tmp_path)
+    side = json.loads((tmp_path / "config.json").read_text())["side"]
+    assert side.get("normalization", "left out") == ("layer" if normalization == "layer" else "left out")
+    loaded = SideAdapter.from_pretrained(tmp_path)
+    assert loaded.spec == adapter.spec
+    batch = random_batch(kind="encoder")
+    activations = model.backbone.taps(batch.input_ids, batch.attention_mask, layers=adapter.side.layers)
+    ours, theirs = (
+        attach(a, model.backbone, model.head)(activations, batch.attention_mask, batch.positions)
+        for a in (adapter, loaded)
+    )
+    assert torch.equal(ours, theirs)
 
 
 def test_a_pruned_ladder_comes_back_as_it_was_without_its_backbone(tmp_path):

@@ -90,6 +90,33 @@ def test_counting_memory_trains_nothing_and_needs_no_gradient_of_every_weight(fa
     assert counted.weights_bytes == storage_bytes([*server.model.parameters(), *server.model.buffers()])
 
 
+def test_with_an_average_steps_are_taken_at_the_weights_and_the_average_is_what_judges_and_is_kept():
+    shape = {"normalization": "layer", "pooling": "attention", "heads": 4}
+    plain, averaged, again = (
+        load_method("mobillm-full-width")(tiny_task_model("bert"), seed=0, averaging=beta, **shape)
+        for beta in (0.0, 0.5, 0.5)
+    )
+    upload = plain.device.upload(random_batch())
+    average = {name: weight.detach().clone() for name, weight in plain.server.parameters.items()}
+    for _ in range(3):
+        losses = {method.server.train(upload, 0.05) for method in (plain, averaged)}
+        assert len(losses) == 1
+        average = {name: (mean + plain.server.parameters[name].detach()) / 2 for name, mean in average.items()}
+    assert equal(averaged.server.stepped.values(), plain.server.parameters.values())
+    for name, kept in averaged.trained().items():
+        torch.testing.assert_close(kept, average[name])
+    assert not torch.allclose(averaged.server.logits(upload), plain.server.logits(upload), atol=1e-3)
+    again.load_state(averaged.state())
+    assert {method.server.train(upload, 0.05) for method in (averaged, again)} != losses
+    assert equal(averaged.trained().values(), again.trained().values())
+    with torch.no_grad():
+        for name, weight in plain.server.parameters.items():
+            weight.copy_(averaged.trained()[name])
+    assert torch.equal(averaged.server.logits(upload), plain.server.logits(upload))
+    ours, theirs = (method.server.count_memory(upload) for method in (averaged, plain))
+    assert ours.weights_bytes - theirs.weights_bytes == ours.gradients_bytes == theirs.gradients_bytes
+
+
 def test_the_head_of_the_start_is_a_copy_that_nothing_trains():
     server, upload = server_and_upload("bert", "mobillm-full-width")
     start = server.start_logits(upload)

@@ -11,6 +11,7 @@ import os
 import random
 import time
 import tracemalloc
+from typing import get_args
 
 import msgspec
 import pytest
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from mobillm_kit.channel.checks import check_plan, check_welcome
 from mobillm_kit.channel.frames import Limits, check_batch, check_digests, from_frames, to_frames
-from mobillm_kit.channel.messages import ERROR_CODES, BatchMessage, Hello, Welcome, WireError
+from mobillm_kit.channel.messages import BatchMessage, ErrorCode, Hello, Welcome, WireError
 from tests.test_wire import CASES, NAMES, PLAN, fields, with_header
 
 FUZZ = int(os.environ.get("MOBILLM_FUZZ", "3000"))
@@ -66,7 +67,7 @@ def judged(frames, sender: str) -> str:
         refusal = error
     assert time.thread_time() - started < SLOWEST_S
     if refusal is not None:
-        assert refusal.code in ERROR_CODES
+        assert refusal.code in get_args(ErrorCode)
         assert 0 < len(refusal.problem) <= 2000
         assert refusal.remedy
         return refusal.code

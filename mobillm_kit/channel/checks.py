@@ -6,7 +6,7 @@ Knows: messages and plans.  Knows nothing of: sockets, tensors, sessions.
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
-from mobillm_kit.channel.messages import VERSION, Plan, Welcome, WireError, refusal
+from mobillm_kit.channel.messages import VERSION, Plan, Welcome, refusal
 from mobillm_kit.common import FLOAT_BYTES
 from mobillm_kit.errors import BadInput, few
 
@@ -22,7 +22,7 @@ def batch_bytes(plan: Plan) -> int:
 def training_bytes(plan: Plan) -> int:
     """The most that training by this plan takes; never less than ``mobillm memory`` predicts for the server.
 
-        17 n + c · 4 L B T d + 4 L B T² [ladder]
+        17 n + c · 4 L B T d + 4 L B T² [ladder]      averaging 4 n more, norms 4 L B T d, pooling by attention 12 B T d
 
     17 n: n weights with gradient and two moments, and an optimizer's temporaries, or 12 n and twice the first weights
     as they came, where that is more; c: :data:`ACTIVATION_COPIES`, for a copy of the backbone's blocks
@@ -30,10 +30,13 @@ def training_bytes(plan: Plan) -> int:
     """
     side = plan.side
     pairs = plan.max_rows * plan.max_tokens**2 if side.kind == "ladder" else 0
-    weights, acts, inside = 17 * side.values(), ACTIVATION_COPIES[side.kind] * batch_bytes(plan), side.feed_forward
+    weights, inside = 17 * side.values(), side.feed_forward
+    acts = (ACTIVATION_COPIES[side.kind] + (side.normalization == "layer")) * batch_bytes(plan)
     if plan.first is not None:
         weights = max(weights, 12 * side.values() + 2 * plan.first.n_bytes)
         acts = batch_bytes(plan) * (2 * side.width + 5 * side.width // side.reduction + 2 * inside) // side.width
+    weights += FLOAT_BYTES * side.values() * (plan.averaging > 0)
+    acts += 3 * batch_bytes(plan) // len(side.layers) * (side.pooling == "attention")
     return weights + acts + FLOAT_BYTES * len(side.layers) * pairs
 
 
@@ -45,8 +48,8 @@ SAMPLE_HEADER_BYTES = 1024
 
 
 def checkpoint_bytes(plan: Plan) -> int:
-    """The most that a session's checkpoints take: weights, two moments, and a loss a step."""
-    return (KEPT_CHECKPOINTS + 1) * (3 * FLOAT_BYTES * plan.side.values() + 8 * plan.steps)
+    """The most that a session's checkpoints take: weights, two moments, averages if any, and a loss a step."""
+    return (KEPT_CHECKPOINTS + 1) * ((3 + (plan.averaging > 0)) * FLOAT_BYTES * plan.side.values() + 8 * plan.steps)
 
 
 def samples_bytes(plan: Plan) -> int:
@@ -63,17 +66,16 @@ def check_plan(plan: Plan) -> None:
     side = plan.side
     copied = side.start == "backbone"
     if copied != (plan.first is not None) or (copied and not side.feed_forward):
-        raise _bad_plan("Blocks that start from the backbone's have first weights and a feed_forward; no others have.")
+        raise refusal("plan-start")
     try:
         side.check()
     except BadInput as error:
-        raise _bad_plan(error.problem) from error
+        raise refusal("plan-side", problem=error.problem) from error
     if (plan.head is None) == (side.pooling is None):
-        raise _bad_plan("A side network has either label words' head or a pooling.")
+        raise refusal("plan-head")
     if plan.head is not None and (plan.head.width != side.width or plan.head.rows != side.n_labels):
-        raise _bad_plan(
-            f"The head is {plan.head.rows} x {plan.head.width}, the side network {side.n_labels} x {side.width}."
-        )
+        head, net = f"{plan.head.rows} x {plan.head.width}", f"{side.n_labels} x {side.width}"
+        raise refusal("plan-head-size", head=head, net=net)
 
 
 def check_welcome(welcome: Welcome, plan: Plan) -> None:
@@ -93,7 +95,3 @@ def check_welcome(welcome: Welcome, plan: Plan) -> None:
     backwards = any(first > last for first, last in welcome.held) or ends != sorted(ends)
     if backwards or (ends and ends[-1] >= plan.n_samples):
         raise refusal("held-samples", held=few(welcome.held), n_samples=plan.n_samples)
-
-
-def _bad_plan(problem: str) -> WireError:
-    return WireError("bad-plan", problem, "Ask for a side network that the backbone allows.")

@@ -14,21 +14,14 @@ from dataclasses import dataclass
 
 import zmq
 
+from mobillm_kit.channel import threshold
 from mobillm_kit.channel.connections import Connections
 from mobillm_kit.channel.frames import Limits
 from mobillm_kit.channel.join import check_key, is_loopback, split_address
 from mobillm_kit.channel.keys import Door, KeyPair
 from mobillm_kit.channel.sockets import End, checked, take_message
-from mobillm_kit.channel.threshold import (
-    DOMAIN,
-    Doorkeeper,
-    attach,
-    make_routes_unpredictable,
-    mechanism_at,
-    sentence,
-)
 from mobillm_kit.channel.timings import TIMINGS
-from mobillm_kit.errors import BadInput, HandshakeFailed
+from mobillm_kit.errors import BadInput
 
 _DEVICE_INBOX = 32  # answers are small; a device that does not read for a while loses none
 _CUTS = 3  # one connection cut during the handshake may be the network's fault, three in a row are not
@@ -78,7 +71,7 @@ class ServerSocket(End):
                 f"{bind} can be reached by others, and the server has no keys and no allow-list.",
                 "Give it both, or bind to tcp://127.0.0.1:0.",
             )
-        make_routes_unpredictable()
+        threshold.make_routes_unpredictable()
         super().__init__(zmq.ROUTER, limits, high_water, high_water, events=_ARRIVALS, events_wake=False)
         self._encrypted = door is not None
         self._connections = Connections(limits.total_bytes)
@@ -86,12 +79,12 @@ class ServerSocket(End):
             self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
             self._socket.setsockopt(zmq.IPV6, ":" in host)
             if door is not None:
-                self._also_close.append(Doorkeeper(self._context, door.may_connect).close)
+                self._also_close.append(threshold.Doorkeeper(self._context, door.may_connect).close)
                 self._socket.setsockopt(zmq.CURVE_SERVER, 1)
                 self._socket.setsockopt_string(zmq.CURVE_SECRETKEY, door.keys.secret)
-                self._socket.setsockopt_string(zmq.ZAP_DOMAIN, DOMAIN)
+                self._socket.setsockopt_string(zmq.ZAP_DOMAIN, threshold.DOMAIN)
                 self._socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # nobody enters when nobody answers at the door
-            attach(self._socket, bind, listen=True)
+            threshold.attach(self._socket, bind, listen=True)
             self.address: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         except BaseException:
             self.close()
@@ -205,7 +198,7 @@ class DeviceSocket(End):
                 socket.setsockopt_string(zmq.CURVE_SERVERKEY, check_key(server_key, "server key"))
                 socket.setsockopt_string(zmq.CURVE_PUBLICKEY, keys.public)
                 socket.setsockopt_string(zmq.CURVE_SECRETKEY, keys.secret)
-            attach(socket, address, listen=False)
+            threshold.attach(socket, address, listen=False)
         except BaseException:
             self.close()
             raise
@@ -227,7 +220,7 @@ class DeviceSocket(End):
                 self._wait(0, deadline - time.monotonic())
             if self._cuts >= _CUTS:
                 self._reason, self._cuts = self._look_closer(), 0
-            failure = HandshakeFailed(*sentence(self._reason, self.address, self._encrypted), reason=self._reason)
+            failure = threshold.failure(self._reason, self.address, self._encrypted)
             if not failure.may_pass or time.monotonic() >= deadline:
                 self._reason = "nothing-listens"  # so that the next wait judges anew
                 raise failure
@@ -302,11 +295,11 @@ class DeviceSocket(End):
             self._last_event = 0
             with suppress(zmq.ZMQError):  # it has forgotten the address already
                 self._socket.disconnect(self.address)
-            attach(self._socket, self.address, listen=False)
+            threshold.attach(self._socket, self.address, listen=False)
 
     def _look_closer(self) -> str:
         """Why the other side breaks off the handshake; ZeroMQ itself does not say."""
-        mechanism = mechanism_at(self.address)
+        mechanism = threshold.mechanism_at(self.address)
         if mechanism is None:
             return "no-answer"
         if mechanism not in ("NULL", "CURVE"):

@@ -84,13 +84,16 @@ def from_frames(frames: Sequence[Payload], *, sender: Party, limits: Limits) -> 
         raise refusal("frames-number", came=len(frames), most=limits.frames)
     views = [memoryview(frame).cast("B") for frame in frames]
     _check_sizes(views, limits)
-    _check_preamble(views[0])
-    if digest(views[1]) != bytes(views[0][PREAMBLE_BYTES - DIGEST_BYTES :]):
+    preamble = views[0]
+    if len(preamble) != PREAMBLE_BYTES or bytes(preamble[:4]) != MAGIC or bytes(preamble[5:8]) != SPARE:
+        raise refusal("preamble")
+    if preamble[4] != messages.VERSION:
+        raise refusal("version", theirs=preamble[4], ours=messages.VERSION)
+    if digest(views[1]) != bytes(preamble[PREAMBLE_BYTES - DIGEST_BYTES :]):
         raise refusal("header-digest")
     message = _decoded(views[1], sender)
     described = getattr(message, "frames", [])
-    _check_lengths(described, views[2:])
-    _check_form(message, described)
+    _check_form(message, described, views[2:])
     if not isinstance(message, BatchMessage):
         check_digests(described, views[2:])
     return message, views[2:]
@@ -106,13 +109,6 @@ def _check_sizes(views: Sequence[memoryview], limits: Limits) -> None:
         )
 
 
-def _check_preamble(preamble: memoryview) -> None:
-    if len(preamble) != PREAMBLE_BYTES or bytes(preamble[:4]) != MAGIC or bytes(preamble[5:8]) != SPARE:
-        raise refusal("preamble")
-    if preamble[4] != messages.VERSION:
-        raise refusal("version", theirs=preamble[4], ours=messages.VERSION)
-
-
 def _decoded(header: memoryview, sender: Party) -> Message:
     try:
         return _DECODERS[sender].decode(header)
@@ -121,16 +117,13 @@ def _decoded(header: memoryview, sender: Party) -> Message:
         raise refusal("header", sender=sender, reason=reason) from error
 
 
-def _check_lengths(described: Sequence[FrameInfo], payloads: Sequence[memoryview]) -> None:
+def _check_form(message: Message, described: Sequence[FrameInfo], payloads: Sequence[memoryview]) -> None:
+    """What may be said of the payloads without knowing the session; a batch's need its plan."""
     if len(described) != len(payloads):
         raise refusal("frames-described", described=len(described), came=len(payloads))
     for number, (info, payload) in enumerate(zip(described, payloads, strict=True)):
         if info.n_bytes != len(payload):
             raise refusal("payload-length", number=number, came=len(payload), said=info.n_bytes)
-
-
-def _check_form(message: Message, described: Sequence[FrameInfo]) -> None:
-    """What may be said of the payloads without knowing the session; a batch's need its plan."""
     single = isinstance(message, messages.Logits | messages.Result | messages.First)
     if (single and len(described) != 1) or (isinstance(message, messages.Hello) and len(described) > 1):
         raise refusal("frames-of-kind", kind=type(message).__struct_config__.tag, described=len(described))
@@ -164,21 +157,16 @@ def check_batch(batch: BatchMessage, plan: Plan, sizes: Sequence[int]) -> None:
     """
     if batch.sequence >= plan.steps:
         raise refusal("beyond-plan", sequence=batch.sequence, steps=plan.steps)
-    _check_samples(batch, plan)
+    if len(batch.samples) > plan.max_rows:
+        raise refusal("rows", rows=len(batch.samples), most=plan.max_rows)
+    strange = [sample for sample in batch.samples if sample >= plan.n_samples]
+    if strange:
+        raise refusal("sample", number=strange[0], n_samples=plan.n_samples)
     _check_targets(batch, plan)
     _check_fresh(batch, plan)
     expected = _expected_sizes(batch, plan)
     if list(sizes) != expected:
         raise refusal("payload-sizes", came=len(sizes), sizes=few(sizes), wanted=len(expected), fitting=few(expected))
-
-
-def _check_samples(batch: BatchMessage, plan: Plan) -> None:
-    rows = len(batch.samples)
-    if rows > plan.max_rows:
-        raise refusal("rows", rows=rows, most=plan.max_rows)
-    strange = [sample for sample in batch.samples if sample >= plan.n_samples]
-    if strange:
-        raise refusal("sample", number=strange[0], n_samples=plan.n_samples)
 
 
 def _check_targets(batch: BatchMessage, plan: Plan) -> None:

@@ -64,12 +64,20 @@ def load_or_make_keys(folder: Path) -> KeyPair:
         SaveFailed: the folder cannot be written.
         FolderBusy: another process holds the folder for more than a few seconds.
     """
+    import zmq
+
     path = folder / _KEYS
+    remedy = f"Restore it, or delete {path.name}: new keys are made then, and have to be allowed anew."
     with _held(path):
         if not path.exists():
-            keys = new_keys()
-            write_bytes(path, msgspec.json.encode({"public": keys.public, "secret": keys.secret}), _SECRET)
-        return _load_keys(path)
+            write_bytes(path, msgspec.json.encode(vars(new_keys())), _SECRET)
+        try:
+            keys = KeyPair(**_decoded(path, dict[str, str]))
+        except (TypeError, BadInput) as error:
+            raise BadInput(f"{path}: the key file is damaged.", remedy) from error
+    if zmq.curve_public(keys.secret.encode("ascii")).decode("ascii") != keys.public:
+        raise BadInput(f"{path}: the two keys do not belong together.", remedy)
+    return keys
 
 
 class _Code(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -224,19 +232,6 @@ def _held(path: Path) -> Iterator[None]:
         raise SaveFailed(problem, "Choose another folder.") from error
     finally:
         lock.release()
-
-
-def _load_keys(path: Path) -> KeyPair:
-    import zmq
-
-    remedy = f"Restore it, or delete {path.name}: new keys are made then, and have to be allowed anew."
-    try:
-        keys = KeyPair(**_decoded(path, dict[str, str]))
-    except (TypeError, BadInput) as error:
-        raise BadInput(f"{path}: the key file is damaged.", remedy) from error
-    if zmq.curve_public(keys.secret.encode("ascii")).decode("ascii") != keys.public:
-        raise BadInput(f"{path}: the two keys do not belong together.", remedy)
-    return keys
 
 
 def _decoded(path: Path, kind: type[T]) -> T:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -72,14 +72,12 @@ ErrorCode = Literal[
 ]
 """Everything that a server refuses with, and nothing else."""
 
-ERROR_CODES: tuple[str, ...] = get_args(ErrorCode)
-
 
 class WireError(KitError):
     """A message that may not be sent, or not now.
 
     Args:
-        code: one of :data:`ERROR_CODES`.
+        code: one of :data:`ErrorCode`.
     """
 
     def __init__(self, code: ErrorCode, problem: str, remedy: str = "") -> None:
@@ -134,7 +132,7 @@ class FrameInfo(_Part, frozen=True):
 Frames = Annotated[list[FrameInfo], Meta(max_length=MOST_LAYERS + 2)]
 
 
-class Plan(_Part, frozen=True):
+class Plan(_Part, frozen=True, omit_defaults=True):
     """Everything that decides what the server trains."""
 
     fingerprint: Annotated[str, Meta(max_length=128)]
@@ -152,6 +150,8 @@ class Plan(_Part, frozen=True):
     """Of one sample."""
     n_samples: Size
     cache: bool
+    averaging: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
+    """Of the weights, beta of a running mean, below 1; left out where it is 0, as in plans of before."""
 
 
 class Hello(_Message, frozen=True):

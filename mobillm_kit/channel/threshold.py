@@ -25,7 +25,7 @@ from zmq.auth import Authenticator
 from mobillm_kit.channel.join import split_address
 from mobillm_kit.channel.sockets import Bell
 from mobillm_kit.channel.timings import TIMINGS
-from mobillm_kit.errors import AddressInUse, BadInput
+from mobillm_kit.errors import AddressInUse, BadInput, HandshakeFailed
 
 log = logging.getLogger(__name__)
 
@@ -86,12 +86,11 @@ def make_routes_unpredictable() -> None:
     library.srand(ctypes.c_uint(secrets.randbits(32)))
 
 
-def sentence(reason: str, address: str, encrypted: bool) -> tuple[str, str]:
-    """Returns: problem and remedy."""
-    if reason == "no-curve":
-        reason = "no-curve-there" if encrypted else "no-curve-here"
-    said = _SENTENCES[reason]
-    return said["problem"].format(address=address), said["remedy"]
+def failure(reason: str, address: str, encrypted: bool) -> HandshakeFailed:
+    """What is said of a device that does not get in."""
+    curve = "no-curve-there" if encrypted else "no-curve-here"
+    said = _SENTENCES[curve if reason == "no-curve" else reason]
+    return HandshakeFailed(said["problem"].format(address=address), said["remedy"], reason=reason)
 
 
 def mechanism_at(address: str) -> str | None:

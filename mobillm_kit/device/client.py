@@ -1,4 +1,4 @@
-"""The server as its device sees it: a thread that talks, and a few questions that the training thread may ask.
+"""The server as its device sees it: the ways to one, a thread that talks, and what the training thread may ask.
 
     send       every batch up to a step is made and handed over; again where the server asks for something again
     drain      everything up to a step is trained
@@ -6,29 +6,38 @@
 
 What is said when is decided in ``device/conversation.py``; here are clock, lock, thread and connection.
 
-Knows: the conversation, one connection.  Knows nothing of: zmq, backbones, activations, what is trained.
+Knows: addresses, keys, links, the conversation, one connection.  Knows nothing of: zmq, activations, what is trained.
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
 
 from mobillm_kit.channel import messages
 from mobillm_kit.channel.ends import DeviceSocket
 from mobillm_kit.channel.frames import Limits, Payload, from_frames, to_frames
+from mobillm_kit.channel.join import JoinString
+from mobillm_kit.channel.keys import load_or_make_keys
 from mobillm_kit.channel.messages import PART_BYTES, BatchMessage, Message, Question, WireError
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import MIB
 from mobillm_kit.device.conversation import ConnectionLost, Conversation, Frames, stuck
-from mobillm_kit.errors import HandshakeFailed, KitError, ServerGone, ServerRefused, SocketClosed
+from mobillm_kit.errors import BadInput, HandshakeFailed, KitError, ServerGone, ServerRefused, SocketClosed
+from mobillm_kit.link.shaping import LinkProcess
 from mobillm_kit.link.timeline import Timeline
+from mobillm_kit.server.process import serve
 
 _now = time.perf_counter  # the timeline's clock
 
 
 LIMITS = Limits(frame_bytes=1024 * MIB, total_bytes=1024 * MIB)
 """Of one message, in either direction."""
+
+DEVICE_KEYS = Path("~/.config/mobillm_kit/device")
 
 
 class ServerClient:
@@ -265,3 +274,41 @@ class ServerClient:
         gradient, loss = self._gradient(message.sequence, message.rows, message.columns, logits)
         self._link.own_losses[message.sequence] = loss
         self._put(socket, to_frames(messages.Gradient(sequence=message.sequence), [gradient]))
+
+
+@contextmanager
+def route_to(
+    server: str, *, link: str = "", keys: str = "", folder: Path | None = None
+) -> Iterator[tuple[Callable[[], DeviceSocket], str]]:
+    """A way to a server for the time of a ``with`` block: what opens another connection, and the one-time code.
+
+    Args:
+        server: ``spawn`` starts a process for this run; otherwise ``tcp://host:port`` on this machine, or a join
+            string.
+        link: a shaped link to put between, as ``wifi-60`` or ``20mbit,10ms``; empty for none.
+        keys: folder of this device's keys; the user's configuration folder by default.
+        folder: of a spawned server's checkpoints; a temporary one by default.
+
+    Raises:
+        BadInput: not an address, a join string or ``spawn``; or a link that is not one.
+    """
+    with ExitStack() as stack:
+        address, server_key, code = _address(server, stack, folder)
+        pair = load_or_make_keys(Path(keys) if keys else DEVICE_KEYS.expanduser()) if server_key else None
+        if link:
+            host, port = address.removeprefix("tcp://").rsplit(":", 1)
+            address = stack.enter_context(LinkProcess((host, int(port)), link)).endpoint
+        yield partial(DeviceSocket, address, server_key=server_key or None, keys=pair, limits=LIMITS), code
+
+
+def _address(server: str, stack: ExitStack, folder: Path | None) -> tuple[str, str, str]:
+    if server == "spawn":
+        process = stack.enter_context(serve(folder, options=("--max-sessions", "1")))  # ours alone
+        return process.address, "", ""
+    if server.startswith("mobillm://"):
+        join = JoinString.parse(server)
+        return join.address, join.server_key, join.code
+    if server.startswith("tcp://"):
+        return JoinString(server).address, "", ""
+    problem = "No file keeps where the server was." if server == "elsewhere" else f"'{server}' is no server."
+    raise BadInput(problem, "Give 'spawn', tcp://127.0.0.1:PORT, or a join string mobillm://…")

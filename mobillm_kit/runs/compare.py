@@ -174,11 +174,13 @@ class Workers:
                     refusal = said
                 else:
                     self._tell(job, said)
-            code, last_words = process.wait(), _last_line(complaints)
+            code = process.wait()
+            complaints.seek(0)
+            last_words = complaints.read().decode(errors="replace").strip().splitlines() or ["It said nothing more."]
         if refusal.error:
             raise KitError(f"{job.label}: {refusal.error}", refusal.remedy)
         if code:
-            raise KitError(f"{job.label}: the process ended with code {code}.", last_words)
+            raise KitError(f"{job.label}: the process ended with code {code}.", last_words[-1])
         if not self._stopping.is_set():
             self._tell(job, Progress(ended=True))
 
@@ -200,9 +202,3 @@ def _await(process: subprocess.Popen[bytes]) -> None:
         process.wait(PATIENCE_S)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         process.kill()
-
-
-def _last_line(complaints: IO[bytes]) -> str:
-    complaints.seek(0)
-    text = complaints.read().decode(errors="replace").strip()
-    return text.splitlines()[-1] if text else "It said nothing more."

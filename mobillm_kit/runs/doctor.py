@@ -87,8 +87,7 @@ def packages(distribution: str = DISTRIBUTION) -> list[Check]:
     try:
         wanted = [Requirement(line) for line in metadata.requires(distribution) or ()]
     except metadata.PackageNotFoundError:
-        detail = f"{distribution} is not installed"
-        return [Check("packages", False, detail, "Run: make setup   or: pip install -e .")]
+        return [Check("packages", False, f"{distribution} is not installed", "Run: make setup   or: pip install -e .")]
     core = [r for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
     checks = [_package(requirement) for requirement in core]
     for extra in USER_EXTRAS:

@@ -37,21 +37,21 @@ class Prediction:
     """Of that label, softmax over the task's labels."""
 
 
+@dataclass(frozen=True)
 class Predictor:
     """Labels texts with ``logits``, from a batch on ``device`` to (B, C)."""
 
-    def __init__(self, encoder: TextEncoder, logits: Callable[[Batch], Tensor], device: str = "cpu") -> None:
-        self._encoder = encoder
-        self._logits = logits
-        self._device = device
+    encoder: TextEncoder
+    logits: Callable[[Batch], Tensor]
+    device: str = "cpu"
 
     def predict(self, texts: Sequence[str], pair: str | None = None, batch_size: int = 64) -> list[Prediction]:
         """Label each text; ``pair`` is the second text of all of them, for tasks with two."""
-        rows = self._encoder.encode([Example(text, pair, 0) for text in texts])
+        rows = self.encoder.encode([Example(text, pair, 0) for text in texts])
         found: list[Prediction] = []
-        for _, logits in logits_of(self._logits, rows, self._encoder, batch_size, self._device):
+        for _, logits in logits_of(self.logits, rows, self.encoder, batch_size, self.device):
             best, index = logits.float().softmax(dim=-1).max(dim=-1)
-            labels = self._encoder.task.labels
+            labels = self.encoder.task.labels
             found += [Prediction(labels[i], p) for p, i in zip(best.tolist(), index.tolist(), strict=True)]
         return found
 
@@ -90,19 +90,7 @@ def load_side(folder: str | Path, backbone: str | Path | None = None) -> Predict
     name = str(backbone or adapter.backbone_name)
     spec = RunSpec(method="mobillm", backbone=name, task="custom", max_length=adapter.max_length, accelerator="cpu")
     spec = replace(spec, head=None if adapter.head else "label-words")
-    prepared = prepare(spec, TaskData(_task(adapter), (), (), (), ()))
-    tuned = attach(adapter, prepared.backbone, prepared.model.head)
-    device = Device(prepared.backbone, adapter.side.layers, one_token=tuned.one_token_is_enough)
-
-    def _logits(batch: Batch) -> Tensor:
-        upload = device.upload(batch)
-        return tuned(upload.activations, upload.mask, upload.positions.long())
-
-    return Predictor(prepared.encoder, _logits)
-
-
-def _task(adapter: SideAdapter) -> Task:
-    return Task(
+    task = Task(
         name=adapter.task or "side",
         description="the task of a side network",
         text_column="text",
@@ -114,6 +102,15 @@ def _task(adapter: SideAdapter) -> Task:
         metric="accuracy",
         source="the side network's config.json",
     )
+    prepared = prepare(spec, TaskData(task, (), (), (), ()))
+    tuned = attach(adapter, prepared.backbone, prepared.model.head)
+    device = Device(prepared.backbone, adapter.side.layers, one_token=tuned.one_token_is_enough)
+
+    def _logits(batch: Batch) -> Tensor:
+        upload = device.upload(batch)
+        return tuned(upload.activations, upload.mask, upload.positions.long())
+
+    return Predictor(prepared.encoder, _logits)
 
 
 def _trained(prepared: Prepared, folder: Path) -> Method:

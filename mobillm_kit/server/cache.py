@@ -52,7 +52,9 @@ class ActivationCache:
             return None
         parcel = _read(self._path(sample))
         if parcel is None:
-            self._forget(sample)
+            self._disk_used -= self._on_disk.pop(sample)
+            with suppress(OSError):
+                self._path(sample).unlink()
         return parcel
 
     def held(self) -> list[tuple[int, int]]:
@@ -70,11 +72,6 @@ class ActivationCache:
         self._on_disk[sample] = len(data)
         self._disk_used += len(data)
         return True
-
-    def _forget(self, sample: int) -> None:
-        self._disk_used -= self._on_disk.pop(sample)
-        with suppress(OSError):
-            self._path(sample).unlink()
 
     def _path(self, sample: int) -> Path:
         return self._folder / f"{sample}.parcel"
@@ -104,14 +101,9 @@ def _read(path: Path) -> Parcel | None:
         body = data[DIGEST_BYTES:]
         if digest(body) != data[:DIGEST_BYTES]:
             return None
-        tensors = load(body)
-        about = msgspec.json.decode(_metadata(body)["about"])
+        tensors = load(body)  # and tensors alone: the header's free text is read beside it
+        header = msgspec.json.decode(body[8 : 8 + int.from_bytes(body[:8], "little")], type=dict)
+        about = msgspec.json.decode(header["__metadata__"]["about"])
         return msgspec.convert({**about, "payloads": tuple(tensors[name] for name in sorted(tensors))}, Parcel)
     except (OSError, SafetensorError, KeyError, msgspec.MsgspecError):
         return None
-
-
-def _metadata(body: bytes) -> dict[str, str]:
-    """The header's free text: safetensors' ``load`` gives tensors alone (8 bytes of length, then JSON)."""
-    size = int.from_bytes(body[:8], "little")
-    return msgspec.json.decode(body[8 : 8 + size], type=dict)["__metadata__"]

@@ -82,9 +82,9 @@ class Places:
         own = [place for place in self.all() if peer.key and place.owner == peer.key]
         most = max(1, min(MOST_PER_KEY, self._most // 2))
         if len(own) >= most:
-            self._drop_quietest(own, TIMINGS.left_s, f"This device trains {most} sessions already.")
+            self._drop_quietest(own, TIMINGS.left_s, refusal("sessions-of-key", most=most))
         if len(self._by_name) >= self._most:
-            self._drop_quietest(self.all(), TIMINGS.silent_s, f"This server trains {self._most} sessions at a time.")
+            self._drop_quietest(self.all(), TIMINGS.silent_s, refusal("sessions", most=self._most))
 
     def take(self, peer: Peer, name: str, thread: TrainingThread) -> Place:
         """Give a session a place."""
@@ -121,11 +121,10 @@ class Places:
         for place in self.all():
             place.thread.wait_closed(max(0.0, deadline - time.monotonic()))
 
-    def _drop_quietest(self, places: Sequence[Place], silent_s: float, problem: str) -> None:
+    def _drop_quietest(self, places: Sequence[Place], silent_s: float, otherwise: WireError) -> None:
         place = max(places, key=lambda place: (place.thread.failed, place.silent_s))
         if not place.thread.failed and place.silent_s <= silent_s:
-            remedy = "Wait until one has ended, or start the server with a higher --max-sessions."
-            raise WireError("too-many-sessions", problem, remedy)
+            raise otherwise
         self.drop(place)
 
     def _let_go(self, place: Place) -> None:

@@ -193,13 +193,11 @@ def serve_forever(
         signal.signal(number, lambda *_: service.stop())
     if with_parent:  # at once: checkpoints are whole at any moment, and an orderly end takes a busy machine seconds
         when_parent_ends(lambda: os._exit(0))
-    join = "" if door is None else _join_string(door, socket.address, advertise)
+    join = ""
+    if door is not None:
+        port = socket.address.rsplit(":", 1)[1]
+        reachable = socket.address if advertise is None else f"tcp://{advertise}:{port}"
+        join = str(JoinString(reachable, door.keys.public, door.codes.new_code()))
     announce(ServiceStart(address=socket.address, join=join, pid=os.getpid()))
     with socket:
         service.run()
-
-
-def _join_string(door: Door, address: str, advertise: str | None) -> str:
-    port = address.rsplit(":", 1)[1]
-    reachable = address if advertise is None else f"tcp://{advertise}:{port}"
-    return str(JoinString(reachable, door.keys.public, door.codes.new_code()))

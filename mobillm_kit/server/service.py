@@ -23,12 +23,14 @@ from mobillm_kit.channel.keys import Door
 from mobillm_kit.channel.messages import Bye, Hello, Message, Ping, Plan, Pong, WireError, refusal
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import MIB
+from mobillm_kit.errors import BadInput
 from mobillm_kit.server import ServiceSettings
 from mobillm_kit.server.cache import ActivationCache
 from mobillm_kit.server.disk import disk_of
 from mobillm_kit.server.places import Place, Places
 from mobillm_kit.server.session import Session, TrainingThread
-from mobillm_kit.server.session_trainer import SessionTrainer, load_head
+from mobillm_kit.server.session_trainer import SessionTrainer
+from mobillm_kit.side.portable_head import read_tensors
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +153,10 @@ class Service:
         credit = self._credit(plan)
         if (plan.head is not None) != bool(payloads):
             raise refusal("head-described")
-        head = load_head(payloads[0]) if payloads else {}
+        try:
+            head = read_tensors(payloads[0]) if payloads else {}
+        except BadInput as error:
+            raise WireError("bad-plan", f"The head's frame: {error.problem}", error.remedy) from error
         self._places.make_room(peer, hello.session)
         session = Session(plan, credit=credit, budget_bytes=self._settings.share_bytes)
         make = partial(self._trainer, plan, head, owner_folder(peer.key), hello.session)

@@ -34,7 +34,7 @@ from mobillm_kit.server.cache import ActivationCache
 from mobillm_kit.server.side_trainer import SideTrainer
 from mobillm_kit.side.adapter import SideAdapter
 from mobillm_kit.side.heads import SideTuned
-from mobillm_kit.side.portable_head import build_head, read_tensors, tensors_like
+from mobillm_kit.side.portable_head import build_head, tensors_like
 
 Reply = tuple[Message, list[bytes | memoryview]]
 
@@ -204,9 +204,8 @@ class SessionTrainer:
         plan = self.plan
         try:
             head = None if plan.head is None else build_head(plan.head, self._head)
-            self._server = SideTrainer(
-                SideTuned(SideAdapter(plan.side, fingerprint=plan.fingerprint), head), weight_decay=plan.weight_decay
-            )
+            model = SideTuned(SideAdapter(plan.side, fingerprint=plan.fingerprint), head)
+            self._server = SideTrainer(model, weight_decay=plan.weight_decay, averaging=plan.averaging)
         except BadInput as error:
             raise WireError("bad-plan", error.problem, error.remedy) from error
         self.losses: list[float] = []
@@ -236,15 +235,14 @@ class SessionTrainer:
         if len(self._first) < announced.n_bytes:
             return True
         whole, self._first = bytes(self._first), None
-        remedy = "Begin a new session beside the backbone that the plan names."
         if digest(whole) != announced.digest:
-            raise WireError("bad-digest", "The first weights are not those whose digest the plan gives.", remedy)
+            raise refusal("first-digest")
         try:
             tensors = tensors_like(whole, self._server.parameters)
         except BadInput as error:
-            raise WireError("bad-plan", f"The first weights: {error.problem}", remedy) from error
+            raise refusal("first-weights", problem=error.problem) from error
         with torch.no_grad():
-            for name, parameter in self._server.parameters.items():
+            for name, parameter in (*self._server.parameters.items(), *self._server.stepped.items()):
                 parameter.copy_(tensors[name])
         self._due_checkpoint()
         return True
@@ -274,18 +272,6 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(to_bytes(tensors[name]))
     return digest.hexdigest()
-
-
-def load_head(payload: memoryview | bytes) -> dict[str, Tensor]:
-    """The head's tensors from their frame.
-
-    Raises:
-        WireError: ``bad-plan``; not safetensors.
-    """
-    try:
-        return read_tensors(payload)
-    except BadInput as error:
-        raise WireError("bad-plan", f"The head's frame: {error.problem}", error.remedy) from error
 
 
 def _read_checkpoint(path: Path, plan: Plan) -> dict[str, Tensor] | None:

@@ -13,20 +13,9 @@ from pathlib import Path
 
 from mobillm_kit.errors import BadInput
 from mobillm_kit.files import data_folder
+from mobillm_kit.texts import splits
 from mobillm_kit.texts.sources import Row, Table, find_splits, hub_tables, read_table
-from mobillm_kit.texts.splits import (
-    SPLITS,
-    Seen,
-    Splits,
-    alike,
-    bare,
-    check_limit,
-    hold_out,
-    in_three,
-    limited,
-    maximal_texts,
-    without_contradictions,
-)
+from mobillm_kit.texts.splits import SPLITS, Seen, Splits
 from mobillm_kit.texts.tasks import PACKAGED, Example, Task, get_task
 
 MOST_LABELS = 50
@@ -70,15 +59,15 @@ def load_task(
         seen: what of the texts is compared, where equal ones are looked for; the tokenizer's ids, in a run.
     """
     task = get_task(name)
-    check_limit(limit or {})
-    splits, notes = _labelled_splits(task, _tables_of(task, data))
+    splits.check_limit(limit or {})
+    parts, notes = _labelled_splits(task, _tables_of(task, data))
     if name == "sst2":  # 67 349 phrases of about 6 900 sentences; dev and test are sentences
-        phrases = splits["train"]
-        whole = maximal_texts([example.text for example in phrases])
-        splits["train"] = tuple(example for example in phrases if example.text in whole)
-        kept = f"{len(splits['train'])} of {len(phrases)} texts kept, those that are no part of a longer one"
+        phrases = parts["train"]
+        whole = splits.maximal_texts([example.text for example in phrases])
+        parts["train"] = tuple(example for example in phrases if example.text in whole)
+        kept = f"{len(parts['train'])} of {len(phrases)} texts kept, those that are no part of a longer one"
         notes.append(f"train: {kept} (SST-2's sentences without their phrases).")
-    return _finished(task, splits, notes, limit, seed, seen)
+    return _finished(task, parts, notes, limit, seed, seen)
 
 
 def custom_task(
@@ -106,15 +95,15 @@ def custom_task(
         label_words: one per label, in the labels' order; None for the labels' names, " no" and " yes" for 0 and 1.
         limit, seen: as in :func:`load_task`.
     """
-    check_limit(limit or {})
+    splits.check_limit(limit or {})
     path = Path(file)
     files = find_splits(path) if path.is_dir() else {"train": path}
     tables = {split: read_table(found, spreadsheet=True) for split, found in files.items()}
     train = tables["train"]
     task = _custom(train, (text, pair, label), labels, prompt, label_words, path.name)
-    splits, notes = _labelled_splits(task, tables) if len(tables) > 1 else _one_file(task, train, seed, seen)
+    parts, notes = _labelled_splits(task, tables) if len(tables) > 1 else _one_file(task, train, seed, seen)
     notes = [*_nearly_equal(task.labels), *notes]
-    return _finished(task, splits, notes, limit, seed, seen)
+    return _finished(task, parts, notes, limit, seed, seen)
 
 
 def handwritten(name: str = "reviews") -> tuple[Example, ...]:
@@ -166,36 +155,36 @@ def _tables_of(task: Task, data: str | Path | None) -> dict[str, Table]:
 
 def _labelled_splits(task: Task, tables: Mapping[str, Table]) -> tuple[Splits, list[str]]:
     """Examples by split; a test without labels is noted and left out."""
-    splits: Splits = {}
+    parts: Splits = {}
     notes: list[str] = []
     for split, table in tables.items():
         table = _with_meant_columns(task, table)
         if split == "test" and all(str(row.cells.get(task.label_column, -1)).strip() == "-1" for row in table.rows):
             notes.append(f"test: {Path(table.where).name} carries no labels and cannot serve as test.")
         else:
-            splits[split], left_out = _examples(task, table)
+            parts[split], left_out = _examples(task, table)
             notes += left_out
-    return splits, notes
+    return parts, notes
 
 
 def _one_file(task: Task, table: Table, seed: int, seen: Seen) -> tuple[Splits, list[str]]:
     examples, notes = _examples(task, table)
-    keys = alike(examples, seen)
-    clean, contradictions = without_contradictions(examples, keys)
-    splits = in_three(clean, keys, seed)
-    if not splits["test"]:
+    keys = splits.alike(examples, seen)
+    clean, contradictions = splits.without_contradictions(examples, keys)
+    parts = splits.in_three(clean, keys, seed)
+    if not parts["test"]:
         problem = f"{table.where} has {len(clean)} rows, too few for train, dev and test."
         raise BadInput(" ".join([problem, *notes, *contradictions]), "Give at least three different texts of a label.")
-    sizes = ", ".join(f"{split} {len(part)}" for split, part in splits.items())
+    sizes = ", ".join(f"{split} {len(part)}" for split, part in parts.items())
     cut = f"One file, split 80/10/10 within each label with seed {seed}: {sizes}."
-    return splits, [*notes, *contradictions, cut]
+    return parts, [*notes, *contradictions, cut]
 
 
 def _finished(
-    task: Task, splits: Splits, notes: list[str], limit: Mapping[str, int] | None, seed: int, seen: Seen
+    task: Task, parts: Splits, notes: list[str], limit: Mapping[str, int] | None, seed: int, seen: Seen
 ) -> TaskData:
-    held_out, decided = hold_out(splits, seed, task.name, seen)
-    kept, cut = limited(held_out, limit or {}, seed)
+    held_out, decided = splits.hold_out(parts, seed, task.name, seen)
+    kept, cut = splits.limited(held_out, limit or {}, seed)
     for split in SPLITS:
         there = {example.label for example in kept[split]}
         missing = [name for index, name in enumerate(task.labels) if index not in there]
@@ -284,7 +273,7 @@ def _nearly_equal(names: Sequence[str]) -> list[str]:
     known: dict[str, str] = {}
     said = []
     for name in names:
-        form = f"{float(name)}" if re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?", name) else bare(name)
+        form = f"{float(name)}" if re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?", name) else splits.bare(name)
         if form in known:
             said.append(f"labels: '{known[form]}' and '{name}' are two; write them alike if they mean the same.")
         known.setdefault(form, name)

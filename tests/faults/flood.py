@@ -15,8 +15,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from mobillm_kit.channel.messages import BatchMessage, Hello, Plan
-from mobillm_kit.device.client import ServerClient
-from mobillm_kit.device.route import route_to
+from mobillm_kit.device.client import ServerClient, route_to
 from mobillm_kit.errors import KitError
 from mobillm_kit.link.timeline import Timeline
 from mobillm_kit.memory.measure import current_rss_bytes, give_back_free_memory, peak_rss_bytes, reset_peak

@@ -18,8 +18,7 @@ import pytest
 
 from mobillm_kit.channel.messages import Hello
 from mobillm_kit.common import fresh_environment
-from mobillm_kit.device.client import ServerClient
-from mobillm_kit.device.route import route_to
+from mobillm_kit.device.client import ServerClient, route_to
 from mobillm_kit.errors import ServerRefused
 from mobillm_kit.link.timeline import Timeline
 from mobillm_kit.server.process import serve
