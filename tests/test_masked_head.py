@@ -395,6 +395,12 @@ def test_the_shared_encoder_has_no_such_head(shared):
         prepare(spec)
 
 
+def test_label_words_are_read_at_one_token_and_pool_nothing():
+    model = task_model(tiny_backbone("bert", masked=True), word_ids=WORDS)
+    with pytest.raises(BadInput, match="Label words are read at one token; there is no pooling"):
+        load_method("mobillm-full-width")(model, seed=0, pooling="attention")
+
+
 def test_other_heads_are_refused():
     for backbone in (tiny_backbone("mobilebert", masked=True), tiny_backbone("bert", masked=True, hidden_act="relu")):
         with pytest.raises(BadInput, match=f"head of '{backbone.name}' is not read here. Use --head classifier"):

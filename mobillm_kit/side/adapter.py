@@ -136,17 +136,17 @@ def new_adapter(
         given: further fields of the description, over the usual ones.
     """
     spec = SideSpec.of(**given)
-    decoder, started = backbone.kind == "decoder", spec.start == "backbone"
-    if decoder and spec.pooling == "attention":
-        raise BadInput("A decoder's label words are read at one token; there is no pooling.", "Leave pooling out.")
+    words, started = backbone.lm_head is not None, spec.start == "backbone"
+    if words and spec.pooling == "attention":
+        raise BadInput("Label words are read at one token; there is no pooling.", "Leave pooling out.")
     spec = msgspec.structs.replace(
         spec,
         **(block_sizes(backbone, spec.reduction) if started else {}),
         width=backbone.width,
         layers=chosen_layers(backbone.n_layers, layers, last=started),
         n_labels=n_labels,
-        causal=decoder,
-        pooling=None if backbone.lm_head is not None else spec.pooling or "mean",
+        causal=backbone.kind == "decoder",
+        pooling=None if words else spec.pooling or "mean",
     )
     adapter = SideAdapter(
         spec,
