@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from transformers import AutoConfig
 
-from mobillm_kit.backbone.families import MASKED
 from mobillm_kit.backbone.pretrained import from_config
 from mobillm_kit.backbone.split import Backbone
 
@@ -71,21 +67,11 @@ TINY: dict[str, tuple[str, dict]] = {
 }
 
 
-@contextmanager
-def masked_heads(wanted: bool = True) -> Iterator[None]:
-    """While it holds, encoders are made with their masked-language head."""
-    before = MASKED.set(wanted)
-    try:
-        yield
-    finally:
-        MASKED.reset(before)
-
-
 def tiny_backbone(name: str, *, seed: int = 0, masked: bool = False, **changes) -> Backbone:
     """A tiny random backbone; torch's global generator is left as it was."""
     model_type, settings = TINY[name]
     config = AutoConfig.for_model(model_type, **settings | changes)
-    with torch.random.fork_rng(), masked_heads(masked):
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = from_config(config, torch.float32)
+        model = from_config(config, torch.float32, masked)
     return Backbone(model, name=name)

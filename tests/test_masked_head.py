@@ -27,7 +27,7 @@ from mobillm_kit.side.portable_head import build_head, describe_head
 from mobillm_kit.texts.encode import Batch, TextEncoder
 from mobillm_kit.texts.tasks import MASK, TASKS, Example, get_task
 from tests.builders import random_batch, save_tiny_model, tiny_spec, word_tokenizer
-from tests.families import TINY, masked_heads, tiny_backbone
+from tests.families import TINY, tiny_backbone
 from tests.uplink import trained
 
 FAMILIES_WITH_A_MASK = [n for n, (kind, _) in TINY.items() if FAMILIES[kind].masked_head and n != "mobilebert"]
@@ -48,8 +48,7 @@ def moved_backbone(name: str):
 
 
 def load_masked(folder, load=load_backbone):
-    with masked_heads():
-        return load(folder)
+    return load(folder, masked=True)
 
 
 def masked_batch(pad: str = "right") -> Batch:
@@ -233,8 +232,8 @@ def test_memory_is_predicted_from_shapes(name):
     counted = method.count_memory(random_batch(rows=4, length=9, kind="encoder"))
     model_type, settings = TINY["bert"]
     config = AutoConfig.for_model(model_type, **settings)
-    with masked_heads():
-        assert tuple(need.counted for need in predict(config, name, batch_size=4, length=9)) == counted
+    needs = predict(config, name, batch_size=4, length=9, masked=True)
+    assert tuple(need.counted for need in needs) == counted
 
 
 # ---------------------------------------------------------------------- texts

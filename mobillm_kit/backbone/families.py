@@ -7,7 +7,6 @@ Taught in: notebooks/00_start_here.ipynb
 """
 
 import tomllib
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -53,9 +52,6 @@ class Family:
 _ROWS = tomllib.loads(Path(__file__).with_name("families.toml").read_text(encoding="utf-8"))
 FAMILIES = {name: msgspec.convert(row, Family) for row in _ROWS.values() for name in row["types"]}
 """By transformers' model type."""
-
-MASKED: ContextVar[bool] = ContextVar("masked", default=False)
-"""Whether an encoder is made with its masked-language head, which label words need; set where one is opened."""
 
 
 def family_of(model_type: str) -> Family:

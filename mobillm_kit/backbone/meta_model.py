@@ -36,10 +36,10 @@ _READ_AT_A_TIME = 4 * 2**20
 """Values."""
 
 
-def meta_model(config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:
+def meta_model(config: PreTrainedConfig, dtype: torch.dtype, masked: bool = False) -> nn.Module:
     """The model that :func:`from_config` builds, without values."""
     with torch.random.fork_rng(devices=[]), parameters_on_meta():  # the global generator stays as it was
-        return from_config(config, dtype).eval().requires_grad_(False)
+        return from_config(config, dtype, masked).eval().requires_grad_(False)
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def checkpoint_names(
             continue
         _check(shards, coded, found, state[keys[0]])
         names |= dict.fromkeys(keys, found)
-    check_complete(shards.folder, missing)
+    check_complete(shards.folder, missing, type(model).__name__.endswith("ForMaskedLM"))
     return names
 
 

@@ -17,11 +17,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
-from transformers import AutoModelForMaskedLM as AutoMasked
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
 from transformers.utils import logging as hf_logging
 
-from mobillm_kit.backbone.families import MASKED, Kind, family_of
+from mobillm_kit.backbone.families import Kind, family_of
 from mobillm_kit.backbone.split import Backbone
 from mobillm_kit.errors import BadInput, UnknownName
 from mobillm_kit.files import data_folder
@@ -40,7 +46,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load_backbone(
-    name: str | Path, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu"
+    name: str | Path, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu", masked: bool = False
 ) -> Backbone:
     """Load a frozen backbone.
 
@@ -48,6 +54,7 @@ def load_backbone(
         name: ``"pocket"`` (packaged), a folder, a GGUF file, or a name on the Hugging Face hub.
         revision: a branch, tag or commit of the hub.
         dtype: ``float32``, ``bfloat16`` or ``float16``, whatever the checkpoint is stored in.
+        masked: an encoder comes with its masked-language head, which label words need.
 
     Raises:
         BadInput: no such folder or name, a folder without ``config.json`` or weights, an unknown dtype.
@@ -67,11 +74,11 @@ def load_backbone(
     if is_gguf(source):
         model = load_gguf(source, config, torch_dtype(dtype))
     else:
-        loader, extra = auto_class(config.model_type)
+        loader, extra = auto_class(config.model_type, masked)
         model, report = from_pretrained(
             loader, source, revision=revision, dtype=torch_dtype(dtype), output_loading_info=True, **extra
         )
-        check_complete(name, sorted(report["missing_keys"]))
+        check_complete(name, sorted(report["missing_keys"]), masked)
         model = all_of(torch_dtype(dtype), model)
     return Backbone(model.to(device), name=public_name(name), revision=revision or "")
 
@@ -93,7 +100,7 @@ def random_backbone(like: Backbone, *, seed: int) -> Backbone:
     """The same architecture with fresh random weights: the control for "it is the pretraining that helps"."""
     with torch.random.fork_rng(devices=[]):  # the global generator stays as it was
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every accelerator for good
-        model = from_config(like.config, like.dtype)
+        model = from_config(like.config, like.dtype, like.lm_head is not None)
     return Backbone(model.to(like.device), name=f"{like.name} (random weights)")
 
 
@@ -208,9 +215,9 @@ def from_pretrained(loader: Any, source: str, **kwargs: Any) -> Any:
         ) from error
 
 
-def from_config(config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:
+def from_config(config: PreTrainedConfig, dtype: torch.dtype, masked: bool = False) -> nn.Module:
     """A model of this configuration with random weights, drawn from the global generator."""
-    factory, extra = auto_class(config.model_type)
+    factory, extra = auto_class(config.model_type, masked)
     return all_of(dtype, factory.from_config(config, dtype=dtype, trust_remote_code=False, **extra))
 
 
@@ -222,22 +229,22 @@ def all_of(dtype: torch.dtype, model: nn.Module) -> nn.Module:
     return model
 
 
-def auto_class(model_type: str) -> tuple[Any, dict[str, Any]]:
+def auto_class(model_type: str, masked: bool = False) -> tuple[Any, dict[str, Any]]:
     """The Auto class that makes a model of this type, and the arguments it needs beside the configuration."""
     family = family_of(model_type)
     if family.kind == "decoder":
         return AutoModelForCausalLM, {}
-    if MASKED.get():
-        return AutoMasked, {}
+    if masked:
+        return AutoModelForMaskedLM, {}
     return AutoModel, {"add_pooling_layer": False} if family.poolable else {}
 
 
-def check_complete(where: str | Path, missing: Sequence[str]) -> None:
+def check_complete(where: str | Path, missing: Sequence[str], masked: bool = False) -> None:
     """Refuse a model with weights that its files do not hold."""
     if missing:
         raise BadInput(
             f"{where}: {len(missing)} weights of the model are not in its files, the first is '{missing[0]}'.",
-            f"Name the folder of a whole pretrained model{', its MLM head too, or --head classifier' * MASKED.get()}.",
+            f"Name the folder of a whole pretrained model{', its MLM head too, or --head classifier' * masked}.",
         )
 
 

@@ -245,18 +245,20 @@ def stream_backbone(
     *,
     revision: str | None = None,
     dtype: str = "float32",
+    masked: bool = False,
 ) -> StreamedBackbone:
     """Open a backbone whose blocks are read when they are needed.
 
     Args:
         name: ``"pocket"``, a folder with safetensors, or a GGUF file; ``revision`` is for the record.
+        masked: as :func:`mobillm_kit.backbone.pretrained.load_backbone` has it.
     """
     source = resolve(name)
     if not Path(source).exists():
         raise BadInput(
             f"{name}: only a folder can be streamed.", "Download the model first: huggingface-cli download NAME."
         )
-    model = meta_model(load_config(source), torch_dtype(dtype))
+    model = meta_model(load_config(source), torch_dtype(dtype), masked)
     return StreamedBackbone(
         model,
         GgufTensors(source, model) if is_gguf(source) else Shards(source),

@@ -79,6 +79,7 @@ def predict(
     length: int,
     dtype: str = "float32",
     options: Mapping[str, Any] | None = None,
+    masked: bool = False,
 ) -> tuple[MemoryNeed, ...]:
     """Memory of one training step, from shapes alone: the device's need, and the server's where there is one.
 
@@ -87,6 +88,7 @@ def predict(
         method: a name from ``mobillm methods``.
         batch_size: B.
         length: T, tokens of the longest text.
+        masked: an encoder answers in label words, with its masked-language head.
 
     Raises:
         BadInput: a batch, a length, a dtype or an option that cannot be; a text longer than the model's context.
@@ -96,7 +98,7 @@ def predict(
         check_options(method, options or {})
         build = load_method(method)
     with shapes_only():
-        model = shape_model(config, dtype=dtype)
+        model = shape_model(config, dtype=dtype, masked=masked)
         batch, context = shape_batch(batch_size, length), model.backbone.context
         if length > context:
             raise BadInput(f"{length} tokens are more than this model reads.", f"Its context is {context} tokens.")
@@ -108,8 +110,7 @@ def predict(
         weights, kept = _weights(model, trained, built.alive()), built.alive()
         step = partial(trained.step, batch, _LR)
         at_peak = _peak(step, weights=weights, kept=kept, trained=weights, batch=_tensors(batch))
-        (device,) = counted
-        return (MemoryNeed("device", device, at_peak),)
+        return (MemoryNeed("device", counted[0], at_peak),)
 
 
 def _device_and_server(
@@ -198,10 +199,10 @@ class _Copies(TorchFunctionMode):
         return memo[id(tensor)]
 
 
-def shape_model(config: PreTrainedConfig, *, dtype: str = "float32") -> TaskModel:
+def shape_model(config: PreTrainedConfig, *, dtype: str = "float32", masked: bool = False) -> TaskModel:
     """A task model of that architecture with two labels; call it under :func:`shapes_only`, or it takes real memory."""
     with quiet():
-        model = from_config(config, torch_dtype(dtype))
+        model = from_config(config, torch_dtype(dtype), masked)
     backbone = Backbone(model, name=config.model_type)
     backbone.fingerprint = "shapes only"  # there are no bytes to take one over
     return task_model(backbone, word_ids=range(2))

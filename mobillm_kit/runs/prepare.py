@@ -5,14 +5,12 @@ Taught in: notebooks/00_start_here.ipynb
 """
 
 from collections.abc import Callable
-from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mobillm_kit.backbone.families import MASKED
 from mobillm_kit.backbone.lowbit import quantize_in_memory
 from mobillm_kit.backbone.pretrained import load_backbone, load_tokenizer, random_backbone
 from mobillm_kit.backbone.split import Backbone
@@ -63,9 +61,7 @@ def prepare(spec: RunSpec, data: TaskData | None = None, tell: Callable[[str], o
     data = data or load_data(spec, lambda texts: list(map(tuple, tokenizer(texts, verbose=False)["input_ids"])))
     for note in (f"Labels: {data.label_counts}.", *data.notes):
         tell(note)
-    opening = copy_context()  # of its own: nothing that is set in it outlives it
-    opening.run(MASKED.set, spec.head == "label-words")
-    backbone = opening.run(open_backbone, spec, device)
+    backbone = open_backbone(spec, device)
     if backbone.kind == "decoder" and spec.head == "classifier":
         raise BadInput(f"'{spec.backbone}' is a decoder: it predicts with label words.", "Leave --head out.")
     _ = backbone.fingerprint  # taken now: methods change or wrap the weights
@@ -95,7 +91,8 @@ def open_backbone(spec: RunSpec, device: str) -> Backbone:
         )
     if spec.stream:
         return _streamed(spec, device)
-    backbone = load_backbone(spec.backbone, revision=spec.revision, dtype=spec.dtype, device=device)
+    masked = spec.head == "label-words"
+    backbone = load_backbone(spec.backbone, revision=spec.revision, dtype=spec.dtype, device=device, masked=masked)
     if spec.random_weights:
         backbone = random_backbone(backbone, seed=spec.seed)
     return quantize_in_memory(backbone, spec.weights) if spec.weights else backbone
@@ -109,7 +106,8 @@ def _streamed(spec: RunSpec, device: str) -> Backbone:
         )
     if device != "cpu":
         raise BadInput(f"Blocks are streamed into the CPU's memory, not '{device}'.", "Use --accelerator cpu.")
-    return stream_backbone(spec.backbone, revision=spec.revision, dtype=spec.dtype)
+    masked = spec.head == "label-words"
+    return stream_backbone(spec.backbone, revision=spec.revision, dtype=spec.dtype, masked=masked)
 
 
 def load_data(spec: RunSpec, seen: Seen = list) -> TaskData:
