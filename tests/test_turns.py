@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import compare
 from mobillm_kit.files import data_folder
 from mobillm_kit.methods.controls import bag_of_words
+from mobillm_kit.record import packaged_records
 from mobillm_kit.runs.prepare import prepare
 from mobillm_kit.runs.presets import preset
 from mobillm_kit.runs.run import run
@@ -17,6 +19,8 @@ from mobillm_kit.texts.loading import TaskData, handwritten, load_task
 from recipes.pocket.pretrain import task_hashes, text_hash
 from recipes.turns.gate import bars
 from recipes.turns.texts import QUESTIONS, SPLITS, make_task
+
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +91,33 @@ def test_the_ladder_has_a_preset_of_its_own_on_this_task_alone() -> None:
     for method in ("full", "lora", "full-checkpointing", "probe", "mezo", "p-rge"):
         spec = RunSpec(method=method, task="turns")
         assert preset(spec, "decoder", method) == preset(RunSpec(method=method), "decoder", method)
+
+
+def test_every_bar_of_the_issue_holds_on_the_test_split() -> None:
+    held = compare.bars_of(compare.benchmarks(["pocket"])["turns-0"])
+    assert len(held) >= 10
+    assert all(bar.ok for bar in held), [str(bar) for bar in held if not bar.ok]
+
+
+def test_the_packaged_records_are_the_benchmark_s_of_the_packaged_backbone() -> None:
+    assert (data_folder("turns") / "records.jsonl").read_bytes() == (RESULTS / "turns-0.jsonl").read_bytes()
+    records = packaged_records("turns")
+    assert {(record.task.name, record.backbone.name, record.status) for record in records} == {
+        ("turns", "pocket", "done")
+    }
+    made = Counter(record.method for record in records)
+    assert all(made[name] == 3 for name in ("full", "lora", "probe", "mobillm-full-width", "mobillm-ladder"))
+
+
+def test_the_full_width_sends_one_token_of_a_text_and_the_ladder_every_one() -> None:
+    """A token is four layers of 128 float32 numbers and a byte of mask; a text has position and label, 4 bytes each."""
+    layers, width = 4, 128
+    for record in packaged_records("turns"):
+        a_text = record.bytes_sent / record.forwards if record.forwards else 0
+        if record.method == "mobillm-full-width":
+            assert a_text == layers * width * 4 + 1 + 4 + 4
+        elif record.method == "mobillm-ladder":
+            tokens = (a_text - 4 - 4) / (layers * width * 4 + 1)
+            assert 25 < tokens < 40  # padded to the longest of 16
+        else:
+            assert a_text == 0
