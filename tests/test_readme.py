@@ -21,6 +21,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COPY = "MobiLLM, copy of the top blocks (ladder)"
 ROW = {label.lower(): name for name, label in LABELS.items()} | {COPY.lower(): "mobillm-ladder"}
+POCKET, TURNS = "`benchmarks/results/pocket-*.jsonl`; print", "`benchmarks/results/turns-*.jsonl`"
 REAL = ("minilm-sst2", "minilm-rte", "llama-sst2")
 
 
@@ -49,13 +50,14 @@ def scores(benchmark: str, method: str, name: str = "test_accuracy") -> list[flo
 
 
 @pytest.mark.parametrize(
-    ("words", "names"),
+    ("words", "names", "figures"),
     [
-        ("print it with `benchmarks/compare.py --tables`", ("pocket-0", "pocket-1", "pocket-2")),
-        ("earns its\nplace", REAL),
+        (POCKET, ("pocket-0", "pocket-1", "pocket-2"), 30),
+        (TURNS, ("turns-0",), 10),
+        ("earns its\nplace", REAL, 19),
     ],
 )
-def test_accuracies(words, names):
+def test_accuracies(words, names, figures):
     compared = 0
     for row, cells in table_after(words).items():
         method = ROW.get(row.lower())
@@ -64,7 +66,7 @@ def test_accuracies(words, names):
                 continue
             assert cell == percent(scores(name, method)), (row, name)
             compared += 1
-    assert compared >= 19
+    assert compared >= figures
 
 
 def test_what_is_trained_where_on_real_text_and_what_is_sent():
@@ -85,15 +87,16 @@ def test_what_is_trained_where_on_real_text_and_what_is_sent():
         assert (table["mobillm-ladder"].label == COPY) == (shown[COPY][place] != "–")
 
 
-def test_hand_written_sentences_trained_parameters_bytes_and_memory():
-    for row, (*_, handwritten, parameters, sent, counted) in table_after("`benchmarks/compare.py --tables`").items():
+@pytest.mark.parametrize(("words", "task"), [(POCKET, "pocket"), (TURNS, "turns")])
+def test_hand_written_sentences_trained_parameters_bytes_and_memory(words, task):
+    for row, (*_, handwritten, parameters, sent, counted) in table_after(words).items():
         if row == "method":
             continue
         method = ROW[row.lower()]
         records = [
             record
             for seed in range(3)
-            for record in compare.read(RESULTS / f"pocket-{seed}.jsonl")
+            for record in compare.read(RESULTS / f"{task}-{seed}.jsonl")
             if record.method == method and not compare.is_random(record)
         ]
         assert handwritten == percent([statistics.mean(r.scores["handwritten_accuracy"] for r in records)]), row
@@ -104,6 +107,21 @@ def test_hand_written_sentences_trained_parameters_bytes_and_memory():
         shown = re.findall(r"[\d.]+", counted)
         parties = zip(*(record.counted for record in records), strict=True)
         assert shown == [f"{statistics.mean(p.total_bytes for p in party) / 2**20:.1f}" for party in parties], row
+
+
+def test_how_many_times_fewer_bytes_the_full_width_sends_of_a_text():
+    read = {task: compare.read(RESULTS / f"{task}-0.jsonl") for task in ("pocket", "turns")}
+
+    def sent(task: str, method: str) -> float:
+        runs = [r for r in read[task] if r.method == method and not compare.is_random(r)]
+        return sum(r.bytes_sent for r in runs) / sum(r.forwards for r in runs)
+
+    for words, task in (
+        (r"all, (\d+) times as many bytes", "turns"),
+        (r"on `reviews` (\d+) times", "pocket"),
+    ):
+        factor = sent(task, "mobillm-ladder") / sent(task, "mobillm-full-width")
+        assert re.search(words, README).group(1) == f"{factor:.0f}"
 
 
 def test_seconds_to_the_goal():
