@@ -18,7 +18,7 @@ from mobillm_kit.record import load_record
 from mobillm_kit.runs.inference import load_run, load_side, score_run
 from mobillm_kit.runs.prepare import build_method, choose_device, prepare
 from mobillm_kit.runs.presets import PRESETS
-from mobillm_kit.runs.run import run
+from mobillm_kit.runs.run import flat_settings, run
 from mobillm_kit.runs.spec import RunSpec
 from mobillm_kit.side.adapter import SideAdapter
 from tests.builders import save_tiny_model, tiny_spec
@@ -200,3 +200,13 @@ def test_a_token_that_the_embedding_has_no_row_of_is_named_with_both_sizes(tmp_p
         BadInput, match=f"{rows + 1} tokens, the model's embedding {rows} rows: '<marker>' is token {rows}"
     ):
         prepare(spec)
+
+
+@pytest.mark.parametrize(("asked", "made"), [("mean", "attention"), ("first", "first")])
+def test_the_encoders_preset_pools_by_attention_unless_the_first_token_is_asked_for(tmp_path, asked, made):
+    prepared = prepare(tiny_spec(tmp_path, "mobillm-full-width", "bert", pooling=asked))
+    adapter = build_method(prepared).adapter
+    assert (adapter.spec.pooling, adapter.spec.normalization) == (made, "layer")
+    assert flat_settings(prepared).get("option.pooling", asked) == made
+    own = prepare(tiny_spec(tmp_path, "mobillm-full-width", "bert", options={"rank": 4, "pooling": "mean"}))
+    assert build_method(own).adapter.spec.pooling == "mean"

@@ -146,8 +146,11 @@ def choose_device(accelerator: str) -> str:
 
 
 def chosen_preset(prepared: Prepared) -> Preset:
-    """The preset that the specification names, or that belongs to the backbone."""
-    return preset(prepared.spec, prepared.backbone.kind, prepared.spec.method)
+    """The preset that the specification names, or the backbone's; it says how to pool only where a mean would."""
+    found = preset(prepared.spec, prepared.backbone.kind, prepared.spec.method)
+    mean = prepared.model.head.pooling == "mean"  # not where one token is asked for, or words at a mask
+    own = {name: value for name, value in found.options.items() if mean or name != "pooling"}
+    return found._replace(options=own)
 
 
 def fit_settings(prepared: Prepared) -> FitSettings:
