@@ -1,4 +1,4 @@
-"""What can be read back from activations: a leak meter of four attacks.
+"""What can be read back from activations: a leak meter of four attacks, and the figure of a run's own setting.
 
     labels     y = argmax_c r_c                                              r, or -dL/dlogits: the sign alone tells
     nearest    v_t = argmin_v || a_t - h_l(v) ||²                            h_l(v): v alone after the first token
@@ -8,60 +8,53 @@
 e_v is row v of the backbone's embedding, centred and of length 1.  All of it is public but the activations, so
 that a server can do the same.  What is recovered is a floor of what can be read, not a ceiling.
 
-Knows: backbones, activations.  Knows nothing of: training the side network, sockets.
+Knows: backbones, devices, activations.  Knows nothing of: training the side network, sockets.
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
+from collections.abc import Callable
+from itertools import islice
 from operator import attrgetter
 
-import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mobillm_kit.backbone.split import Backbone
+from mobillm_kit.device.forward import Device
 from mobillm_kit.errors import BadInput
+from mobillm_kit.quant import Codec
+from mobillm_kit.quant.parcels import pack, unpack
+from mobillm_kit.record import Recovery
 from mobillm_kit.side.full_width import linear
+from mobillm_kit.texts.encode import Batch
 
 CHUNK = 1024
-"""Tokens of the vocabulary that are forwarded together."""
+"""Tokens of the vocabulary that are forwarded together, or that training tells the known ones from."""
 
 
 class NearestToken:
     """Reads tokens from one layer's activations, with the public backbone as its only knowledge.
 
-    Args:
-        backbone: the one that the device runs.  What a position adds is taken from its embedding: exact at layer 0
-            where positions are added there (OPT) or not at all (rotary), an approximation everywhere else.
-        first_id: the token that every text begins with, such as BOS.
-        layer: 0 .. L.
+    What a position adds is taken from the embedding: exact at layer 0 where positions are added there (OPT) or not at
+    all (rotary), an approximation everywhere else.  ``first_id`` begins every text, such as BOS; ``layer`` is 0 .. L.
     """
 
     @torch.no_grad()
     def __init__(self, backbone: Backbone, first_id: int, layer: int) -> None:
         self._backbone = backbone
-        self._layer = layer
         vocabulary = torch.arange(int(backbone.config.vocab_size))
         parts = []
         for ids in vocabulary.split(CHUNK):
             two = torch.stack((torch.full_like(ids, first_id), ids), dim=1)
-            (states,) = backbone.taps(two, torch.ones_like(two), layers=[layer])
-            parts.append(states[:, 1].float())
+            parts.append(_state(backbone, two, layer)[:, 1].float())
         self._tokens = torch.cat(parts)  # (V, d)
 
     @torch.no_grad()
     def scores(self, activations: Tensor, mask: Tensor) -> Tensor:
-        """How likely each token is at each place, the higher the likelier.
+        """How likely each token is at each place, (B, T, V), the higher the likelier; at padding it means nothing.
 
-        Args:
-            activations: (B, T, d) of this layer, every token sent.
-            mask: (B, T), 1 at real tokens; positions count them from the left.
-
-        Returns:
-            (B, T, V); what stands at padding means nothing.
-
-        Raises:
-            BadInput: another width than the backbone's.
+        ``activations``: (B, T, d), every token sent; ``mask``: (B, T), 1 at real tokens.  Another width is a BadInput.
         """
         if activations.shape[-1] != self._backbone.width:
             raise BadInput(f"Activations of width {activations.shape[-1]}, the backbone has {self._backbone.width}.")
@@ -84,15 +77,12 @@ class NearestToken:
 class TrainedInverter(nn.Module):
     """Reads tokens from the activations of any layers, after training on texts that the attacker knows.
 
-    Args:
-        backbone: whose embedding names the tokens.
-        n_layers: whose activations are read together, each token's concatenated.
-        seed: of the first weights and of the order of training.
+    ``n_layers`` are read together, each token's activations concatenated; ``seed`` is of first weights and order.
     """
 
     def __init__(self, backbone: Backbone, n_layers: int = 1, *, seed: int = 0) -> None:
         super().__init__()
-        embedding = attrgetter(backbone.family.embedding)(backbone.base).weight.detach().float()
+        embedding = attrgetter(backbone.family.embedding)(backbone.base).weight.detach().float().cpu()
         rows = embedding - embedding.mean(dim=0)
         self._rows = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-6)
         self._generator = torch.Generator().manual_seed(seed)
@@ -102,50 +92,44 @@ class TrainedInverter(nn.Module):
         self._mean, self._deviation = torch.zeros(width), torch.ones(width)
 
     def fit(self, activations: Tensor, ids: Tensor, *, steps: int = 400, lr: float = 3e-3) -> None:
-        """Train on known tokens.
+        """Train on activations (N, n_layers d) of N real tokens, and on what they were, ``ids`` (N,).
 
-        Args:
-            activations: (N, n_layers d) of N real tokens.
-            ids: (N,) what they were.
-            steps: of 256 tokens each, with AdamW at the constant rate ``lr`` and weight decay 0.01.
+        A step has 128 tokens, softmax over the known ones and ``CHUNK`` others; AdamW at ``lr``, weight decay 0.01.
         """
-        known = activations.float()
+        known, seen = activations.float(), ids.unique()
         self._mean, self._deviation = known.mean(dim=0), known.std(dim=0).clamp(min=1e-6)
         optimizer = torch.optim.AdamW(self.parameters(), lr, weight_decay=0.01)
         for _ in range(steps):
-            drawn = torch.randint(len(ids), (256,), generator=self._generator)
+            drawn = torch.randint(len(ids), (128,), generator=self._generator)
+            candidates = torch.cat((seen, torch.randint(len(self._rows), (CHUNK,), generator=self._generator))).unique()
             optimizer.zero_grad()
-            F.cross_entropy(self._logits(known[drawn]), ids[drawn]).backward()
+            logits = self._logits(known[drawn], self._rows[candidates])
+            F.cross_entropy(logits, torch.searchsorted(candidates, ids[drawn])).backward()
             optimizer.step()
 
     @torch.no_grad()
     def scores(self, activations: Tensor) -> Tensor:
         """(…, n_layers d) to (…, V), the higher the likelier."""
-        return self._logits(activations.float())
+        return self._logits(activations.float(), self._rows)
 
-    def _logits(self, activations: Tensor) -> Tensor:
+    def _logits(self, activations: Tensor, rows: Tensor) -> Tensor:
         known = (activations - self._mean) / self._deviation
-        return self.scale * self.up(F.gelu(self.down(known))) @ self._rows.T
+        return self.scale * self.up(F.gelu(self.down(known))) @ rows.T
 
 
 @torch.no_grad()
-def search(backbone: Backbone, layer: int, activations: Tensor, mask: Tensor, scores: Tensor, k: int = 16) -> Tensor:
+def search(
+    backbone: Backbone, layer: int, activations: Tensor, mask: Tensor, scores: Tensor, k: int = 16,
+    carried: Callable[[Tensor], Tensor] = Tensor.float,
+) -> Tensor:  # fmt: skip
     """Read one text after the other from left to right: the candidate whose own state comes nearest.
 
-    Exact in float32 as long as the token is among the candidates, for what stands to the left is known by then.
+    Exact as long as the token is among the ``k`` candidates: what stands to the left is known.  Encoders are refused.
 
     Args:
-        backbone: a decoder; an encoder's states depend on what stands to the right.
-        activations: (B, T, d) of ``layer``, 1 .. L, every token sent.
-        mask: (B, T), 1 at real tokens.
-        scores: (B, T, V), how likely another attack holds each token.
-        k: candidates per token.
-
-    Returns:
-        (B, T) token ids; 0 at padding.
-
-    Raises:
-        BadInput: an encoder.
+        activations: (B, T, d) of ``layer``, 1 .. L, every token sent; ``mask``, (B, T), is 1 at real tokens.
+        scores: (B, T, V), how likely another attack holds each token; ids (B, T) come back, 0 at padding.
+        carried: what the activations went through, such as a codec; the candidates' (k, d) go through it too.
     """
     if backbone.kind != "decoder":
         raise BadInput(f"'{backbone.name}' is an encoder; a search from left to right needs a decoder.")
@@ -154,35 +138,60 @@ def search(backbone: Backbone, layer: int, activations: Tensor, mask: Tensor, sc
         candidates, read = scores[row, real].topk(k).indices, torch.zeros(1, 0, dtype=torch.long)
         for state, options in zip(activations[row, real], candidates, strict=True):
             tried = torch.cat((read.expand(k, -1), options.unsqueeze(1)), dim=1)
-            (states,) = backbone.taps(tried, torch.ones_like(tried), layers=[layer])
-            read = tried[(states[:, -1].float() - state.float()).square().sum(dim=1).argmin()].unsqueeze(0)
+            own = carried(_state(backbone, tried, layer)[:, -1])
+            read = tried[(own - state.float()).square().sum(dim=1).argmin()].unsqueeze(0)
         found[row, real] = read[0]
     return found
 
 
-class Recovery(msgspec.Struct, frozen=True):
-    """How much of the texts was read."""
+def _state(backbone: Backbone, ids: Tensor, layer: int) -> Tensor:
+    """(B, T, d) of one layer; the blocks above it are not run."""
+    backbone.check_layers([layer])
+    return next(islice(backbone.hidden_states(ids, torch.ones_like(ids)), layer, None))
 
-    share: float
-    """Of the real tokens, read right: 0 .. 1."""
-    low: float
-    high: float
-    """95 % interval, by 2 000 bootstrap samples of whole texts: tokens of one text are not independent."""
-    chance: float
-    """What the same guesses get when they are dealt out anew: sum_v p_found(v) p_truth(v)."""
-    tokens: int
+
+def own_tokens(batch: Batch) -> Tensor:
+    """(B, T) bool: a text's own tokens, without those at either end that all texts have, such as a prompt's."""
+    real = batch.attention_mask.bool()
+    least, place = int(real.sum(dim=1).min()), real.cumsum(dim=1) - 1
+    rows = [ids[mask] for ids, mask in zip(batch.input_ids, real, strict=True)]
+    ends = (torch.stack([row[:least] for row in rows]), torch.stack([row.flip(0)[:least] for row in rows]))
+    front, back = (int((end == end[0]).all(dim=0).long().cumprod(dim=0).sum()) for end in ends)
+    own = real & (place >= front) & (place < real.sum(dim=1, keepdim=True) - back)
+    return own if own.any() else real
+
+
+def read_back(device: Device, coder: Codec, known: Batch, sent: Batch, *, steps: int = 100) -> Recovery:
+    """What a cheap attack reads of texts from all that a device sends of them; others read more.
+
+    A trained inverter reads the lowest layer; a token that is not sent is guessed to be the commonest.  Of ``sent``
+    the :func:`own_tokens` count; the attacker's ``known`` texts go the same way, through ``coder``.
+    """
+    (taps, where), (theirs, there) = (arrived(device, coder, batch) for batch in (known, sent))
+    inverter = TrainedInverter(device.backbone)
+    inverter.fit(taps[0], known.input_ids[where], steps=steps)
+    found = torch.full_like(sent.input_ids, int(known.input_ids[own_tokens(known)].mode().values))
+    found[there] = torch.cat([inverter.scores(part).argmax(dim=-1) for part in theirs[0].split(CHUNK // 4)])
+    return recovery(found, sent.input_ids, own_tokens(sent))
+
+
+def arrived(device: Device, coder: Codec, batch: Batch) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
+    """(N, d) per layer of all N tokens that are sent, and the rows and places where they stand in the batch."""
+    upload, places = device.upload_and_places(batch.to(device.backbone.device))
+    rows, kept = upload.mask.cpu().nonzero(as_tuple=True)
+    decoded = unpack(pack(upload, coder, device.layers))
+    return [tap[decoded.mask.bool()].cpu() for tap in decoded.activations], (rows, places.cpu()[rows, kept])
 
 
 def recovery(found: Tensor, truth: Tensor, mask: Tensor) -> Recovery:
     """Guesses against what was sent, all (B, T); padding is not counted."""
     right, real = ((found == truth) & mask.bool()).sum(dim=1).double(), mask.bool().sum(dim=1).double()
     drawn = torch.randint(len(right), (2000, len(right)), generator=torch.Generator().manual_seed(0))
-    shares = right[drawn].sum(dim=1) / real[drawn].sum(dim=1)
+    shares = right[drawn].sum(dim=1) / real[drawn].sum(dim=1).clamp(min=1)
     low, high = shares.quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
     size = int(max(found.max(), truth.max())) + 1
     guessed, true = (each[mask.bool()].bincount(minlength=size) / real.sum() for each in (found, truth))
-    chance = float(guessed @ true)
-    return Recovery(float(right.sum() / real.sum()), low, high, chance, int(real.sum()))
+    return Recovery(float(right.sum() / real.sum()), low, high, float(guessed @ true), int(real.sum()))
 
 
 def labels_by_sign(values: Tensor) -> Tensor:
@@ -191,11 +200,6 @@ def labels_by_sign(values: Tensor) -> Tensor:
         r = onehot(y) - softmax(z)              r_y = 1 - p_y > 0,       r_c = -p_c < 0 for all others
 
     The gradient of the cross-entropy, dL/dz = (softmax(z) - onehot(y)) / B, does the same with the opposite sign.
-
-    Args:
-        values: (B, C), r or -dL/dz.
-
-    Returns:
-        (B,), int64.
+    ``values`` are r or -dL/dz, (B, C); what comes back is (B,), int64.
     """
     return values.argmax(dim=1)
