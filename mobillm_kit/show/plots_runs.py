@@ -59,7 +59,7 @@ def convergence(records: Iterable[RunRecord], x: Clock = "step") -> Chart:
     best, worst = (choose(lines, key=lambda line: line.end) for choose in (max, min))
     low, high = (f"{line.end:.1f} % ({line.label})" for line in (worst, best))
     ends = f"they end between {low} and {high}" if len(lines) > 1 else f"it ends at {high}"
-    factor = _factor(lines) if x == "bytes" and len(lines) > 1 else ""
+    factor = _factor(lines) if x == "bytes" else ""
     reached = "".join(f"; {line.label}, which sends nothing, reaches {line.end:.1f} %" for line in silent)
     grows, x_label, _ = CLOCKS[x]
     figure, axes = chart.canvas(
@@ -107,6 +107,8 @@ def _lines(records: Sequence[RunRecord], x: Clock) -> tuple[list[_Line], list[_L
 def _factor(lines: Sequence[_Line]) -> str:
     """How much less the thriftiest method sends than the one that sends most."""
     least, most = (choose(lines, key=lambda line: line.points[-1][0]) for choose in (min, max))
+    if least is most or not least.points[-1][0]:  # one line, or no step that all seeds have sent at
+        return ""
     return f"; {least.label} sends {most.points[-1][0] / least.points[-1][0]:.0f} times less than {most.label}"
 
 
