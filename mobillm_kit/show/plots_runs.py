@@ -92,8 +92,7 @@ def _lines(records: Sequence[RunRecord], x: Clock) -> tuple[list[_Line], list[_L
     """Those to draw, and apart from them, where bytes are counted, those of methods that send nothing."""
     if x not in CLOCKS:
         raise BadInput(f"x={x!r} is not one of {', '.join(CLOCKS)}.")
-    lines: list[_Line] = []
-    silent: list[_Line] = []
+    lines, silent = list[_Line](), list[_Line]()
     for place, label, runs in _trained(records):
         if done := [run for run in runs if run.curve]:
             sends = x != "bytes" or any(run.bytes_sent for run in done)
@@ -107,9 +106,8 @@ def _lines(records: Sequence[RunRecord], x: Clock) -> tuple[list[_Line], list[_L
 def _factor(lines: Sequence[_Line]) -> str:
     """How much less the thriftiest method sends than the one that sends most."""
     least, most = (choose(lines, key=lambda line: line.points[-1][0]) for choose in (min, max))
-    if least is most or not least.points[-1][0]:  # one line, or no step that all seeds have sent at
-        return ""
-    return f"; {least.label} sends {most.points[-1][0] / least.points[-1][0]:.0f} times less than {most.label}"
+    times = most.points[-1][0] / (least.points[-1][0] or math.inf)  # no step that all seeds have sent at: no factor
+    return f"; {least.label} sends {times:.0f} times less than {most.label}" if times > 1.5 else ""
 
 
 def _line(label: str, place: int, runs: Sequence[RunRecord], clock: Callable[[CurvePoint], float]) -> _Line:
