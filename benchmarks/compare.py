@@ -102,6 +102,7 @@ def benchmarks(pocket_folders: Sequence[str]) -> dict[str, Benchmark]:
             (
                 *specs((*encoder_controls, *ENCODER_METHODS), **minilm, **sst2),
                 *specs(["mobillm-full-width"], options=CACHED, **minilm, **sst2),
+                *specs(ZEROTH_ORDER, SEEDS[:1], **minilm, **sst2),
             ),
         ),
         Benchmark(
