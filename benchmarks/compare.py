@@ -1,6 +1,7 @@
 """The comparison on the pocket backbone and on real models: `python benchmarks/compare.py NAME … [--quick | --check]`.
 
     pocket        3 pretraining seeds x 3 training seeds, every method, both side networks on random weights too
+    turns         the second packaged task on the same three backbones, every method
     minilm-sst2   MiniLM-L6 on the sentences of SST-2          minilm-rte   the same on RTE
     llama-sst2    a Llama of 0.26 M parameters, with prompts
 
@@ -31,7 +32,9 @@ from mobillm_kit.runs.provenance import clean_command
 from mobillm_kit.runs.run import run
 from mobillm_kit.runs.spec import RunSpec
 from mobillm_kit.show.tables import markdown, rows
+from mobillm_kit.texts.loading import handwritten
 from recipes.pocket.gate import CPU_SECONDS, HANDWRITTEN, NETS, RANDOM, Bar, bars
+from recipes.turns import gate as turns_gate
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -68,6 +71,11 @@ def pocket(pretraining_seed: int, folder: str) -> Benchmark:
     return Benchmark(f"pocket-{pretraining_seed}", (*trained, *specs(NETS, random_weights=True, **settings)))
 
 
+def turns(pretraining_seed: int, folder: str) -> Benchmark:
+    settings = {"backbone": folder, "preset": "turns", "task": "turns"}
+    return Benchmark(f"turns-{pretraining_seed}", specs((*CONTROLS, *POCKET_METHODS), **settings))
+
+
 def benchmarks(pocket_folders: Sequence[str]) -> dict[str, Benchmark]:
     """All of them, by name."""
     minilm = {"backbone": str(SHARED / "models/minilm-l6-h384"), "limit_dev": 300}
@@ -76,7 +84,7 @@ def benchmarks(pocket_folders: Sequence[str]) -> dict[str, Benchmark]:
     llama = {"backbone": str(SHARED / "models/llama-stories260K"), "limit_dev": 300}
     encoder_controls = ("majority", "bag-of-words")
     two_epochs = {"full": 280, "lora": 280, "probe": 840, **dict.fromkeys(NETS, 350)}
-    found = [pocket(seed, folder) for seed, folder in enumerate(pocket_folders)]
+    found = [make(seed, folder) for make in (pocket, turns) for seed, folder in enumerate(pocket_folders)]
     found += [
         Benchmark("minilm-sst2", specs((*encoder_controls, *ENCODER_METHODS), **minilm, **sst2)),
         Benchmark(
@@ -180,7 +188,15 @@ def bars_of(benchmark: Benchmark) -> list[Bar]:
         return [complete]
     if benchmark.name.startswith("pocket"):
         return [complete, *bars(figures(records))]
+    if benchmark.name.startswith("turns"):
+        return [complete, *turns_bars(figures(records))]
     return [complete, *(real_text_bars(figures(records)) if benchmark.name.startswith("minilm") else [])]
+
+
+def turns_bars(means: dict[str, float]) -> list[Bar]:
+    """The gate of the task, on test; prompting with a threshold and zeroth-order methods are shown as they come."""
+    shown = [Bar(LABELS[name], means[name]) for name in ("threshold", *ZEROTH_ORDER)]
+    return [*turns_gate.bars(means), Bar("sentences written by hand", len(handwritten("turns")), 100), *shown]
 
 
 def real_text_bars(means: dict[str, float]) -> list[Bar]:
