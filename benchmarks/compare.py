@@ -72,7 +72,9 @@ def pocket(pretraining_seed: int, folder: str) -> Benchmark:
 
 
 def turns(pretraining_seed: int, folder: str) -> Benchmark:
-    settings = {"backbone": folder, "preset": "turns", "task": "turns"}
+    settings: dict[str, object] = {"backbone": folder, "preset": "turns", "task": "turns"}
+    if pretraining_seed:  # curves are drawn of the packaged backbone alone; looks at dev change no training
+        settings["eval_every"] = 100
     return Benchmark(f"turns-{pretraining_seed}", specs((*CONTROLS, *POCKET_METHODS), **settings))
 
 
