@@ -35,7 +35,7 @@ endif
 .PHONY: help setup compare test faults mutants lab lint benchmarks-check clean ask
 
 help:
-	@echo "make compare           train and compare the methods on the packaged model: runs/pocket/"
+	@echo "make compare           train and compare the methods on the packaged model's two tasks: runs/pocket/, runs/pocket-turns/"
 	@echo "make test              style, tests and notebooks, each notebook compared with its stored outputs"
 	@echo "make faults            every fault and every bad input, at length: tens of minutes"
 	@echo "make mutants           put small faults into the mathematics one by one; tests must fail: an hour or two"
@@ -58,8 +58,12 @@ $(VENV)/.installed: pyproject.toml scripts/install_torch.py $(ASKED)
 	@$(PIP) install -e '.[lab,test]'
 	@touch $@
 
+# What is done already is only shown: after Ctrl-C the same command goes on, in whichever of the two it was.
 compare: setup
+	@echo "The task reviews: what is asked stands at the last token"
 	@$(BIN)/mobillm compare
+	@echo; echo "The task turns: it does not, and the methods differ"
+	@$(BIN)/mobillm compare --task turns
 
 test: lint
 	$(TEST_ENV) $(BIN)/python -m pytest -q $(PARALLEL) tests

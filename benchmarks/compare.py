@@ -1,7 +1,7 @@
 """The comparison on the pocket backbone and on real models: `python benchmarks/compare.py NAME … [--quick | --check]`.
 
     pocket        3 pretraining seeds x 3 training seeds, every method, both side networks on random weights too
-    turns         the second packaged task on the same three backbones, every method
+    turns         the second packaged task on the same three backbones, every method; MeZO and P-RGE with one seed
     minilm-sst2   MiniLM-L6 on the sentences of SST-2          minilm-rte   the same on RTE
     llama-sst2    a Llama of 0.26 M parameters, with prompts
 
@@ -75,7 +75,8 @@ def turns(pretraining_seed: int, folder: str) -> Benchmark:
     settings: dict[str, object] = {"backbone": folder, "preset": "turns", "task": "turns"}
     if pretraining_seed:  # curves are drawn of the packaged backbone alone; looks at dev change no training
         settings["eval_every"] = 100
-    return Benchmark(f"turns-{pretraining_seed}", specs((*CONTROLS, *POCKET_METHODS), **settings))
+    trained = specs((*CONTROLS, *FIRST_ORDER, "probe", *NETS), **settings)
+    return Benchmark(f"turns-{pretraining_seed}", (*trained, *specs(ZEROTH_ORDER, SEEDS[:1], **settings)))
 
 
 def benchmarks(pocket_folders: Sequence[str]) -> dict[str, Benchmark]:

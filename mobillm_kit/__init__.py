@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from mobillm_kit.methods.zeroth_order import replay, step_seed
     from mobillm_kit.quant import FP4, NF4, codec
     from mobillm_kit.quant.parcels import pack
+    from mobillm_kit.record import packaged_records
     from mobillm_kit.runs.doctor import examine
     from mobillm_kit.runs.inference import load_side
     from mobillm_kit.runs.loop import evaluate

@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 
 from mobillm_kit.errors import RecordError
-from mobillm_kit.files import write_bytes
+from mobillm_kit.files import data_folder, write_bytes
 
 FORMAT = 1
 """Version of the record's fields; raised whenever a field changes its meaning."""
@@ -189,6 +189,16 @@ def load_record(path: str | Path) -> RunRecord:
         return msgspec.json.decode(raw, type=RunRecord)
     except msgspec.DecodeError as error:
         raise RecordError(f"{path}: a damaged run record ({error}).") from error
+
+
+def packaged_records(task: str) -> list[RunRecord]:
+    """The records that come with a packaged ``task``; none, or damaged ones, are refused by a :class:`RecordError`."""
+    path = data_folder(task) / "records.jsonl"
+    try:
+        return [msgspec.json.decode(line, type=RunRecord) for line in path.read_bytes().splitlines()]
+    except (OSError, msgspec.DecodeError) as error:
+        remedy = "The task 'turns' comes with records; `mobillm compare` makes those of another."
+        raise RecordError(f"{path}: no run records ({error}).", remedy) from error
 
 
 class _Version(msgspec.Struct):

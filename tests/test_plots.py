@@ -180,6 +180,28 @@ def test_traffic_is_in_megabytes():
     assert max(axes.lines[0].get_xdata()) == pytest.approx(a_record("mobillm-full-width").bytes_sent / 1e6)
 
 
+def test_who_sends_nothing_is_a_level_beside_those_who_send():
+    net, full = a_record("mobillm-full-width"), a_record("full")
+    figure = plots_runs.convergence([net, full, a_control("zero-shot")], "bytes")
+    end = 100 * full.curve[-1].dev_accuracy
+    levels = [line for line in figure.axes[0].lines if len(set(line.get_ydata())) == 1]
+    assert any(line.get_ydata()[0] == pytest.approx(end) for line in levels)
+    assert f"Full fine-tuning {end:.1f}" in texts(figure)
+    assert f"Full fine-tuning, which sends nothing, reaches {end:.1f} %" in figure.alt
+
+
+def test_the_figure_of_traffic_says_how_much_less_the_thriftiest_sends():
+    thrifty = a_record("mobillm-full-width")
+    curve = tuple(msgspec.structs.replace(point, bytes_sent=37 * point.bytes_sent) for point in thrifty.curve)
+    lavish = msgspec.structs.replace(a_record("mobillm-ladder"), curve=curve)
+    said = "MobiLLM, full width sends 37 times less than MobiLLM, ladder"
+    together = plots_runs.convergence([thrifty, lavish], "bytes")
+    assert said in together.alt
+    assert any(text.endswith(said) for text in texts(together))
+    assert "times less" not in plots_runs.convergence([thrifty], "bytes").alt
+    assert "times less" not in plots_runs.convergence([thrifty, lavish], "step").alt
+
+
 def test_points_stand_at_mean_accuracy_and_memory():
     runs = [a_record("lora", seed) for seed in range(3)]
     axes = plots_runs.pareto([*runs, a_control("zero-shot")], "counted").axes[0]

@@ -22,6 +22,8 @@ import pytest
 import yaml
 
 import mobillm_kit
+from mobillm_kit.cli import parse
+from mobillm_kit.texts.tasks import PACKAGED
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "mobillm_kit").rglob("*.py"))
@@ -127,6 +129,18 @@ def test_the_first_screen_of_the_readme_has_two_commands_and_make_knows_them():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for command in commands:
         assert re.search(rf"^{command.split()[1]}:", makefile, re.MULTILINE)
+
+
+def test_make_compare_runs_every_packaged_task_into_a_folder_that_readme_and_help_name():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipe = re.search(r"^compare:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE).group(1)
+    asked = [parse(line.split()) for line in re.findall(r"\$\(BIN\)/mobillm (compare.*)", recipe)]
+    assert tuple(command.task for command in asked) == PACKAGED
+    folders = [f"runs/{command._folder()}/" for command in asked]
+    assert len(set(folders)) == len(asked)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for text in (readme.split("make test")[0], makefile.split('"make compare')[1].split("\n")[0]):
+        assert re.findall(r"runs/[\w-]+/", text) == folders
 
 
 # import mobillm_kit

@@ -19,6 +19,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COPY = "MobiLLM, copy of the top blocks (ladder)"
 ROW = {label.lower(): name for name, label in LABELS.items()} | {COPY.lower(): "mobillm-ladder"}
+POCKET, TURNS = "`benchmarks/results/pocket-*.jsonl`; print", "`benchmarks/results/turns-*.jsonl`"
 REAL = ("minilm-sst2", "minilm-rte", "llama-sst2")
 
 
@@ -49,7 +50,8 @@ def scores(benchmark: str, method: str, name: str = "test_accuracy") -> list[flo
 @pytest.mark.parametrize(
     ("words", "names"),
     [
-        ("print it with `benchmarks/compare.py --tables`", ("pocket-0", "pocket-1", "pocket-2")),
+        (POCKET, ("pocket-0", "pocket-1", "pocket-2")),
+        (TURNS, ("turns-0", "turns-1", "turns-2")),
         ("earns its\nplace", REAL),
     ],
 )
@@ -83,15 +85,16 @@ def test_what_is_trained_where_on_real_text_and_what_is_sent():
         assert (table["mobillm-ladder"].label == COPY) == (shown[COPY][place] != "–")
 
 
-def test_hand_written_sentences_trained_parameters_bytes_and_memory():
-    for row, (*_, handwritten, parameters, sent, counted) in table_after("`benchmarks/compare.py --tables`").items():
+@pytest.mark.parametrize(("words", "task"), [(POCKET, "pocket"), (TURNS, "turns")])
+def test_hand_written_sentences_trained_parameters_bytes_and_memory(words, task):
+    for row, (*_, handwritten, parameters, sent, counted) in table_after(words).items():
         if row == "method":
             continue
         method = ROW[row.lower()]
         records = [
             record
             for seed in range(3)
-            for record in compare.read(RESULTS / f"pocket-{seed}.jsonl")
+            for record in compare.read(RESULTS / f"{task}-{seed}.jsonl")
             if record.method == method and not compare.is_random(record)
         ]
         assert handwritten == percent([statistics.mean(r.scores["handwritten_accuracy"] for r in records)]), row

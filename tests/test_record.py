@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mobillm_kit.errors import RecordError, SaveFailed
 from mobillm_kit.files import write_bytes, write_with
-from mobillm_kit.record import FORMAT, load_record
+from mobillm_kit.record import FORMAT, load_record, packaged_records
 from tests.records import MIB, a_comparison, a_control, a_record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -208,3 +208,12 @@ def test_a_really_full_disk_leaves_the_old_record(tmp_path):
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip("mounting a small file system is not allowed here")
     assert done.stdout == "whole\n", done.stderr
+
+
+def test_a_task_without_records_and_damaged_ones_are_named(monkeypatch, tmp_path):
+    with pytest.raises(RecordError, match=r"reviews.records\.jsonl: no run records"):
+        packaged_records("reviews")
+    monkeypatch.setattr("mobillm_kit.record.data_folder", lambda _task: tmp_path)
+    (tmp_path / "records.jsonl").write_bytes(b'{"format": 1}\n')
+    with pytest.raises(RecordError, match=r"records\.jsonl: no run records \(Object missing required field"):
+        packaged_records("turns")

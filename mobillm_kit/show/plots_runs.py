@@ -51,17 +51,21 @@ NUMBERED_SHARE = 0.02
 def convergence(records: Iterable[RunRecord], x: Clock = "step") -> Chart:
     """Dev accuracy of each method as training goes on: mean of the seeds, band from the lowest to the highest.
 
-    ``x`` is what the horizontal axis counts; with ``bytes`` only methods that send anything have a curve.
+    ``x`` is what the horizontal axis counts; with ``bytes`` a method that sends nothing is a level, like a control.
     """
     records = list(records)
-    lines, levels = _lines(records, x), _levels(records, "dev_accuracy")
+    lines, silent = _lines(records, x)
+    levels = [*_levels(records, "dev_accuracy"), *((line.end, line.label, None) for line in silent)]
     best, worst = (choose(lines, key=lambda line: line.end) for choose in (max, min))
     low, high = (f"{line.end:.1f} % ({line.label})" for line in (worst, best))
     ends = f"they end between {low} and {high}" if len(lines) > 1 else f"it ends at {high}"
+    factor = _factor(lines) if x == "bytes" and len(lines) > 1 else ""
+    reached = "".join(f"; {line.label}, which sends nothing, reaches {line.end:.1f} %" for line in silent)
     grows, x_label, _ = CLOCKS[x]
     figure, axes = chart.canvas(
-        9.0, 5.2, f"How accuracy grows {grows}", _seeds_subtitle(records),
-        f"Lines of dev accuracy against {x_label} for {len(lines)} method{'s' * (len(lines) > 1)}: {ends}.",
+        9.0, 5.2, f"How accuracy grows {grows}", _seeds_subtitle(records) + factor,
+        f"Lines of dev accuracy against {x_label} for {len(lines)} method{'s' * (len(lines) > 1)}: "
+        f"{ends}{reached}{factor}.",
         right=0.735,
     )  # fmt: skip
     for line in lines:
@@ -84,18 +88,25 @@ class _Line:
     """Mean accuracy of the last step, percent."""
 
 
-def _lines(records: Sequence[RunRecord], x: Clock) -> list[_Line]:
+def _lines(records: Sequence[RunRecord], x: Clock) -> tuple[list[_Line], list[_Line]]:
+    """Those to draw, and apart from them, where bytes are counted, those of methods that send nothing."""
     if x not in CLOCKS:
         raise BadInput(f"x={x!r} is not one of {', '.join(CLOCKS)}.")
-    lines = []
+    lines, silent = [], []
     for place, label, runs in _trained(records):
-        done = [run for run in runs if run.curve]
-        if done and (x != "bytes" or any(run.bytes_sent for run in done)):
-            lines.append(_line(label, place, done, CLOCKS[x][2]))
+        if done := [run for run in runs if run.curve]:
+            sends = x != "bytes" or any(run.bytes_sent for run in done)
+            (lines if sends else silent).append(_line(label, place, done, CLOCKS[x][2]))
     if not lines:
         reason = "has sent a byte" if x == "bytes" else "has a curve"
         raise BadInput(f"No finished record {reason}.", "Choose another x, or run a method that has one.")
-    return lines
+    return lines, silent
+
+
+def _factor(lines: Sequence[_Line]) -> str:
+    """How much less the thriftiest method sends than the one that sends most."""
+    least, most = (choose(lines, key=lambda line: line.points[-1][0]) for choose in (min, max))
+    return f"; {least.label} sends {most.points[-1][0] / least.points[-1][0]:.0f} times less than {most.label}"
 
 
 def _line(label: str, place: int, runs: Sequence[RunRecord], clock: Callable[[CurvePoint], float]) -> _Line:
