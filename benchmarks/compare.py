@@ -74,7 +74,7 @@ def pocket(pretraining_seed: int, folder: str) -> Benchmark:
 def turns(pretraining_seed: int, folder: str) -> Benchmark:
     settings: dict[str, object] = {"backbone": folder, "preset": "turns", "task": "turns"}
     if pretraining_seed:  # curves are drawn of the packaged backbone alone; looks at dev change no training
-        settings["eval_every"] = 100
+        settings["eval_every"] = 300
     trained = specs((*CONTROLS, *FIRST_ORDER, "probe", *NETS), **settings)
     return Benchmark(f"turns-{pretraining_seed}", (*trained, *specs(ZEROTH_ORDER, SEEDS[:1], **settings)))
 

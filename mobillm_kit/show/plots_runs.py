@@ -92,7 +92,8 @@ def _lines(records: Sequence[RunRecord], x: Clock) -> tuple[list[_Line], list[_L
     """Those to draw, and apart from them, where bytes are counted, those of methods that send nothing."""
     if x not in CLOCKS:
         raise BadInput(f"x={x!r} is not one of {', '.join(CLOCKS)}.")
-    lines, silent = [], []
+    lines: list[_Line] = []
+    silent: list[_Line] = []
     for place, label, runs in _trained(records):
         if done := [run for run in runs if run.curve]:
             sends = x != "bytes" or any(run.bytes_sent for run in done)
