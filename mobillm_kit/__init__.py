@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         accuracy_by_bits,
         bits_per_value,
         channels,
+        defence_costs,
         error_against_size,
         layer_shares,
         lost,

@@ -134,6 +134,19 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     """UTC, ISO 8601."""
 
 
+class Recovery(msgspec.Struct, frozen=True):
+    """How much of texts an attack has read."""
+
+    share: float
+    """Of the tokens, read right: 0 .. 1."""
+    low: float
+    high: float
+    """95 % interval, by 2 000 bootstrap samples of whole texts: tokens of one text are not independent."""
+    chance: float
+    """What the same guesses get when they are dealt out anew: sum_v p_found(v) p_truth(v)."""
+    tokens: int
+
+
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that one run leaves behind, from its settings to its held-out scores."""
 
@@ -163,6 +176,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     """When which stage of the first steps ran; empty where device and server are one process."""
     codecs: tuple[str, ...] = ()
     """Per step, where a controller chose the codec."""
+    read_back: Recovery | None = None
+    """Of training texts, from what this run sends of them (``device/inversion.py``); stronger attacks read more."""
     provenance: Provenance
 
     def save(self, path: Path) -> None:

@@ -6,8 +6,19 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mobillm_kit.device.inversion import NearestToken, TrainedInverter, labels_by_sign, recovery, search
+from mobillm_kit.device.forward import Device
+from mobillm_kit.device.inversion import (
+    NearestToken,
+    TrainedInverter,
+    labels_by_sign,
+    own_tokens,
+    read_back,
+    recovery,
+    search,
+)
 from mobillm_kit.errors import BadInput
+from mobillm_kit.quant import codec
+from mobillm_kit.texts.encode import Batch
 from tests.builders import random_batch, tiny_task_model
 
 
@@ -98,6 +109,21 @@ def test_a_trained_inverter_reads_the_last_layer_of_other_texts_and_a_search_rea
     assert recovery(search(backbone, last, states, mask, scores, k=8), ids, mask).share >= trained.share
 
 
+def test_a_search_through_the_codec_reads_what_one_past_it_does_not(backbone, inverter):
+    """A sign pattern is far from the state itself; it is the candidate's own sign pattern to the bit."""
+    last = backbone.n_layers
+    batch, states = known(backbone, last, 8, seed=0)
+    coder = codec("sign", 16)
+
+    def carried(x):
+        return coder.decode(coder.encode(x), tuple(x.shape))
+
+    given = (backbone, last, carried(states), batch.attention_mask, inverter.scores(states), backbone.n_tokens)
+    through, past = search(*given, carried=carried), search(*given)
+    shares = [recovery(found, batch.input_ids, batch.attention_mask).share for found in (through, past)]
+    assert shares[0] > 0.95 > shares[1]
+
+
 def test_they_read_nothing_of_a_text_that_was_not_sent(backbone, inverter):
     """The negative control: within the interval, no better than the same guesses dealt out anew."""
     sent, states = known(backbone, backbone.n_layers, 40, seed=0)
@@ -142,3 +168,58 @@ def test_so_does_the_losss_gradient():
     labels = torch.randint(0, 4, (500,), generator=generator)
     (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels), logits)
     assert torch.equal(labels_by_sign(-gradient), labels)
+
+
+# ---------------------------------------------------------------------- a run's own setting
+
+
+@pytest.mark.parametrize("pad", ["left", "right"])
+def test_what_stands_in_every_text_is_not_a_texts_own(pad):
+    rows = [[2, 7, 8, 5, 6], [2, 7, 9, 9, 5, 6], [2, 3, 5, 6]]
+    width = max(map(len, rows))
+    filled = [[0] * (width - len(row)) + row if pad == "left" else row + [0] * (width - len(row)) for row in rows]
+    ids = torch.tensor(filled)
+    own = own_tokens(Batch(ids, (ids > 0).long(), torch.zeros(3), torch.zeros(3)))
+    assert [row[mask].tolist() for row, mask in zip(ids, own, strict=True)] == [[7, 8], [7, 9, 9], [3]]
+
+
+def test_of_texts_that_are_all_alike_every_token_counts():
+    ids = torch.tensor([[2, 7, 8], [2, 7, 8]])
+    assert own_tokens(Batch(ids, torch.ones_like(ids), torch.zeros(2), torch.zeros(2))).all()
+
+
+def sent_and_known(rows=200):
+    return random_batch(rows=rows, length=12, seed=7), random_batch(rows=24, length=12, seed=0)
+
+
+def test_fewer_tokens_leave_less_to_read_and_one_leaves_the_commonest(backbone):
+    """One prediction token is the same in no two of these texts; of the others the guess is one token for all."""
+    theirs, sent = sent_and_known()
+    layers, coder = range(1, backbone.n_layers + 1), codec("fp32")
+    ways = ({}, {"top_tokens": 4}, {"top_tokens": 2}, {"one_token": True})
+    devices = [Device(backbone, layers, **{"one_token": False, **way}) for way in ways]
+    every, four, two, one = (read_back(device, coder, theirs, sent) for device in devices)
+    assert every.share > 0.9 > four.share > two.share > one.share
+    assert one.tokens == int(own_tokens(sent).sum())
+    guess = theirs.input_ids[own_tokens(theirs)].mode().values
+    by_guess = ((sent.input_ids == guess) & own_tokens(sent)).sum(dim=1)
+    assert 0 <= one.share * one.tokens - by_guess.sum() <= sent.rows  # a text's last token is its own here, and is sent
+
+
+def test_places_say_which_tokens_an_upload_holds(backbone):
+    batch = random_batch(rows=6, length=12)
+    upload, places = Device(backbone, [1], one_token=False, top_tokens=3).upload_and_places(batch)
+    (states,) = backbone.taps(batch.input_ids, batch.attention_mask, layers=[1])
+    assert torch.equal(upload.activations[0], states.gather(1, places.unsqueeze(-1).expand(-1, -1, backbone.width)))
+    whole, every = Device(backbone, [1], one_token=False).upload_and_places(batch)
+    assert torch.equal(every, torch.arange(12).expand(6, 12))
+    assert torch.equal(whole.activations[0], states)
+
+
+def test_a_setting_is_read_through_its_own_codec(backbone):
+    """Lossy: signs leave less than float32 in this much training, and both are the same when asked again."""
+    theirs, sent = sent_and_known()
+    device = Device(backbone, [backbone.n_layers], one_token=False)
+    exact, signs, again = (read_back(device, codec(name, 32), theirs, sent) for name in ("fp32", "sign", "fp32"))
+    assert exact.share > signs.share > 3 * signs.chance
+    assert exact == again

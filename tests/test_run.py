@@ -63,6 +63,23 @@ def test_a_shared_side_network_labels_texts_as_its_run_does(tmp_path, side, mode
     exec(snippet.replace("the backbone's folder or name", str(backbone)), {})
 
 
+def test_a_mobillm_run_says_what_can_be_read_of_what_it_sends(tmp_path):
+    """In its record and on the card, unless it is told not to; other methods send nothing."""
+    folder, record = trained_run(tmp_path, "mobillm-ladder")
+    read = record.read_back
+    assert 0 <= read.low <= read.share <= read.high <= 1
+    card = (folder / "side" / "README.md").read_text()
+    assert f"| {100 * read.share:.0f} % ({100 * read.low:.0f} to {100 * read.high:.0f}, chance" in card
+    assert "stronger attacks read more" in card
+    assert run(tiny_spec(tmp_path, "probe")).read_back is None
+    silent = run(
+        msgspec.structs.replace(tiny_spec(tmp_path, "mobillm-ladder"), read_back=False), folder=tmp_path / "no"
+    )
+    assert silent.read_back is None
+    assert "read back" not in (tmp_path / "no" / "side" / "README.md").read_text()
+    assert [silent.scores, silent.curve[-1].dev_loss] == [record.scores, record.curve[-1].dev_loss]
+
+
 def test_a_side_network_on_another_backbone_is_refused(tmp_path):
     folder, _ = trained_run(tmp_path, "mobillm-ladder")
     with pytest.raises(BackboneMismatch, match="was trained on 'model-opt'"):

@@ -48,9 +48,13 @@ class Device:
         self.backbone = backbone
         self.layers = tuple(layers)
 
-    @torch.no_grad()
     def upload(self, batch: Batch) -> Upload:
         """Forward one batch: (B, T) token ids to the activations of the tapped layers."""
+        return self.upload_and_places(batch)[0]
+
+    @torch.no_grad()
+    def upload_and_places(self, batch: Batch) -> tuple[Upload, Tensor]:
+        """The upload, and where its tokens stood in the batch, (B, K): that is not sent."""
         states = self.backbone.hidden_states(batch.input_ids, batch.attention_mask, batch.token_type_ids)
         kept = batch.positions.unsqueeze(1) if self.one_token else None  # (B, K) tokens that are sent; None for all
         taps: list[Tensor] = []
@@ -67,7 +71,8 @@ class Device:
         if kept is not None:
             mask = mask.gather(1, kept)
             positions = (kept == positions.unsqueeze(1)).int().argmax(dim=1)
-        return Upload(activations=tuple(taps), mask=mask, positions=positions.int(), labels=batch.labels.int())
+        upload = Upload(activations=tuple(taps), mask=mask, positions=positions.int(), labels=batch.labels.int())
+        return upload, torch.arange(mask.shape[1]).expand(mask.shape) if kept is None else kept
 
 
 def farthest_tokens(first: Tensor, last: Tensor, mask: Tensor, positions: Tensor, k: int) -> Tensor:

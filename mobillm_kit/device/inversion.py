@@ -1,4 +1,4 @@
-"""What can be read back from activations: a leak meter of four attacks.
+"""What can be read back from activations: a leak meter of four attacks, and the figure of a run's own setting.
 
     labels     y = argmax_c r_c                                              r, or -dL/dlogits: the sign alone tells
     nearest    v_t = argmin_v || a_t - h_l(v) ||²                            h_l(v): v alone after the first token
@@ -8,23 +8,29 @@
 e_v is row v of the backbone's embedding, centred and of length 1.  All of it is public but the activations, so
 that a server can do the same.  What is recovered is a floor of what can be read, not a ceiling.
 
-Knows: backbones, activations.  Knows nothing of: training the side network, sockets.
+Knows: backbones, devices, activations.  Knows nothing of: training the side network, sockets.
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
+from collections.abc import Callable
+from itertools import islice
 from operator import attrgetter
 
-import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mobillm_kit.backbone.split import Backbone
+from mobillm_kit.device.forward import Device
 from mobillm_kit.errors import BadInput
+from mobillm_kit.quant import Codec
+from mobillm_kit.quant.parcels import pack, unpack
+from mobillm_kit.record import Recovery
 from mobillm_kit.side.full_width import linear
+from mobillm_kit.texts.encode import Batch
 
 CHUNK = 1024
-"""Tokens of the vocabulary that are forwarded together."""
+"""Tokens of the vocabulary that are forwarded together, or that training tells the known ones from."""
 
 
 class NearestToken:
@@ -45,8 +51,7 @@ class NearestToken:
         parts = []
         for ids in vocabulary.split(CHUNK):
             two = torch.stack((torch.full_like(ids, first_id), ids), dim=1)
-            (states,) = backbone.taps(two, torch.ones_like(two), layers=[layer])
-            parts.append(states[:, 1].float())
+            parts.append(_state(backbone, two, layer)[:, 1].float())
         self._tokens = torch.cat(parts)  # (V, d)
 
     @torch.no_grad()
@@ -92,7 +97,7 @@ class TrainedInverter(nn.Module):
 
     def __init__(self, backbone: Backbone, n_layers: int = 1, *, seed: int = 0) -> None:
         super().__init__()
-        embedding = attrgetter(backbone.family.embedding)(backbone.base).weight.detach().float()
+        embedding = attrgetter(backbone.family.embedding)(backbone.base).weight.detach().float().cpu()
         rows = embedding - embedding.mean(dim=0)
         self._rows = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-6)
         self._generator = torch.Generator().manual_seed(seed)
@@ -107,32 +112,38 @@ class TrainedInverter(nn.Module):
         Args:
             activations: (N, n_layers d) of N real tokens.
             ids: (N,) what they were.
-            steps: of 256 tokens each, with AdamW at the constant rate ``lr`` and weight decay 0.01.
+            steps: of 128 tokens, softmax over the known ones and ``CHUNK`` others; AdamW at ``lr``, weight decay 0.01.
         """
-        known = activations.float()
+        known, seen = activations.float(), ids.unique()
         self._mean, self._deviation = known.mean(dim=0), known.std(dim=0).clamp(min=1e-6)
         optimizer = torch.optim.AdamW(self.parameters(), lr, weight_decay=0.01)
         for _ in range(steps):
-            drawn = torch.randint(len(ids), (256,), generator=self._generator)
+            drawn = torch.randint(len(ids), (128,), generator=self._generator)
+            others = torch.randint(len(self._rows), (CHUNK,), generator=self._generator)
+            candidates = torch.cat((seen, others)).unique()
             optimizer.zero_grad()
-            F.cross_entropy(self._logits(known[drawn]), ids[drawn]).backward()
+            logits = self._logits(known[drawn], self._rows[candidates])
+            F.cross_entropy(logits, torch.searchsorted(candidates, ids[drawn])).backward()
             optimizer.step()
 
     @torch.no_grad()
     def scores(self, activations: Tensor) -> Tensor:
         """(…, n_layers d) to (…, V), the higher the likelier."""
-        return self._logits(activations.float())
+        return self._logits(activations.float(), self._rows)
 
-    def _logits(self, activations: Tensor) -> Tensor:
+    def _logits(self, activations: Tensor, rows: Tensor) -> Tensor:
         known = (activations - self._mean) / self._deviation
-        return self.scale * self.up(F.gelu(self.down(known))) @ self._rows.T
+        return self.scale * self.up(F.gelu(self.down(known))) @ rows.T
 
 
 @torch.no_grad()
-def search(backbone: Backbone, layer: int, activations: Tensor, mask: Tensor, scores: Tensor, k: int = 16) -> Tensor:
+def search(
+    backbone: Backbone, layer: int, activations: Tensor, mask: Tensor, scores: Tensor, k: int = 16,
+    carried: Callable[[Tensor], Tensor] = Tensor.float,
+) -> Tensor:  # fmt: skip
     """Read one text after the other from left to right: the candidate whose own state comes nearest.
 
-    Exact in float32 as long as the token is among the candidates, for what stands to the left is known by then.
+    Exact as long as the token is among the candidates, for what stands to the left is known by then.
 
     Args:
         backbone: a decoder; an encoder's states depend on what stands to the right.
@@ -140,6 +151,7 @@ def search(backbone: Backbone, layer: int, activations: Tensor, mask: Tensor, sc
         mask: (B, T), 1 at real tokens.
         scores: (B, T, V), how likely another attack holds each token.
         k: candidates per token.
+        carried: what the activations went through, such as a codec; the candidates' (k, d) go through it too.
 
     Returns:
         (B, T) token ids; 0 at padding.
@@ -154,30 +166,59 @@ def search(backbone: Backbone, layer: int, activations: Tensor, mask: Tensor, sc
         candidates, read = scores[row, real].topk(k).indices, torch.zeros(1, 0, dtype=torch.long)
         for state, options in zip(activations[row, real], candidates, strict=True):
             tried = torch.cat((read.expand(k, -1), options.unsqueeze(1)), dim=1)
-            (states,) = backbone.taps(tried, torch.ones_like(tried), layers=[layer])
-            read = tried[(states[:, -1].float() - state.float()).square().sum(dim=1).argmin()].unsqueeze(0)
+            own = carried(_state(backbone, tried, layer)[:, -1])
+            read = tried[(own - state.float()).square().sum(dim=1).argmin()].unsqueeze(0)
         found[row, real] = read[0]
     return found
 
 
-class Recovery(msgspec.Struct, frozen=True):
-    """How much of the texts was read."""
+def _state(backbone: Backbone, ids: Tensor, layer: int) -> Tensor:
+    """(B, T, d) of one layer; the blocks above it are not run."""
+    return next(islice(backbone.hidden_states(ids, torch.ones_like(ids)), layer, None))
 
-    share: float
-    """Of the real tokens, read right: 0 .. 1."""
-    low: float
-    high: float
-    """95 % interval, by 2 000 bootstrap samples of whole texts: tokens of one text are not independent."""
-    chance: float
-    """What the same guesses get when they are dealt out anew: sum_v p_found(v) p_truth(v)."""
-    tokens: int
+
+def own_tokens(batch: Batch) -> Tensor:
+    """(B, T) bool: a text's own tokens, without those at either end that all texts have, such as a prompt's."""
+    real = batch.attention_mask.bool()
+    rows = [ids[mask] for ids, mask in zip(batch.input_ids, real, strict=True)]
+    least, place = min(map(len, rows)), real.cumsum(dim=1) - 1
+    ends = (torch.stack([row[:least] for row in rows]), torch.stack([row.flip(0)[:least] for row in rows]))
+    front, back = (int((end == end[0]).all(dim=0).long().cumprod(dim=0).sum()) for end in ends)
+    own = real & (place >= front) & (place < real.sum(dim=1, keepdim=True) - back)
+    return own if own.any() else real
+
+
+def read_back(device: Device, coder: Codec, known: Batch, sent: Batch, *, steps: int = 100) -> Recovery:
+    """What a cheap attack reads of texts from all that a device sends of them; others read more.
+
+    A trained inverter reads the lowest layer; a token that is not sent is guessed to be the commonest.
+
+    Args:
+        device: its layers and tokens are what is sent, through ``coder``.
+        known: the attacker's texts, which go the same way.
+        sent: texts to read; their :func:`own_tokens` count.
+    """
+    (taps, where), (theirs, there) = (arrived(device, coder, batch) for batch in (known, sent))
+    inverter = TrainedInverter(device.backbone)
+    inverter.fit(taps[0], known.input_ids[where], steps=steps)
+    found = torch.full_like(sent.input_ids, int(known.input_ids[own_tokens(known)].mode().values))
+    found[there] = torch.cat([inverter.scores(part).argmax(dim=-1) for part in theirs[0].split(CHUNK // 4)])
+    return recovery(found, sent.input_ids, own_tokens(sent))
+
+
+def arrived(device: Device, coder: Codec, batch: Batch) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
+    """(N, d) per layer of all N tokens that are sent, and the rows and places where they stand in the batch."""
+    upload, places = device.upload_and_places(batch.to(device.backbone.device))
+    rows, kept = upload.mask.cpu().nonzero(as_tuple=True)
+    decoded = unpack(pack(upload, coder, device.layers))
+    return [tap[decoded.mask.bool()].cpu() for tap in decoded.activations], (rows, places.cpu()[rows, kept])
 
 
 def recovery(found: Tensor, truth: Tensor, mask: Tensor) -> Recovery:
     """Guesses against what was sent, all (B, T); padding is not counted."""
     right, real = ((found == truth) & mask.bool()).sum(dim=1).double(), mask.bool().sum(dim=1).double()
     drawn = torch.randint(len(right), (2000, len(right)), generator=torch.Generator().manual_seed(0))
-    shares = right[drawn].sum(dim=1) / real[drawn].sum(dim=1)
+    shares = right[drawn].sum(dim=1) / real[drawn].sum(dim=1).clamp(min=1)
     low, high = shares.quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
     size = int(max(found.max(), truth.max())) + 1
     guessed, true = (each[mask.bool()].bincount(minlength=size) / real.sum() for each in (found, truth))

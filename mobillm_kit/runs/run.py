@@ -14,11 +14,15 @@ import msgspec
 import torch
 from torch import Tensor
 
+from mobillm_kit.device.forward import Device
+from mobillm_kit.device.inversion import read_back
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import controls, method_row
 from mobillm_kit.methods.mobillm import MobiLLM
 from mobillm_kit.methods.zeroth_order import ZerothOrder
-from mobillm_kit.record import BackboneInfo, MeasuredMemory, RunRecord, Scalar, TaskInfo
+from mobillm_kit.quant import codec
+from mobillm_kit.quant.books import BITS
+from mobillm_kit.record import BackboneInfo, MeasuredMemory, Recovery, RunRecord, Scalar, TaskInfo
 from mobillm_kit.runs.folders import CHECKPOINT, RECORD, check_files, keep_task
 from mobillm_kit.runs.loop import INTERRUPTED, FitResult, evaluate, fit, logits_of
 from mobillm_kit.runs.prepare import Prepared, build_method, chosen_preset, fit_settings, prepare, training_batches
@@ -97,9 +101,19 @@ def _trained_record(
     finally:
         if pipeline:
             pipeline.close()
+    if isinstance(method, MobiLLM) and prepared.spec.read_back and not (interrupted or prepared.spec.stream):
+        record = msgspec.structs.replace(record, read_back=_read_back(method.device, prepared, record))
     if folder is not None:
         _keep(method, record, folder)
     return record
+
+
+def _read_back(device: Device, prepared: Prepared, record: RunRecord) -> Recovery:
+    """What dev's texts teach a server to read of training texts; of several codecs, through the widest one used."""
+    name = max(record.codecs or [str(record.settings.get("option.codec"))], key=lambda name: BITS.get(name, 0))
+    coder = codec(name if name in BITS else "fp32", int(record.settings.get("option.group") or 64))
+    known, sent = (prepared.encoder.collate(rows) for rows in (prepared.dev[:200], prepared.train[:48]))
+    return read_back(device, coder, known, sent)
 
 
 def _keep(method: Method, record: RunRecord, folder: Path) -> None:

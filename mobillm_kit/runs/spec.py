@@ -71,6 +71,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Encoders: a classifier, which is usual, or label words at the prompt's [MASK]; decoders have label words."""
     pooling: Literal["mean", "first"] = "mean"
     """An encoder's classifier: the mean over tokens, or the first token."""
+    read_back: bool = True
+    """MobiLLM: measure at the end how many tokens of training texts can be read from what is sent."""
     preset: str | None = None
     """pocket, turns, encoder or decoder; by the backbone if not given."""
     steps: Count | None = None

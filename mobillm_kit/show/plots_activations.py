@@ -1,7 +1,7 @@
-"""Charts of activations: channels that stand out, what codecs do to them, what each layer gives the side network.
+"""Charts of activations: channels that stand out, what codecs do to them, what each layer gives, what a defence costs.
 
 Knows: tensors and codecs.  Knows nothing of: models, training, widgets.
-Taught in: notebooks/06_side_network.ipynb, notebooks/07_quantized_activations.ipynb
+Taught in: notebooks/06_side_network.ipynb, 07_quantized_activations.ipynb, 08_device_and_server.ipynb
 """
 
 from collections.abc import Mapping, Sequence
@@ -141,6 +141,29 @@ def accuracy_by_bits(found: Mapping[str, float], width: int, controls: Mapping[s
     axes.set(ylim=(45, 104), ylabel="test accuracy, %")
     axes.grid(axis="y")
     chart.label_points(axes, list(zip(sizes, heights, found, strict=True)))
+    return figure
+
+
+@styled
+def defence_costs(curves: Mapping[str, Sequence[tuple[str, float, float]]]) -> Chart:
+    """Test accuracy against the share of tokens read back, both 0..1: per defence its settings, the weakest first."""
+    if not curves or not all(curves.values()):
+        raise BadInput("There is nothing to draw.", "Give at least one setting for each defence.")
+    points = [(name, *point) for name, settings in curves.items() for point in settings]
+    words = ", ".join(f"{name} {setting} {read:.0%} at {accuracy:.0%}" for name, setting, read, accuracy in points)
+    figure, axes = chart.canvas(
+        7.6, 4.3, "What it costs to leave less to read", "up and to the left is better; lines start without a defence",
+        f"Lines of test accuracy against tokens read back, one per defence: {words} accuracy.",
+    )  # fmt: skip
+    for place, (name, settings) in enumerate(curves.items()):
+        _, reads, accuracies = zip(*settings, strict=True)
+        color, marker, dashes = chart.method_look(place)
+        look: dict[str, Any] = {"color": color, "marker": marker, "ls": dashes, "ms": 7, "lw": 1.4}
+        axes.plot([100 * read for read in reads], [100 * accuracy for accuracy in accuracies], label=name, **look)
+    axes.set(xlim=(0, 102), xlabel="tokens that a trained inverter reads back, %", ylabel="test accuracy, %")
+    axes.grid(axis="both")
+    axes.legend(loc="lower right")
+    chart.label_points(axes, [(100 * x, 100 * y, text) for text, x, y in dict.fromkeys(point[1:] for point in points)])
     return figure
 
 

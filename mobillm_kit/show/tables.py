@@ -61,6 +61,8 @@ class Row:
     forwards: float | None
     """Samples that passed through the backbone in training."""
     sent_mb: float | None
+    read_back: Spread | None
+    """Share of training texts' tokens that a trained inverter reads from what is sent; stronger attacks read more."""
     device_mib: Mapping[str, float]
     """The ledger's categories and their ``total``; empty where nothing is counted."""
     server_mib: Mapping[str, float]
@@ -177,6 +179,7 @@ RESULTS: Columns = {
     "Trained on": lambda row: None if row.control or not row.seeds else "server" if row.server_mib else "device",
     "Samples forwarded": lambda row: _number(row.forwards),
     "Sent, MB": lambda row: _number(row.sent_mb, 1),
+    "Tokens read back, %": lambda row: _spread(row.read_back, scale=100),
     "Seconds": lambda row: _spread(row.seconds),
 }
 """What was reached, and what it took."""
@@ -221,6 +224,7 @@ def _row(name: str, label: str, runs: list[RunRecord]) -> Row:
         steps=_needed(lambda run: run.steps),
         forwards=_needed(lambda run: run.forwards),
         sent_mb=_needed(lambda run: run.bytes_sent / MB),
+        read_back=_over([run.read_back.share for run in done if run.read_back]),
         device_mib=_mib_of(ledger(done, "device")),
         server_mib=_mib_of(ledger(done, "server")),
         device_measured_mib=_over(measured_mib(done, "device")),

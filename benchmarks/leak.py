@@ -1,0 +1,505 @@
+"""What a server can read back of what is sent: `python benchmarks/leak.py [--part NAME] [--quick | --check]`.
+
+    reviews, turns   the pocket backbone and its two tasks          minilm   MiniLM-L6 on sentences of SST-2
+    costs            pocket x turns, ladder: what noise, fewer bits and fewer tokens cost in accuracy, and leave to read
+
+Each attack knows the backbone, the codec, and texts of its own from the dev split; it reads texts of the train split,
+which are what a run sends.  Counted are a text's own tokens: what stands in every text, such as a prompt, is not.
+
+    labels     the sign of prediction differences             nearest   the vocabulary's own states, no training
+    inverter   trained on 200 texts                           search    left to right, among its 16 likeliest
+    cheap      what a run's record has (``read_back``): an inverter reads each token sent, the others are guessed
+    words      one token per text: a ridge regression names the text's words, as many as it has; chance: the commonest
+
+Parts go to benchmarks/results/leak.json; ``--quick`` runs a minute of it and writes nothing, ``--check`` holds the
+record against the bars and exits 1 where one falls short.  Intervals are of 95 %, by bootstrap over texts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mobillm_kit.backbone.split import Backbone
+from mobillm_kit.device.forward import Device
+from mobillm_kit.device.inversion import (
+    NearestToken,
+    TrainedInverter,
+    arrived,
+    labels_by_sign,
+    own_tokens,
+    read_back,
+    recovery,
+    search,
+)
+from mobillm_kit.files import write_bytes
+from mobillm_kit.methods.mobillm import InProcess, MobiLLM
+from mobillm_kit.quant import CODECS, Codec, codec
+from mobillm_kit.quant.parcels import Upload
+from mobillm_kit.record import Provenance, Recovery, Scalar
+from mobillm_kit.runs.loop import fit
+from mobillm_kit.runs.prepare import Prepared, build_method, prepare, training_batches
+from mobillm_kit.runs.provenance import clean_command, provenance
+from mobillm_kit.runs.run import held_out_scores, untrained_logits
+from mobillm_kit.runs.spec import RunSpec
+from mobillm_kit.texts.encode import Batch
+
+RECORD = Path(__file__).resolve().parent / "results" / "leak.json"
+SHARED = Path(os.path.relpath(Path(__file__).resolve().parent.parent / ".." / "shared"))
+GROUP = 64
+FEW_CODECS = ("fp32", "int8", "int4", "sign")
+TOP = (16, 8, 4)
+CONTROL, WITHIN = 0.95, 0.02
+"""The positive control reads at least so much; the negative one is so near to chance."""
+UNTOUCHED = "as it is"
+NOISES, BITS, TOKENS = (1.0, 2.0, 4.0), ("int4", "sign"), (16, 8, 4)
+COST_STEPS = 600
+
+
+class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One attack on one way of sending."""
+
+    attack: str
+    codec: str
+    layers: tuple[int, ...]
+    """That are read; 0 is the embedding, which no method sends."""
+    tokens: str
+    texts: int
+    read: Recovery
+
+
+class Attacks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All attacks on one backbone and task."""
+
+    backbone: str
+    task: str
+    layers: int
+    known: int
+    """Texts of the attacker."""
+    labels: Recovery
+    """Of labels, by the sign of prediction differences; chance: guesses dealt out anew."""
+    other_text: Recovery
+    """Negative control: the inverter's reading of layer 1 held against the next text."""
+    cells: tuple[Cell, ...]
+    provenance: Provenance
+
+
+class Cost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One setting of a defence."""
+
+    defence: str
+    setting: str
+    accuracy: float
+    """On the test split, from the last step."""
+    read: Recovery
+    """By the cheap attack, trained through the same defence."""
+
+
+class Costs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What defences cost."""
+
+    method: str
+    task: str
+    seed: int
+    steps: int
+    test: int
+    costs: tuple[Cost, ...]
+    provenance: Provenance
+
+
+class Leak(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The record, part by part."""
+
+    attacks: dict[str, Attacks] = {}
+    costs: Costs | None = None
+
+
+# ---------------------------------------------------------------------- attacks
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of the grid is made for one backbone and task."""
+
+    spec: RunSpec
+    codecs: tuple[str, ...] = CODECS
+    steps: int = 200
+    """Of the inverter."""
+    known: int = 200
+    sent: int = 64
+    searched: int = 16
+    nearest: Callable[[int], tuple[int, ...]] = lambda n: (0, 1, n // 2, n)
+    """Layers, of n, at which the whole vocabulary is forwarded."""
+    together: bool = True
+    """Whether one inverter reads all layers together."""
+
+
+def plans() -> dict[str, Plan]:
+    minilm = {"backbone": str(SHARED / "models/minilm-l6-h384"), "task": "sst2", "data": str(SHARED / "data/sst2")}
+    pocket = {task: Plan(spec(task=task, limit_train=64, limit_dev=200)) for task in ("reviews", "turns")}
+    few = {"limit_train": 64, "limit_dev": 200, "limit_test": 10}
+    real = Plan(spec(**minilm, **few), codecs=FEW_CODECS, steps=100, nearest=lambda n: (0, 1), together=False)
+    return {**pocket, "minilm": real}
+
+
+def spec(**settings: Any) -> RunSpec:
+    return RunSpec(method="mobillm-ladder", accelerator="cpu", **settings)
+
+
+class Remembering:
+    """A backbone that forwards a batch once; the cells are many, the activations always the same."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+        self._states: dict[tuple[int, ...], list[Tensor]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backbone, name)
+
+    def hidden_states(self, ids: Tensor, *others: Any) -> Iterator[Tensor]:
+        key = tuple(ids.flatten().tolist())
+        if key not in self._states:
+            self._states[key] = list(self._backbone.hidden_states(ids, *others))
+        return iter(self._states[key])
+
+
+def attacks(plan: Plan, command: str) -> Attacks:
+    prepared = prepare(plan.spec)
+    batches = [prepared.encoder.collate(rows) for rows in (prepared.dev[: plan.known], prepared.train[: plan.sent])]
+    remembering = cast(Backbone, Remembering(prepared.backbone))
+    made = Reader(plan, remembering, *batches)
+    return Attacks(
+        backbone=prepared.backbone.name,
+        task=prepared.data.task.name,
+        layers=prepared.backbone.n_layers,
+        known=len(batches[0].labels),
+        labels=labels_read(prepared, batches[1]),
+        cells=tuple(made.cells()),
+        other_text=made.other_text(),
+        provenance=provenance(command),
+    )
+
+
+def labels_read(prepared: Prepared, sent: Batch) -> Recovery:
+    """The labels of residuals, with the untrained model's own answer as the device's prediction."""
+    chance = untrained_logits(prepared, prepared.train[: sent.rows]).softmax(dim=1)
+    found = labels_by_sign(F.one_hot(sent.labels, chance.shape[1]) - chance)
+    return recovery(found.unsqueeze(1), sent.labels.unsqueeze(1), torch.ones(sent.rows, 1))
+
+
+class Reader:
+    """The attacks on one backbone and task, cell by cell."""
+
+    def __init__(self, plan: Plan, backbone: Backbone, known: Batch, sent: Batch) -> None:
+        self.plan, self.backbone, self.known, self.sent = plan, backbone, known, sent
+        with torch.no_grad():
+            self.states = [
+                list(backbone.hidden_states(b.input_ids, b.attention_mask, b.token_type_ids)) for b in (known, sent)
+            ]
+        self.own = own_tokens(sent)
+
+    def cells(self) -> Iterator[Cell]:
+        n = self.backbone.n_layers
+        for layer in self.plan.nearest(n):
+            table = NearestToken(self.backbone, int(self.sent.input_ids[0, 0]), layer)
+            for name in self.plan.codecs:
+                found = table.read(through(name, self.states[1][layer]), self.sent.attention_mask)
+                yield self.cell("nearest", name, (layer,), found)
+        for layer in sorted({0, 1, n // 2, n}):
+            for name in self.plan.codecs if layer == 1 else [each for each in FEW_CODECS if each in self.plan.codecs]:
+                yield from self.trained(name, (layer,))
+        if self.plan.together:
+            for name in FEW_CODECS:
+                yield from self.trained(name, tuple(range(1, n + 1)))
+        yield from self.shortcuts()
+
+    def trained(self, name: str, layers: tuple[int, ...]) -> Iterator[Cell]:
+        """An inverter, and a search on top of it where one layer of a decoder is read."""
+        scores = self.scores(name, layers)
+        yield self.cell("inverter", name, layers, best(scores))
+        if len(layers) > 1 or not layers[0] or self.backbone.kind == "encoder":
+            return
+        few, layer = self.plan.searched, layers[0]
+        state, mask = through(name, self.states[1][layer][:few]), self.sent.attention_mask[:few]
+        found = search(
+            self.backbone_once, layer, state, mask, torch.stack(scores[:few]), carried=lambda x: through(name, x)
+        )
+        yield self.cell("search", name, layers, found)
+
+    @property
+    def backbone_once(self) -> Backbone:
+        """A search never asks twice: nothing is worth remembering."""
+        return cast(Backbone, self.backbone._backbone)
+
+    def scores(self, name: str, layers: Sequence[int]) -> list[Tensor]:
+        """An inverter's, trained on the known texts: (T, V) of each text that was sent."""
+        real = self.known.attention_mask.bool()
+        known, sent = (torch.cat([through(name, states[layer]) for layer in layers], dim=-1) for states in self.states)
+        inverter = TrainedInverter(self.backbone, len(layers))
+        inverter.fit(known[real], self.known.input_ids[real], steps=self.plan.steps)
+        return [inverter.scores(text) for text in sent]
+
+    def shortcuts(self) -> Iterator[Cell]:
+        """What a method sends, all layers of it: all tokens, the top k, one."""
+        layers = tuple(range(1, self.backbone.n_layers + 1))
+        ways: dict[str, dict[str, Any]] = {"all": {"one_token": False}, "one": {"one_token": True}}
+        ways |= {f"top {k}": {"one_token": False, "top_tokens": k} for k in TOP}
+        for tokens, options in ways.items():
+            device = Device(self.backbone, layers, **options)
+            for name in self.plan.codecs if tokens == "one" else FEW_CODECS:
+                attack, read = ("words", words) if tokens == "one" else ("cheap", read_back)
+                figure = read(device, codec(name, GROUP), self.known, self.sent)
+                yield Cell(attack=attack, codec=name, layers=layers, tokens=tokens, texts=self.sent.rows, read=figure)
+
+    def other_text(self) -> Recovery:
+        found = best(self.scores("fp32", (1,)))
+        both = self.own & own_of_next(self.own)
+        return recovery(own_of_next(found), self.sent.input_ids, both)
+
+    def cell(self, attack: str, name: str, layers: tuple[int, ...], found: Tensor) -> Cell:
+        n = len(found)
+        read = recovery(found, self.sent.input_ids[:n], self.own[:n])
+        return Cell(attack=attack, codec=name, layers=layers, tokens="all", texts=n, read=read)
+
+
+def best(scores: Sequence[Tensor]) -> Tensor:
+    """Per text (T, V) to (B, T)."""
+    return torch.stack([text.argmax(dim=-1) for text in scores])
+
+
+def words(device: Device, coder: Codec, known: Batch, sent: Batch, ridge: float = 0.3) -> Recovery:
+    """Which words a text has, from its one token: ridge regression from all layers onto what known texts have."""
+    (taps, _), (theirs, _) = (arrived(device, coder, batch) for batch in (known, sent))
+    own, counted = own_tokens(known), own_tokens(sent)
+    has = torch.zeros(known.rows, device.backbone.n_tokens).scatter_add_(1, known.input_ids, own.float()).clamp(max=1)
+    x, z = torch.cat(taps, dim=1), torch.cat(theirs, dim=1)
+    mean, deviation, usual = x.mean(dim=0), x.std(dim=0).clamp(min=1e-6) * x.shape[1] ** 0.5, has.mean(dim=0)
+    x, z = (x - mean) / deviation, (z - mean) / deviation
+    likely = usual + z @ x.T @ torch.linalg.solve(x @ x.T + ridge * torch.eye(len(x)), has - usual)
+    blind = among_likeliest(usual.expand(sent.rows, -1), sent.input_ids, counted)
+    read = among_likeliest(likely, sent.input_ids, counted)
+    found = recovery(torch.where(read, sent.input_ids, sent.input_ids + 1), sent.input_ids, counted)
+    return msgspec.structs.replace(found, chance=float(blind[counted].float().mean()))
+
+
+def among_likeliest(scores: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """(B, T) bool: whether a token is among its text's n likeliest by ``scores`` (B, V), n as many as it has."""
+    rows = zip(scores, ids, mask, strict=True)
+    return torch.stack([torch.isin(row, score.topk(len(row[own].unique())).indices) for score, row, own in rows])
+
+
+def own_of_next(rows: Tensor) -> Tensor:
+    return rows.roll(1, dims=0)
+
+
+def through(name: str, x: Tensor) -> Tensor:
+    """What arrives of activations (…, d)."""
+    coder = codec(name, GROUP)
+    return coder.decode(coder.encode(x.float()), tuple(x.shape))
+
+
+# ---------------------------------------------------------------------- what defences cost
+
+
+def noised(taps: Sequence[Tensor], times: float, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Normal noise on each token's state, ``times`` its root mean square."""
+    sizes = [times * tap.float().square().mean(dim=-1, keepdim=True).sqrt() for tap in taps]
+    pairs = zip(taps, sizes, strict=True)
+    return tuple(tap + size * torch.randn(tap.shape, generator=generator) for tap, size in pairs)
+
+
+class NoisyUplink(InProcess):
+    """Training sees the noise; evaluation, which a device can do at home, does not."""
+
+    noise = 0.0
+
+    def carried(self, upload: Upload) -> tuple[Upload, int]:
+        if self.noise and not hasattr(self, "generator"):
+            self.generator = torch.Generator().manual_seed(0)
+        taps = noised(upload.activations, self.noise, self.generator) if self.noise else upload.activations
+        return super().carried(replace(upload, activations=taps))
+
+
+class NoisyDevice(Device):
+    """What the attack on such a run sees."""
+
+    noise = 0.0
+
+    def upload_and_places(self, batch: Batch) -> tuple[Upload, Tensor]:
+        upload, places = super().upload_and_places(batch)
+        generator = torch.Generator().manual_seed(batch.rows)
+        taps = noised(upload.activations, self.noise, generator) if self.noise else upload.activations
+        return replace(upload, activations=taps), places
+
+
+def cost(defence: str, setting: str, steps: int, test: int) -> Cost:
+    """One run through one defence, and the cheap attack through the same."""
+    options: dict[str, Scalar | list[int]] = {"top_tokens": int(setting)} if defence == "tokens" else {}
+    noise = float(setting) if defence == "noise" else 0.0
+    coder = codec(setting if defence == "bits" else "fp32", GROUP)
+    told = RunSpec(
+        method="mobillm-ladder", task="turns", accelerator="cpu", steps=steps, eval_every=steps, limit_dev=200,
+        limit_test=test, options=options,
+    )  # fmt: skip
+    prepared = prepare(told)
+    built = cast(MobiLLM, build_method(prepared))
+    uplink = NoisyUplink(built.device, built.server, coder)
+    uplink.noise = noise
+    method = MobiLLM(built.device, built.server, uplink, prepared.backbone.resident)
+    fit(method, training_batches(prepared), dev=prepared.dev)
+    seen = NoisyDevice(prepared.backbone, built.device.layers, one_token=False, top_tokens=built.device.top_tokens)
+    seen.noise = noise
+    known, sent = (prepared.encoder.collate(rows) for rows in (prepared.dev[:200], prepared.train[:64]))
+    read = read_back(seen, coder, known, sent)
+    return Cost(
+        defence=defence, setting=setting, accuracy=held_out_scores(method, prepared)["test_accuracy"], read=read
+    )
+
+
+def costs(command: str, steps: int = COST_STEPS, test: int = 500, few: bool = False) -> Costs:
+    settings = [("none", UNTOUCHED), *(("noise", f"{each:g}") for each in NOISES)]
+    settings += [*(("bits", name) for name in BITS), *(("tokens", str(k)) for k in TOKENS)]
+    made = []
+    for defence, setting in settings[:2] if few else settings:
+        made.append(cost(defence, setting, steps, test))
+        print(f"  {defence} {setting}: accuracy {made[-1].accuracy:.1%}, read {made[-1].read.share:.1%}", flush=True)
+    return Costs(
+        method="mobillm-ladder", task="turns", seed=0, steps=steps, test=test, costs=tuple(made),
+        provenance=provenance(command),
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def read(path: Path = RECORD) -> Leak:
+    return msgspec.json.decode(path.read_bytes(), type=Leak) if path.exists() else Leak()
+
+
+def shown(read: Recovery) -> str:
+    """The share with its interval, in percent."""
+    return f"{100 * read.share:.0f} ({100 * read.low:.0f} to {100 * read.high:.0f})"
+
+
+def find(part: Attacks, attack: str, codec: str, layers: Sequence[int], tokens: str = "all") -> Recovery | None:
+    """The figure of one cell; None where it was not measured."""
+    wanted = (attack, codec, tuple(layers), tokens)
+    return next((c.read for c in part.cells if (c.attack, c.codec, c.layers, c.tokens) == wanted), None)
+
+
+def named(name: str) -> str:
+    """A part's backbone and task in words."""
+    return "MiniLM × SST-2" if name == "minilm" else f"pocket × {name}"
+
+
+def table(leak: Leak) -> str:
+    """What strong attacks read, in percent of the tokens: the README's."""
+    lines = [
+        "| tokens read back, % | codec | layer 0 | layer 1 | middle | last | all tokens sent | top 8 | one token |"
+    ]
+    lines.append("|---|---|--:|--:|--:|--:|--:|--:|--:|")
+    for name, part in leak.attacks.items():
+        n = part.layers
+        for each in FEW_CODECS:
+            cells = [strongest(part, each, (layer,)) for layer in (0, 1, n // 2, n)]
+            every = tuple(range(1, n + 1))
+            cells.append(strongest(part, each, every))
+            cells += [find(part, "cheap", each, every, "top 8"), find(part, "words", each, every, "one")]
+            written = [shown(cell) if cell else "–" for cell in cells]
+            if cells[-1]:
+                written[-1] += f", chance {100 * cells[-1].chance:.0f}"
+            lines.append(f"| {named(name)} | {each} | {' | '.join(written)} |")
+    return "\n".join(lines)
+
+
+def strongest(part: Attacks, name: str, layers: Sequence[int]) -> Recovery | None:
+    """What the attack that reads most reads: of one layer, or of the layers that a method sends and any one of them."""
+    sets = {tuple(layers), *((layer,) for layer in layers)}
+    found = [c.read for c in part.cells if c.codec == name and c.layers in sets and c.tokens == "all"]
+    return max(found, key=lambda read: read.share, default=None)
+
+
+def by_attack(leak: Leak) -> str:
+    """Each attack on layer 1, by codec."""
+    lines = ["| layer 1, % | codec | nearest | inverter | search |", "|---|---|--:|--:|--:|"]
+    for name, part in leak.attacks.items():
+        for each in CODECS:
+            cells = [find(part, attack, each, (1,)) for attack in ("nearest", "inverter", "search")]
+            if any(cells):
+                lines.append(f"| {named(name)} | {each} | {' | '.join(shown(c) if c else '–' for c in cells)} |")
+    return "\n".join(lines)
+
+
+def bars(leak: Leak) -> list[tuple[str, float, str, bool]]:
+    """What, figure, bar, held."""
+    found = []
+    for name, part in leak.attacks.items():
+        control = strongest(part, "fp32", (0,))
+        share = control.share if control else 0.0
+        found.append((f"{named(name)}: layer 0, fp32, is read", share, f"≥ {CONTROL:g}", share >= CONTROL))
+        off = abs(part.other_text.share - part.other_text.chance)
+        found.append((f"{named(name)}: other texts' activations, off chance by", off, f"≤ {WITHIN:g}", off <= WITHIN))
+        labels = part.labels.share
+        found.append((f"{named(name)}: labels by their sign", labels, f"≥ {CONTROL:g}", labels >= CONTROL))
+    return found
+
+
+def report(leak: Leak) -> bool:
+    """Print everything; whether every bar holds."""
+    print(table(leak) + "\n\n" + by_attack(leak) + "\n")
+    for each in leak.costs.costs if leak.costs else ():
+        print(f"  {each.defence:7}{each.setting:9} test accuracy {each.accuracy:.1%}, read back {shown(each.read)} %")
+    for what, figure, bar, held in bars(leak):
+        print(f"  {'ok  ' if held else 'FAIL'}  {what}: {figure:.3g} (bar {bar})")
+    return bool(leak.attacks) and all(held for *_, held in bars(leak))
+
+
+def complete(leak: Leak) -> bool:
+    """Whether every part is there."""
+    missing = [
+        name for name in (*plans(), "costs") if name not in leak.attacks and not (name == "costs" and leak.costs)
+    ]
+    for name in missing:
+        print(f"  FAIL  benchmarks/results/leak.json: no part '{name}'")
+    return not missing
+
+
+def quick(command: str) -> bool:
+    plan = replace(plans()["reviews"], codecs=("fp32", "sign"), steps=100, searched=4)
+    return report(Leak({"reviews": attacks(plan, command)}, costs(command, steps=20, test=50, few=True)))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=[*plans(), "costs"], action="append", help="all parts if none is named")
+    parser.add_argument("--quick", action="store_true", help="a minute of it; nothing is written")
+    parser.add_argument("--check", action="store_true", help="hold the committed record against the bars")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    command = clean_command(sys.argv)
+    if given.check:
+        return 0 if report(read()) & complete(read()) else 1
+    if given.quick:
+        return 0 if quick(command) else 1
+    for name in given.part or [*plans(), "costs"]:
+        leak = read()
+        if name == "costs":
+            leak = msgspec.structs.replace(leak, costs=costs(command))
+        else:
+            leak = msgspec.structs.replace(leak, attacks={**leak.attacks, name: attacks(plans()[name], command)})
+        write_bytes(RECORD, msgspec.json.format(msgspec.json.encode(leak), indent=1) + b"\n")
+    return 0 if report(read()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
