@@ -7,7 +7,7 @@ Each attack knows the backbone, the codec, and texts of its own from the dev spl
 which are what a run sends.  Counted are a text's own tokens: what stands in every text, such as a prompt, is not.
 
     labels     the sign of prediction differences             nearest   the vocabulary's own states, no training
-    inverter   trained on 200 texts                           search    left to right, among its 16 likeliest
+    inverter   trained on 200 texts of its own                search    left to right, among its 16 likeliest
     cheap      what a run's record has (``read_back``): an inverter reads each token sent, the others are guessed
     words      one token per text: a ridge regression names the text's words, as many as it has; chance: the commonest
 
@@ -57,8 +57,6 @@ from mobillm_kit.texts.encode import Batch
 RECORD = Path(__file__).resolve().parent / "results" / "leak.json"
 SHARED = Path(os.path.relpath(Path(__file__).resolve().parent.parent / ".." / "shared"))
 GROUP = 64
-FEW_CODECS = ("fp32", "int8", "int4", "sign")
-TOP = (16, 8, 4)
 CONTROL, WITHIN = 0.95, 0.02
 """The positive control reads at least so much; the negative one is so near to chance."""
 UNTOUCHED = "as it is"
@@ -132,23 +130,32 @@ class Plan:
     """How much of the grid is made for one backbone and task."""
 
     spec: RunSpec
-    codecs: tuple[str, ...] = CODECS
-    steps: int = 200
+    steps: int = 150
     """Of the inverter."""
     known: int = 200
-    sent: int = 64
-    searched: int = 16
+    sent: int = 48
+    searched: int = 8
     nearest: Callable[[int], tuple[int, ...]] = lambda n: (0, 1, n // 2, n)
     """Layers, of n, at which the whole vocabulary is forwarded."""
+    trained: Callable[[int], tuple[int, ...]] = lambda n: (0, 1, n // 2, n)
+    """Layers that inverters are trained for."""
+    at_first: tuple[str, ...] = ("fp32", "fp8", "int8", "int4", "nf4", "int2", "sign")
+    """Codecs at layer 1, the lowest that a method sends."""
+    elsewhere: tuple[str, ...] = ("fp32", "sign")
+    top: tuple[int, ...] = (16, 8, 4)
     together: bool = True
     """Whether one inverter reads all layers together."""
 
 
 def plans() -> dict[str, Plan]:
     minilm = {"backbone": str(SHARED / "models/minilm-l6-h384"), "task": "sst2", "data": str(SHARED / "data/sst2")}
-    pocket = {task: Plan(spec(task=task, limit_train=64, limit_dev=200)) for task in ("reviews", "turns")}
-    few = {"limit_train": 64, "limit_dev": 200, "limit_test": 10}
-    real = Plan(spec(**minilm, **few), codecs=FEW_CODECS, steps=100, nearest=lambda n: (0, 1), together=False)
+    pocket = {
+        task: Plan(spec(task=task, limit_train=48, limit_dev=200, limit_test=10)) for task in ("reviews", "turns")
+    }
+    real = Plan(
+        spec(**minilm, limit_train=48, limit_dev=200, limit_test=10), steps=60, nearest=lambda n: (0, 1),
+        trained=lambda n: (1, n), at_first=("fp32", "sign"), top=(8,), together=False,
+    )  # fmt: skip
     return {**pocket, "minilm": real}
 
 
@@ -207,26 +214,30 @@ class Reader:
                 list(backbone.hidden_states(b.input_ids, b.attention_mask, b.token_type_ids)) for b in (known, sent)
             ]
         self.own = own_tokens(sent)
+        self.first: Tensor | None = None
+        """What the inverter of layer 1 read, float32."""
 
     def cells(self) -> Iterator[Cell]:
-        n = self.backbone.n_layers
-        for layer in self.plan.nearest(n):
+        plan, n = self.plan, self.backbone.n_layers
+        for layer in plan.nearest(n):
             table = NearestToken(self.backbone, int(self.sent.input_ids[0, 0]), layer)
-            for name in self.plan.codecs:
+            for name in CODECS:
                 found = table.read(through(name, self.states[1][layer]), self.sent.attention_mask)
                 yield self.cell("nearest", name, (layer,), found)
-        for layer in sorted({0, 1, n // 2, n}):
-            for name in self.plan.codecs if layer == 1 else [each for each in FEW_CODECS if each in self.plan.codecs]:
+        for layer in sorted({*plan.trained(n)}):
+            for name in plan.at_first if layer == 1 else plan.elsewhere:
                 yield from self.trained(name, (layer,))
-        if self.plan.together:
-            for name in FEW_CODECS:
-                yield from self.trained(name, tuple(range(1, n + 1)))
+        for name in plan.elsewhere if plan.together else ():
+            yield from self.trained(name, tuple(range(1, n + 1)))
         yield from self.shortcuts()
 
     def trained(self, name: str, layers: tuple[int, ...]) -> Iterator[Cell]:
         """An inverter, and a search on top of it where one layer of a decoder is read."""
         scores = self.scores(name, layers)
-        yield self.cell("inverter", name, layers, best(scores))
+        found = best(scores)
+        if (name, layers) == ("fp32", (1,)):
+            self.first = found
+        yield self.cell("inverter", name, layers, found)
         if len(layers) > 1 or not layers[0] or self.backbone.kind == "encoder":
             return
         few, layer = self.plan.searched, layers[0]
@@ -241,28 +252,31 @@ class Reader:
         """A search never asks twice: nothing is worth remembering."""
         return cast(Backbone, self.backbone._backbone)
 
-    def scores(self, name: str, layers: Sequence[int]) -> list[Tensor]:
+    def scores(self, name: str, layers: tuple[int, ...]) -> list[Tensor]:
         """An inverter's, trained on the known texts: (T, V) of each text that was sent."""
-        real = self.known.attention_mask.bool()
-        known, sent = (torch.cat([through(name, states[layer]) for layer in layers], dim=-1) for states in self.states)
+        real, ids = self.known.attention_mask.bool(), self.known.input_ids
+        known, sent = (torch.cat([through(name, each[layer]) for layer in layers], dim=-1) for each in self.states)
         inverter = TrainedInverter(self.backbone, len(layers))
-        inverter.fit(known[real], self.known.input_ids[real], steps=self.plan.steps)
+        inverter.fit(known[real], ids[real], steps=self.plan.steps)
         return [inverter.scores(text) for text in sent]
 
     def shortcuts(self) -> Iterator[Cell]:
-        """What a method sends, all layers of it: all tokens, the top k, one."""
+        """All layers that a method sends, of one token and of the top k."""
         layers = tuple(range(1, self.backbone.n_layers + 1))
-        ways: dict[str, dict[str, Any]] = {"all": {"one_token": False}, "one": {"one_token": True}}
-        ways |= {f"top {k}": {"one_token": False, "top_tokens": k} for k in TOP}
-        for tokens, options in ways.items():
-            device = Device(self.backbone, layers, **options)
-            for name in self.plan.codecs if tokens == "one" else FEW_CODECS:
-                attack, read = ("words", words) if tokens == "one" else ("cheap", read_back)
-                figure = read(device, codec(name, GROUP), self.known, self.sent)
+        ways = [("words", "one", Device(self.backbone, layers, one_token=True))]
+        for k in self.plan.top:
+            ways.append(("cheap", f"top {k}", Device(self.backbone, layers, one_token=False, top_tokens=k)))
+        for attack, tokens, device in ways:
+            for name in self.plan.elsewhere:
+                coder, batches = codec(name, GROUP), (self.known, self.sent)
+                if attack == "words":
+                    figure = words(device, coder, *batches)
+                else:
+                    figure = read_back(device, coder, *batches, steps=self.plan.steps)
                 yield Cell(attack=attack, codec=name, layers=layers, tokens=tokens, texts=self.sent.rows, read=figure)
 
     def other_text(self) -> Recovery:
-        found = best(self.scores("fp32", (1,)))
+        found = best(self.scores("fp32", (1,))) if self.first is None else self.first
         both = self.own & own_of_next(self.own)
         return recovery(own_of_next(found), self.sent.input_ids, both)
 
@@ -403,21 +417,17 @@ def named(name: str) -> str:
 
 
 def table(leak: Leak) -> str:
-    """What strong attacks read, in percent of the tokens: the README's."""
-    lines = [
-        "| tokens read back, % | codec | layer 0 | layer 1 | middle | last | all tokens sent | top 8 | one token |"
-    ]
+    """What the strongest attack reads, in percent of the tokens."""
+    lines = ["| strongest attack, % | codec | layer 0 | layer 1 | middle | last | all layers | top 8 | one token |"]
     lines.append("|---|---|--:|--:|--:|--:|--:|--:|--:|")
     for name, part in leak.attacks.items():
         n = part.layers
-        for each in FEW_CODECS:
-            cells = [strongest(part, each, (layer,)) for layer in (0, 1, n // 2, n)]
-            every = tuple(range(1, n + 1))
-            cells.append(strongest(part, each, every))
+        every = tuple(range(1, n + 1))
+        for each in ("fp32", "sign"):
+            cells = [strongest(part, each, layers) for layers in ((0,), (1,), (n // 2,), (n,), every)]
             cells += [find(part, "cheap", each, every, "top 8"), find(part, "words", each, every, "one")]
             written = [shown(cell) if cell else "–" for cell in cells]
-            if cells[-1]:
-                written[-1] += f", chance {100 * cells[-1].chance:.0f}"
+            written[-1] += f", chance {100 * cells[-1].chance:.0f}" if cells[-1] else ""
             lines.append(f"| {named(name)} | {each} | {' | '.join(written)} |")
     return "\n".join(lines)
 
@@ -475,7 +485,7 @@ def complete(leak: Leak) -> bool:
 
 
 def quick(command: str) -> bool:
-    plan = replace(plans()["reviews"], codecs=("fp32", "sign"), steps=100, searched=4)
+    plan = replace(plans()["reviews"], at_first=("fp32", "sign"), steps=60, searched=4, top=(8,), together=False)
     return report(Leak({"reviews": attacks(plan, command)}, costs(command, steps=20, test=50, few=True)))
 
 
