@@ -1,7 +1,7 @@
 """What a server can read back of what is sent: `python benchmarks/leak.py [--part NAME] [--quick | --check]`.
 
     reviews, turns   the pocket backbone and its two tasks          minilm   MiniLM-L6 on sentences of SST-2
-    costs            pocket x turns, ladder: what noise, fewer bits and fewer tokens cost in accuracy, and leave to read
+    costs            pocket x turns, full width: what noise, fewer bits and fewer tokens cost in accuracy, leave to read
 
 Each attack knows the backbone, the codec, and texts of its own from the dev split; it reads texts of the train split,
 which are what a run sends.  Counted are a text's own tokens: what stands in every text, such as a prompt, is not.
@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -46,11 +47,10 @@ from mobillm_kit.files import write_bytes
 from mobillm_kit.methods.mobillm import InProcess, MobiLLM
 from mobillm_kit.quant import CODECS, Codec, codec
 from mobillm_kit.quant.parcels import Upload
-from mobillm_kit.record import Provenance, Recovery, Scalar
-from mobillm_kit.runs.loop import fit
+from mobillm_kit.record import Provenance, Recovery
 from mobillm_kit.runs.prepare import Prepared, build_method, prepare, training_batches
 from mobillm_kit.runs.provenance import clean_command, provenance
-from mobillm_kit.runs.run import held_out_scores, untrained_logits
+from mobillm_kit.runs.run import untrained_logits
 from mobillm_kit.runs.spec import RunSpec
 from mobillm_kit.texts.encode import Batch
 
@@ -60,8 +60,8 @@ GROUP = 64
 CONTROL, WITHIN = 0.95, 0.02
 """The positive control reads at least so much; the negative one is so near to chance."""
 UNTOUCHED = "as it is"
-NOISES, BITS, TOKENS = (1.0, 2.0, 4.0), ("int4", "sign"), (16, 8, 4)
-COST_STEPS = 600
+NOISES, BITS, TOKENS = (1.0, 2.0, 4.0, 8.0), ("int4", "int2", "sign"), (16, 8, 4, 1)
+"""Noise in units of a state's root mean square."""
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,8 +86,9 @@ class Attacks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Texts of the attacker."""
     labels: Recovery
     """Of labels, by the sign of prediction differences; chance: guesses dealt out anew."""
-    other_text: Recovery
-    """Negative control: the inverter's reading of layer 1 held against the next text."""
+    other_text: tuple[Recovery, Recovery]
+    """Negative control: the inverter's reading of layer 1 held against the next text, in another order; and the same
+    place by place, where a generated text's grammar alone puts the same word at the same place."""
     cells: tuple[Cell, ...]
     provenance: Provenance
 
@@ -97,10 +98,17 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     defence: str
     setting: str
-    accuracy: float
-    """On the test split, from the last step."""
+    accuracies: tuple[float, ...]
+    """Per training seed, on the test split, from the last step.  Of fewer tokens they are those without a defence: this
+    side network reads the prediction token alone, and that is always sent."""
+    coded: bool
+    """Whether the texts to label went through the defence too, at home: chosen on dev."""
     read: Recovery
-    """By the cheap attack, trained through the same defence."""
+    """By the cheap attack on all layers that are sent, trained through the same defence."""
+
+    @property
+    def accuracy(self) -> float:
+        return statistics.fmean(self.accuracies)
 
 
 class Costs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -108,8 +116,8 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     method: str
     task: str
-    seed: int
     steps: int
+    train: int
     test: int
     costs: tuple[Cost, ...]
     provenance: Provenance
@@ -275,10 +283,17 @@ class Reader:
                     figure = read_back(device, coder, *batches, steps=self.plan.steps)
                 yield Cell(attack=attack, codec=name, layers=layers, tokens=tokens, texts=self.sent.rows, read=figure)
 
-    def other_text(self) -> Recovery:
+    def other_text(self) -> tuple[Recovery, Recovery]:
+        """The inverter's reading of layer 1 held against the next text: in another order, and place by place."""
         found = best(self.scores("fp32", (1,))) if self.first is None else self.first
-        both = self.own & own_of_next(self.own)
-        return recovery(own_of_next(found), self.sent.input_ids, both)
+        ids, n = self.sent.input_ids, len(self.own)
+        generator, dealt = torch.Generator().manual_seed(0), torch.zeros_like(ids)
+        for row in range(n):
+            guesses = found[row - 1][self.own[row - 1]]
+            places = torch.arange(int(self.own[row].sum())) % len(guesses)
+            dealt[row, self.own[row]] = guesses[torch.randperm(len(guesses), generator=generator)][places]
+        both = self.own & self.own.roll(1, dims=0)
+        return recovery(dealt, ids, self.own), recovery(found.roll(1, dims=0), ids, both)
 
     def cell(self, attack: str, name: str, layers: tuple[int, ...], found: Tensor) -> Cell:
         n = len(found)
@@ -312,10 +327,6 @@ def among_likeliest(scores: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     return torch.stack([torch.isin(row, score.topk(len(row[own].unique())).indices) for score, row, own in rows])
 
 
-def own_of_next(rows: Tensor) -> Tensor:
-    return rows.roll(1, dims=0)
-
-
 def through(name: str, x: Tensor) -> Tensor:
     """What arrives of activations (…, d)."""
     coder = codec(name, GROUP)
@@ -326,70 +337,96 @@ def through(name: str, x: Tensor) -> Tensor:
 
 
 def noised(taps: Sequence[Tensor], times: float, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Normal noise on each token's state, ``times`` its root mean square."""
+    """Normal noise on each token's state, ``times`` its root mean square; nothing is drawn for none."""
+    if not times:
+        return tuple(taps)
     sizes = [times * tap.float().square().mean(dim=-1, keepdim=True).sqrt() for tap in taps]
     pairs = zip(taps, sizes, strict=True)
     return tuple(tap + size * torch.randn(tap.shape, generator=generator) for tap, size in pairs)
 
 
-class NoisyUplink(InProcess):
-    """Training sees the noise; evaluation, which a device can do at home, does not."""
-
-    noise = 0.0
-
-    def carried(self, upload: Upload) -> tuple[Upload, int]:
-        if self.noise and not hasattr(self, "generator"):
-            self.generator = torch.Generator().manual_seed(0)
-        taps = noised(upload.activations, self.noise, self.generator) if self.noise else upload.activations
-        return super().carried(replace(upload, activations=taps))
-
-
 class NoisyDevice(Device):
-    """What the attack on such a run sees."""
+    """What the attack sees of a device that adds noise."""
 
     noise = 0.0
 
     def upload_and_places(self, batch: Batch) -> tuple[Upload, Tensor]:
         upload, places = super().upload_and_places(batch)
         generator = torch.Generator().manual_seed(batch.rows)
-        taps = noised(upload.activations, self.noise, generator) if self.noise else upload.activations
-        return replace(upload, activations=taps), places
+        return replace(upload, activations=noised(upload.activations, self.noise, generator)), places
 
 
-def cost(defence: str, setting: str, steps: int, test: int) -> Cost:
-    """One run through one defence, and the cheap attack through the same."""
-    options: dict[str, Scalar | list[int]] = {"top_tokens": int(setting)} if defence == "tokens" else {}
-    noise = float(setting) if defence == "noise" else 0.0
-    coder = codec(setting if defence == "bits" else "fp32", GROUP)
-    told = RunSpec(
-        method="mobillm-ladder", task="turns", accelerator="cpu", steps=steps, eval_every=steps, limit_dev=200,
-        limit_test=test, options=options,
-    )  # fmt: skip
-    prepared = prepare(told)
-    built = cast(MobiLLM, build_method(prepared))
-    uplink = NoisyUplink(built.device, built.server, coder)
-    uplink.noise = noise
-    method = MobiLLM(built.device, built.server, uplink, prepared.backbone.resident)
-    fit(method, training_batches(prepared), dev=prepared.dev)
-    seen = NoisyDevice(prepared.backbone, built.device.layers, one_token=False, top_tokens=built.device.top_tokens)
-    seen.noise = noise
-    known, sent = (prepared.encoder.collate(rows) for rows in (prepared.dev[:200], prepared.train[:64]))
-    read = read_back(seen, coder, known, sent)
-    return Cost(
-        defence=defence, setting=setting, accuracy=held_out_scores(method, prepared)["test_accuracy"], read=read
+def some(upload: Upload, rows: Sequence[int]) -> Upload:
+    """Of these texts."""
+    taps = tuple(tap[list(rows)] for tap in upload.activations)
+    others = {name: getattr(upload, name)[list(rows)] for name in ("mask", "positions", "labels")}
+    return Upload(activations=taps, **others)
+
+
+def trained(
+    prepared: Prepared, train: Upload, noise: float, coder: Codec
+) -> tuple[MobiLLM, Callable[[Upload], Upload]]:
+    """A full-width side network trained on what arrives of the prediction tokens; and how an upload arrives."""
+    method, batches = cast(MobiLLM, build_method(prepared)), training_batches(prepared)
+    uplink, generator = (
+        InProcess(method.device, method.server, coder),
+        torch.Generator().manual_seed(prepared.spec.seed),
     )
 
+    def arrives(upload: Upload) -> Upload:
+        taps = noised(upload.activations, noise, generator)
+        return replace(uplink.carried(replace(upload, activations=taps))[0], labels=upload.labels)
 
-def costs(command: str, steps: int = COST_STEPS, test: int = 500, few: bool = False) -> Costs:
+    for step in range(batches.settings.steps):
+        method.server.train(arrives(some(train, batches.samples(step))), batches.lr(step))
+    return method, arrives
+
+
+def accuracies(
+    prepared: Prepared, splits: Mapping[str, Upload], noise: float, coder: Codec
+) -> dict[str, tuple[float, float]]:
+    """On dev and on test: of texts as they are, and of texts through the defence."""
+    method, arrives = trained(prepared, splits["train"], noise, coder)
+
+    def right(upload: Upload) -> float:
+        return float((method.server.logits(upload).argmax(dim=1) == upload.labels).float().mean())
+
+    return {name: (right(splits[name]), right(arrives(splits[name]))) for name in ("dev", "test")}
+
+
+def costs(command: str, steps: int | None = None, few: bool = False) -> Costs:
+    told = [
+        RunSpec(
+            method="mobillm-full-width", task="turns", accelerator="cpu", steps=steps, seed=seed, limit_train=2000,
+            limit_dev=200, limit_test=1000,
+        )
+        for seed in range(1 if few else 3)
+    ]  # fmt: skip
+    runs = [prepare(each) for each in told]
+    backbone, rows = runs[0].backbone, runs[0].encoder.collate
+    layers = tuple(range(1, backbone.n_layers + 1))
+    device = Device(backbone, layers, one_token=True)
+    splits = {name: device.upload(rows(getattr(runs[0], name))) for name in ("train", "dev", "test")}
     settings = [("none", UNTOUCHED), *(("noise", f"{each:g}") for each in NOISES)]
     settings += [*(("bits", name) for name in BITS), *(("tokens", str(k)) for k in TOKENS)]
-    made = []
+    made: list[Cost] = []
     for defence, setting in settings[:2] if few else settings:
-        made.append(cost(defence, setting, steps, test))
-        print(f"  {defence} {setting}: accuracy {made[-1].accuracy:.1%}, read {made[-1].read.share:.1%}", flush=True)
+        noise, coder = (
+            float(setting) if defence == "noise" else 0.0,
+            codec(setting if defence == "bits" else "fp32", GROUP),
+        )
+        k = int(setting) if defence == "tokens" else None
+        seen = NoisyDevice(backbone, layers, one_token=k == 1, top_tokens=None if k == 1 else k)
+        seen.noise = noise
+        read = read_back(seen, coder, rows(runs[0].dev[:200]), rows(runs[0].train[:48]))
+        found = [accuracies(prepared, splits, noise, coder) for prepared in runs]
+        coded = statistics.fmean(each["dev"][1] for each in found) > statistics.fmean(each["dev"][0] for each in found)
+        reached = tuple(each["test"][coded] for each in found)
+        made.append(Cost(defence=defence, setting=setting, accuracies=reached, coded=coded, read=read))
+        print(f"  {defence} {setting}: accuracy {made[-1].accuracy:.1%}, read {read.share:.1%}", flush=True)
     return Costs(
-        method="mobillm-ladder", task="turns", seed=0, steps=steps, test=test, costs=tuple(made),
-        provenance=provenance(command),
+        method=told[0].method, task="turns", steps=training_batches(runs[0]).settings.steps, train=len(runs[0].train),
+        test=len(runs[0].test), costs=tuple(made), provenance=provenance(command),
     )  # fmt: skip
 
 
@@ -457,7 +494,7 @@ def bars(leak: Leak) -> list[tuple[str, float, str, bool]]:
         control = strongest(part, "fp32", (0,))
         share = control.share if control else 0.0
         found.append((f"{named(name)}: layer 0, fp32, is read", share, f"≥ {CONTROL:g}", share >= CONTROL))
-        off = abs(part.other_text.share - part.other_text.chance)
+        off = abs(part.other_text[0].share - part.other_text[0].chance)
         found.append((f"{named(name)}: other texts' activations, off chance by", off, f"≤ {WITHIN:g}", off <= WITHIN))
         labels = part.labels.share
         found.append((f"{named(name)}: labels by their sign", labels, f"≥ {CONTROL:g}", labels >= CONTROL))
@@ -486,7 +523,7 @@ def complete(leak: Leak) -> bool:
 
 def quick(command: str) -> bool:
     plan = replace(plans()["reviews"], at_first=("fp32", "sign"), steps=60, searched=4, top=(8,), together=False)
-    return report(Leak({"reviews": attacks(plan, command)}, costs(command, steps=20, test=50, few=True)))
+    return report(Leak({"reviews": attacks(plan, command)}, costs(command, steps=20, few=True)))
 
 
 def main() -> int:

@@ -54,6 +54,21 @@ def test_accuracies_stand_at_the_size_of_their_codec():
         plots_activations.accuracy_by_bits({}, 128, {})
 
 
+def test_each_defences_line_begins_without_it_and_says_its_figures():
+    start = ("as it is", 0.9, 0.8)
+    figure = plots_activations.defence_costs(
+        {"noise": [start, ("4", 0.5, 0.6)], "fewer tokens": [start, ("1", 0.04, 0.8)]}
+    )
+    (noise, tokens), axes = figure.axes[0].lines, figure.axes[0]
+    assert [*zip(noise.get_xdata(), noise.get_ydata(), strict=True)] == [(90, 80), (50, 60)]
+    assert tokens.get_xdata()[1] == 4
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["noise", "fewer tokens"]
+    assert axes.get_xlabel() == "tokens that a trained inverter reads back, %"
+    assert "noise 4 50% at 60%" in figure.alt
+    with pytest.raises(BadInput, match="nothing to draw"):
+        plots_activations.defence_costs({"noise": []})
+
+
 def test_sliders_change_picture_and_text(x):
     panel = CodecPanel(x, x[0])
     before, text = panel.picture.value, panel.text.value

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from benchmarks import compare, pipeline
+from benchmarks import compare, leak, pipeline
 from mobillm_kit.methods import LABELS
 from mobillm_kit.show.tables import rows
 
@@ -167,3 +167,33 @@ def test_ratios_of_memory(monkeypatch):
 def test_bars_on_real_text_call_the_copy_what_the_tables_call_it(name):
     found = compare.bars_of(compare.benchmarks([""] * 3)[name])
     assert [str(bar).split(",")[1] for bar in found[1:]] == [COPY.partition(",")[2]] * 2
+
+
+def test_what_can_be_read_back():
+    record = leak.read()
+    reviews, real = record.attacks["reviews"], record.attacks["minilm"]
+    every = tuple(range(1, reviews.layers + 1))
+    last = [leak.find(reviews, attack, "fp32", (reviews.layers,)) for attack in ("nearest", "inverter", "search")]
+    first = leak.find(reviews, "search", "sign", (1,))
+    minilm, one = leak.find(real, "inverter", "fp32", (1,)), leak.find(reviews, "words", "fp32", every, "one")
+    nearest, inverter, search, sign, read, named = (round(100 * each.share) for each in (*last, first, minilm, one))
+    text = " ".join(README.split("## What is sent, and what that means")[1].split())
+    for sentence in (
+        f"an attack without training recovers {nearest} % of a text's own tokens",
+        f"an inverter trained on other texts {inverter} %, and with a search from left to right {search} %",
+        f"from one bit per value at the first layer the search still reads {sign} %",
+        f"At MiniLM's first layer an inverter reads {read} % of SST-2's sentences",
+        f"naming a text's words from it is right for {named} %, naming the commonest words for {100 * one.chance:.0f} %",
+    ):
+        assert sentence in text
+
+
+def test_the_figure_of_notebook_08_is_the_record():
+    notebook = json.loads((ROOT / "notebooks" / "08_device_and_server.ipynb").read_text(encoding="utf-8"))
+    (cell,) = ("".join(cell["source"]) for cell in notebook["cells"] if cell["id"] == "cell-37-costs")
+    shown: dict[str, object] = {}
+    exec(cell.split("kit.")[0], shown)
+    for name, defence in {"noise": "noise", "fewer bits": "bits", "fewer tokens": "tokens"}.items():
+        of_record = [each for each in leak.read().costs.costs if each.defence in ("none", defence)]
+        expected = [(c.setting, round(c.read.share, 3), round(c.accuracy, 3)) for c in of_record]
+        assert shown["costs"][name] == expected
