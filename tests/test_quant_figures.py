@@ -65,8 +65,6 @@ def test_each_defences_line_begins_without_it_and_says_its_figures():
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["noise", "fewer tokens"]
     assert axes.get_xlabel() == "tokens that a trained inverter reads back, %"
     assert "noise 4 50% at 60%" in figure.alt
-    with pytest.raises(BadInput, match="nothing to draw"):
-        plots_activations.defence_costs({"noise": []})
 
 
 def test_sliders_change_picture_and_text(x):

@@ -180,8 +180,8 @@ def _state(backbone: Backbone, ids: Tensor, layer: int) -> Tensor:
 def own_tokens(batch: Batch) -> Tensor:
     """(B, T) bool: a text's own tokens, without those at either end that all texts have, such as a prompt's."""
     real = batch.attention_mask.bool()
+    least, place = int(real.sum(dim=1).min()), real.cumsum(dim=1) - 1
     rows = [ids[mask] for ids, mask in zip(batch.input_ids, real, strict=True)]
-    least, place = min(map(len, rows)), real.cumsum(dim=1) - 1
     ends = (torch.stack([row[:least] for row in rows]), torch.stack([row.flip(0)[:least] for row in rows]))
     front, back = (int((end == end[0]).all(dim=0).long().cumprod(dim=0).sum()) for end in ends)
     own = real & (place >= front) & (place < real.sum(dim=1, keepdim=True) - back)
@@ -191,12 +191,8 @@ def own_tokens(batch: Batch) -> Tensor:
 def read_back(device: Device, coder: Codec, known: Batch, sent: Batch, *, steps: int = 100) -> Recovery:
     """What a cheap attack reads of texts from all that a device sends of them; others read more.
 
-    A trained inverter reads the lowest layer; a token that is not sent is guessed to be the commonest.
-
-    Args:
-        device: its layers and tokens are what is sent, through ``coder``.
-        known: the attacker's texts, which go the same way.
-        sent: texts to read; their :func:`own_tokens` count.
+    A trained inverter reads the lowest layer; a token that is not sent is guessed to be the commonest.  Of ``sent``
+    the :func:`own_tokens` count; the attacker's ``known`` texts go the same way, through ``coder``.
     """
     (taps, where), (theirs, there) = (arrived(device, coder, batch) for batch in (known, sent))
     inverter = TrainedInverter(device.backbone)
@@ -222,8 +218,7 @@ def recovery(found: Tensor, truth: Tensor, mask: Tensor) -> Recovery:
     low, high = shares.quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
     size = int(max(found.max(), truth.max())) + 1
     guessed, true = (each[mask.bool()].bincount(minlength=size) / real.sum() for each in (found, truth))
-    chance = float(guessed @ true)
-    return Recovery(float(right.sum() / real.sum()), low, high, chance, int(real.sum()))
+    return Recovery(float(right.sum() / real.sum()), low, high, float(guessed @ true), int(real.sum()))
 
 
 def labels_by_sign(values: Tensor) -> Tensor:

@@ -20,8 +20,7 @@ from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import controls, method_row
 from mobillm_kit.methods.mobillm import MobiLLM
 from mobillm_kit.methods.zeroth_order import ZerothOrder
-from mobillm_kit.quant import codec
-from mobillm_kit.quant.books import BITS
+from mobillm_kit.quant import books, codec
 from mobillm_kit.record import BackboneInfo, MeasuredMemory, Recovery, RunRecord, Scalar, TaskInfo
 from mobillm_kit.runs.folders import CHECKPOINT, RECORD, check_files, keep_task
 from mobillm_kit.runs.loop import INTERRUPTED, FitResult, evaluate, fit, logits_of
@@ -110,8 +109,8 @@ def _trained_record(
 
 def _read_back(device: Device, prepared: Prepared, record: RunRecord) -> Recovery:
     """What dev's texts teach a server to read of training texts; of several codecs, through the widest one used."""
-    name = max(record.codecs or [str(record.settings.get("option.codec"))], key=lambda name: BITS.get(name, 0))
-    coder = codec(name if name in BITS else "fp32", int(record.settings.get("option.group") or 64))
+    name = max(record.codecs or [str(record.settings.get("option.codec"))], key=lambda name: books.BITS.get(name, 0))
+    coder = codec(name if name in books.BITS else "fp32", int(record.settings.get("option.group") or 64))
     known, sent = (prepared.encoder.collate(rows) for rows in (prepared.dev[:200], prepared.train[:48]))
     return read_back(device, coder, known, sent)
 

@@ -147,19 +147,14 @@ def accuracy_by_bits(found: Mapping[str, float], width: int, controls: Mapping[s
 @styled
 def defence_costs(curves: Mapping[str, Sequence[tuple[str, float, float]]]) -> Chart:
     """Test accuracy against the share of tokens read back, both 0..1: per defence its settings, the weakest first."""
-    if not curves or not all(curves.values()):
-        raise BadInput("There is nothing to draw.", "Give at least one setting for each defence.")
     points = [(name, *point) for name, settings in curves.items() for point in settings]
     words = ", ".join(f"{name} {setting} {read:.0%} at {accuracy:.0%}" for name, setting, read, accuracy in points)
-    figure, axes = chart.canvas(
-        7.6, 4.3, "What it costs to leave less to read", "up and to the left is better; lines start without a defence",
-        f"Lines of test accuracy against tokens read back, one per defence: {words} accuracy.",
-    )  # fmt: skip
-    for place, (name, settings) in enumerate(curves.items()):
-        _, reads, accuracies = zip(*settings, strict=True)
-        color, marker, dashes = chart.method_look(place)
-        look: dict[str, Any] = {"color": color, "marker": marker, "ls": dashes, "ms": 7, "lw": 1.4}
-        axes.plot([100 * read for read in reads], [100 * accuracy for accuracy in accuracies], label=name, **look)
+    told = "What it costs to leave less to read", "up and to the left is better; lines start without a defence"
+    alt = f"Lines of test accuracy against tokens read back, one per defence: {words} accuracy."
+    figure, axes = chart.canvas(7.6, 4.3, *told, alt)
+    for (name, settings), look in zip(curves.items(), map(chart.method_look, range(len(curves))), strict=True):
+        reads, heights = ([100 * point[n] for point in settings] for n in (1, 2))
+        axes.plot(reads, heights, label=name, color=look[0], marker=look[1], ls=look[2], ms=7, lw=1.4)
     axes.set(xlim=(0, 102), xlabel="tokens that a trained inverter reads back, %", ylabel="test accuracy, %")
     axes.grid(axis="both")
     axes.legend(loc="lower right")

@@ -62,7 +62,6 @@ class Row:
     """Samples that passed through the backbone in training."""
     sent_mb: float | None
     read_back: Spread | None
-    """Share of training texts' tokens that a trained inverter reads from what is sent; stronger attacks read more."""
     device_mib: Mapping[str, float]
     """The ledger's categories and their ``total``; empty where nothing is counted."""
     server_mib: Mapping[str, float]
