@@ -119,8 +119,7 @@ class TrainedInverter(nn.Module):
         optimizer = torch.optim.AdamW(self.parameters(), lr, weight_decay=0.01)
         for _ in range(steps):
             drawn = torch.randint(len(ids), (128,), generator=self._generator)
-            others = torch.randint(len(self._rows), (CHUNK,), generator=self._generator)
-            candidates = torch.cat((seen, others)).unique()
+            candidates = torch.cat((seen, torch.randint(len(self._rows), (CHUNK,), generator=self._generator))).unique()
             optimizer.zero_grad()
             logits = self._logits(known[drawn], self._rows[candidates])
             F.cross_entropy(logits, torch.searchsorted(candidates, ids[drawn])).backward()
@@ -154,10 +153,7 @@ def search(
         carried: what the activations went through, such as a codec; the candidates' (k, d) go through it too.
 
     Returns:
-        (B, T) token ids; 0 at padding.
-
-    Raises:
-        BadInput: an encoder.
+        (B, T) token ids; 0 at padding.  An encoder is refused (BadInput).
     """
     if backbone.kind != "decoder":
         raise BadInput(f"'{backbone.name}' is an encoder; a search from left to right needs a decoder.")
@@ -227,11 +223,6 @@ def labels_by_sign(values: Tensor) -> Tensor:
         r = onehot(y) - softmax(z)              r_y = 1 - p_y > 0,       r_c = -p_c < 0 for all others
 
     The gradient of the cross-entropy, dL/dz = (softmax(z) - onehot(y)) / B, does the same with the opposite sign.
-
-    Args:
-        values: (B, C), r or -dL/dz.
-
-    Returns:
-        (B,), int64.
+    ``values`` are r or -dL/dz, (B, C); what comes back is (B,), int64.
     """
     return values.argmax(dim=1)

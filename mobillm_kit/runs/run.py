@@ -111,8 +111,7 @@ def _read_back(device: Device, prepared: Prepared, record: RunRecord) -> Recover
     """What dev's texts teach a server to read of training texts; of several codecs, through the widest one used."""
     name = max(record.codecs or [str(record.settings.get("option.codec"))], key=lambda name: books.BITS.get(name, 0))
     coder = codec(name if name in books.BITS else "fp32", int(record.settings.get("option.group") or 64))
-    known, sent = (prepared.encoder.collate(rows) for rows in (prepared.dev[:200], prepared.train[:48]))
-    return read_back(device, coder, known, sent)
+    return read_back(device, coder, *map(prepared.encoder.collate, (prepared.dev[:200], prepared.train[:48])))
 
 
 def _keep(method: Method, record: RunRecord, folder: Path) -> None:

@@ -150,8 +150,7 @@ def defence_costs(curves: Mapping[str, Sequence[tuple[str, float, float]]]) -> C
     points = [(name, *point) for name, settings in curves.items() for point in settings]
     words = ", ".join(f"{name} {setting} {read:.0%} at {accuracy:.0%}" for name, setting, read, accuracy in points)
     told = "What it costs to leave less to read", "up and to the left is better; lines start without a defence"
-    alt = f"Lines of test accuracy against tokens read back, one per defence: {words} accuracy."
-    figure, axes = chart.canvas(7.6, 4.3, *told, alt)
+    figure, axes = chart.canvas(7.6, 4.3, *told, f"Lines of test accuracy against tokens read back: {words} accuracy.")
     for (name, settings), look in zip(curves.items(), map(chart.method_look, range(len(curves))), strict=True):
         reads, heights = ([100 * point[n] for point in settings] for n in (1, 2))
         axes.plot(reads, heights, label=name, color=look[0], marker=look[1], ls=look[2], ms=7, lw=1.4)
