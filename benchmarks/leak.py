@@ -1,6 +1,6 @@
 """What a server can read back of what is sent: `python benchmarks/leak.py [--part NAME] [--quick | --check]`.
 
-    reviews, turns   the pocket backbone and its two tasks          minilm   MiniLM-L6 on sentences of SST-2
+    reviews, turns   the pocket backbone and its two tasks          minilm, smollm2   real ones on sentences of SST-2
     costs            pocket x turns, full width: what noise, fewer bits and fewer tokens cost in accuracy, leave to read
 
 Each attack knows the backbone, the codec, and texts of its own from the dev split; it reads texts of the train split,
@@ -164,7 +164,15 @@ def plans() -> dict[str, Plan]:
         spec(**minilm, limit_train=48, limit_dev=200, limit_test=10), steps=60, nearest=lambda n: (0, 1),
         trained=lambda n: (1, n), at_first=("fp32", "sign"), top=(8,), together=False,
     )  # fmt: skip
-    return {**pocket, "minilm": real}
+    smol = {
+        **minilm,
+        "backbone": str(SHARED / "models/smollm2-135m"),
+        "limit_train": 12,
+        "limit_dev": 48,
+        "limit_test": 10,
+    }
+    decoder = replace(real, spec=spec(**smol), nearest=lambda n: (0,), trained=lambda n: (1,), searched=2, top=())
+    return {**pocket, "minilm": real, "smollm2": decoder}
 
 
 def spec(**settings: Any) -> RunSpec:
@@ -450,7 +458,8 @@ def find(part: Attacks, attack: str, codec: str, layers: Sequence[int], tokens: 
 
 def named(name: str) -> str:
     """A part's backbone and task in words."""
-    return "MiniLM × SST-2" if name == "minilm" else f"pocket × {name}"
+    real = {"minilm": "MiniLM × SST-2", "smollm2": "SmolLM2 × SST-2"}
+    return real.get(name, f"pocket × {name}")
 
 
 def table(leak: Leak) -> str:
