@@ -135,10 +135,9 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recovery(msgspec.Struct, frozen=True):
-    """How much of texts an attack has read."""
+    """Which share of texts' tokens an attack has read, with a 95 % interval: 2 000 bootstrap samples of texts."""
 
     share: float
-    """Of the tokens, read right: 0 .. 1; 95 % interval by 2 000 bootstrap samples of whole texts."""
     low: float
     high: float
     chance: float

@@ -36,11 +36,8 @@ CHUNK = 1024
 class NearestToken:
     """Reads tokens from one layer's activations, with the public backbone as its only knowledge.
 
-    Args:
-        backbone: the one that the device runs.  What a position adds is taken from its embedding: exact at layer 0
-            where positions are added there (OPT) or not at all (rotary), an approximation everywhere else.
-        first_id: the token that every text begins with, such as BOS.
-        layer: 0 .. L.
+    What a position adds is taken from the embedding: exact at layer 0 where positions are added there (OPT) or not at
+    all (rotary), an approximation everywhere else.  ``first_id`` begins every text, such as BOS; ``layer`` is 0 .. L.
     """
 
     @torch.no_grad()
@@ -56,17 +53,10 @@ class NearestToken:
 
     @torch.no_grad()
     def scores(self, activations: Tensor, mask: Tensor) -> Tensor:
-        """How likely each token is at each place, the higher the likelier.
+        """How likely each token is at each place, (B, T, V), the higher the likelier; at padding it means nothing.
 
-        Args:
-            activations: (B, T, d) of this layer, every token sent.
-            mask: (B, T), 1 at real tokens; positions count them from the left.
-
-        Returns:
-            (B, T, V); what stands at padding means nothing.
-
-        Raises:
-            BadInput: another width than the backbone's.
+        ``activations`` are (B, T, d) of this layer, every token sent; ``mask``, (B, T), is 1 at real tokens, whose
+        positions count from the left.  Another width than the backbone's is refused (BadInput).
         """
         if activations.shape[-1] != self._backbone.width:
             raise BadInput(f"Activations of width {activations.shape[-1]}, the backbone has {self._backbone.width}.")
@@ -89,10 +79,8 @@ class NearestToken:
 class TrainedInverter(nn.Module):
     """Reads tokens from the activations of any layers, after training on texts that the attacker knows.
 
-    Args:
-        backbone: whose embedding names the tokens.
-        n_layers: whose activations are read together, each token's concatenated.
-        seed: of the first weights and of the order of training.
+    The backbone's embedding names the tokens.  Of ``n_layers`` the activations are read together, each token's
+    concatenated.  ``seed`` is of the first weights and of the order of training.
     """
 
     def __init__(self, backbone: Backbone, n_layers: int = 1, *, seed: int = 0) -> None:
@@ -107,12 +95,9 @@ class TrainedInverter(nn.Module):
         self._mean, self._deviation = torch.zeros(width), torch.ones(width)
 
     def fit(self, activations: Tensor, ids: Tensor, *, steps: int = 400, lr: float = 3e-3) -> None:
-        """Train on known tokens.
+        """Train on activations (N, n_layers d) of N real tokens, and on what they were, ``ids`` (N,).
 
-        Args:
-            activations: (N, n_layers d) of N real tokens.
-            ids: (N,) what they were.
-            steps: of 128 tokens, softmax over the known ones and ``CHUNK`` others; AdamW at ``lr``, weight decay 0.01.
+        A step has 128 tokens, softmax over the known ones and ``CHUNK`` others; AdamW at ``lr``, weight decay 0.01.
         """
         known, seen = activations.float(), ids.unique()
         self._mean, self._deviation = known.mean(dim=0), known.std(dim=0).clamp(min=1e-6)
@@ -142,18 +127,13 @@ def search(
 ) -> Tensor:  # fmt: skip
     """Read one text after the other from left to right: the candidate whose own state comes nearest.
 
-    Exact as long as the token is among the candidates, for what stands to the left is known by then.
+    Exact as long as the token is among the ``k`` candidates, for what stands to the left is known by then.  In an
+    encoder states depend on what stands to the right: it is refused (BadInput).  (B, T) ids come back, 0 at padding.
 
     Args:
-        backbone: a decoder; an encoder's states depend on what stands to the right.
-        activations: (B, T, d) of ``layer``, 1 .. L, every token sent.
-        mask: (B, T), 1 at real tokens.
+        activations: (B, T, d) of ``layer``, 1 .. L, every token sent; ``mask``, (B, T), is 1 at real tokens.
         scores: (B, T, V), how likely another attack holds each token.
-        k: candidates per token.
         carried: what the activations went through, such as a codec; the candidates' (k, d) go through it too.
-
-    Returns:
-        (B, T) token ids; 0 at padding.  An encoder is refused (BadInput).
     """
     if backbone.kind != "decoder":
         raise BadInput(f"'{backbone.name}' is an encoder; a search from left to right needs a decoder.")

@@ -14,7 +14,6 @@ import msgspec
 import torch
 from torch import Tensor
 
-from mobillm_kit.device.forward import Device
 from mobillm_kit.device.inversion import read_back
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import controls, method_row
@@ -101,17 +100,17 @@ def _trained_record(
         if pipeline:
             pipeline.close()
     if isinstance(method, MobiLLM) and prepared.spec.read_back and not (interrupted or prepared.spec.stream):
-        record = msgspec.structs.replace(record, read_back=_read_back(method.device, prepared, record))
+        record = msgspec.structs.replace(record, read_back=_read_back(method, prepared, record))
     if folder is not None:
         _keep(method, record, folder)
     return record
 
 
-def _read_back(device: Device, prepared: Prepared, record: RunRecord) -> Recovery:
+def _read_back(method: MobiLLM, prepared: Prepared, record: RunRecord) -> Recovery:
     """What dev's texts teach a server to read of training texts; of several codecs, through the widest one used."""
     name = max(record.codecs or [str(record.settings.get("option.codec"))], key=lambda name: books.BITS.get(name, 0))
     coder = codec(name if name in books.BITS else "fp32", int(record.settings.get("option.group") or 64))
-    return read_back(device, coder, *map(prepared.encoder.collate, (prepared.dev[:200], prepared.train[:48])))
+    return read_back(method.device, coder, *map(prepared.encoder.collate, (prepared.dev[:200], prepared.train[:48])))
 
 
 def _keep(method: Method, record: RunRecord, folder: Path) -> None:
