@@ -150,6 +150,11 @@ def test_an_encoder_is_not_searched():
         search(encoder, 1, torch.zeros(1, 2, encoder.width), torch.ones(1, 2), torch.zeros(1, 2, encoder.n_tokens))
 
 
+def test_a_layer_that_is_not_there_is_refused(backbone):
+    with pytest.raises(BadInput, match="Layer 99 does not exist"):
+        NearestToken(backbone, 2, 99)
+
+
 def test_another_width_is_refused(backbone):
     with pytest.raises(BadInput, match="width 3"):
         NearestToken(backbone, 2, 0).read(torch.zeros(1, 2, 3), torch.ones(1, 2))

@@ -43,7 +43,6 @@ class NearestToken:
     @torch.no_grad()
     def __init__(self, backbone: Backbone, first_id: int, layer: int) -> None:
         self._backbone = backbone
-        self._layer = layer
         vocabulary = torch.arange(int(backbone.config.vocab_size))
         parts = []
         for ids in vocabulary.split(CHUNK):
@@ -150,6 +149,7 @@ def search(
 
 def _state(backbone: Backbone, ids: Tensor, layer: int) -> Tensor:
     """(B, T, d) of one layer; the blocks above it are not run."""
+    backbone.check_layers([layer])
     return next(islice(backbone.hidden_states(ids, torch.ones_like(ids)), layer, None))
 
 
