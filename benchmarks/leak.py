@@ -236,7 +236,7 @@ class Reader:
     def cells(self) -> Iterator[Cell]:
         plan, n = self.plan, self.backbone.n_layers
         for layer in plan.nearest(n):
-            table = NearestToken(self.backbone, int(self.sent.input_ids[0, 0]), layer)
+            table = NearestToken(self.backbone_once, int(self.sent.input_ids[0, 0]), layer)
             for name in CODECS:
                 found = table.read(through(name, self.states[1][layer]), self.sent.attention_mask)
                 yield self.cell("nearest", name, (layer,), found)
@@ -265,7 +265,7 @@ class Reader:
 
     @property
     def backbone_once(self) -> Backbone:
-        """A search never asks twice: nothing is worth remembering."""
+        """For attacks that never ask twice, and need no layer above the one they read: nothing is worth remembering."""
         return cast(Backbone, self.backbone._backbone)
 
     def scores(self, name: str, layers: tuple[int, ...]) -> list[Tensor]:
