@@ -78,7 +78,13 @@ def benchmarks(pocket_folders: Sequence[str]) -> dict[str, Benchmark]:
     two_epochs = {"full": 280, "lora": 280, "probe": 840, **dict.fromkeys(NETS, 350)}
     found = [pocket(seed, folder) for seed, folder in enumerate(pocket_folders)]
     found += [
-        Benchmark("minilm-sst2", specs((*encoder_controls, *ENCODER_METHODS), **minilm, **sst2)),
+        Benchmark(
+            "minilm-sst2",
+            (
+                *specs((*encoder_controls, *ENCODER_METHODS), **minilm, **sst2),
+                *specs(ZEROTH_ORDER, SEEDS[:1], **minilm, **sst2),
+            ),
+        ),
         Benchmark(
             "minilm-rte",
             (
