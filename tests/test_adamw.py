@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from mobillm_kit.errors import BadInput
 from mobillm_kit.training.adamw import ADAM_MOMENTS, Trained
 
 GRADIENTS = [torch.tensor([0.5, -2.0, 0.0]), torch.tensor([-1.0, 0.25, 0.0]), torch.tensor([3.0, 1.0, 0.0])]
@@ -64,6 +65,43 @@ def test_training_goes_on_from_its_state_to_the_same_bytes():
     for name, tensor in first.state().items():
         assert torch.equal(tensor, second.state()[name]), name
     assert second.state()["step/b"] == 3
+
+
+def test_an_average_of_the_weights_is_its_recursion_and_training_is_as_without_it():
+    plain, beta = Trained(parameters()), 0.75
+    averaged = Trained(parameters(), averaging=beta)
+    expected = {name: tensor.detach().clone() for name, tensor in plain.parameters.items()}
+    for gradient in GRADIENTS:
+        for trained in (plain, averaged):
+            trained.descend((trained.stepped["a"] * gradient).sum() + (trained.stepped["b"] * gradient).sum() / 2, 0.1)
+        expected = {name: beta * a + (1 - beta) * plain.parameters[name].detach() for name, a in expected.items()}
+    for name, tensor in expected.items():
+        assert torch.equal(averaged.stepped[name], plain.parameters[name])
+        torch.testing.assert_close(averaged.parameters[name].detach(), tensor)
+        assert not torch.allclose(averaged.parameters[name][:2], plain.parameters[name][:2], atol=1e-3)
+
+
+def test_an_average_goes_on_from_its_state_to_the_same_bytes_and_its_copy_is_counted():
+    first, second = (Trained(parameters(), averaging=0.9) for _ in range(2))
+    for trained, gradients in ((first, GRADIENTS[:2]), (second, GRADIENTS[:1])):
+        for gradient in gradients:
+            trained.descend((trained.stepped["a"] * gradient).sum() + (trained.stepped["b"] * gradient).sum(), 0.1)
+    second.load_state(first.state())
+    for trained in (first, second):
+        trained.descend((trained.stepped["a"] * GRADIENTS[2]).sum() + trained.stepped["b"].sum(), 0.1)
+    for name, tensor in first.state().items():
+        assert torch.equal(tensor, second.state()[name]), name
+    assert {f"average/{name}" for name in "ab"} < first.state().keys()
+    layer = nn.Linear(3, 2, bias=False)
+    trained = Trained(dict(layer.named_parameters()), averaging=0.9)
+    counted = trained.count_memory("device", layer, lambda: trained.stepped["weight"].sum())
+    assert (counted.weights_bytes, counted.gradients_bytes, counted.optimizer_bytes) == (48, 24, 48)
+
+
+@pytest.mark.parametrize("averaging", [-0.1, 1.0, float("nan")])
+def test_an_average_that_cannot_be_is_refused(averaging):
+    with pytest.raises(BadInput, match=f"averaging is {averaging}; it must lie in 0 .. 1"):
+        Trained(parameters(), averaging=averaging)
 
 
 def test_the_ledger_of_a_linear_layer_by_hand():

@@ -51,7 +51,8 @@ def test_a_whole_number_from_a_stranger_lies_between_its_bounds(description, fie
         (USUAL, "norm_eps", [0.0, 1.0], [-1e-9, 1.0001]),
         (USUAL, "kind", ["full-width", "ladder"], ["wide"]),
         (USUAL, "start", ["random", "backbone"], ["pruned"]),
-        (USUAL, "pooling", ["mean", "first", None], ["last"]),
+        (USUAL, "pooling", ["mean", "first", "attention", None], ["last"]),
+        (USUAL, "normalization", ["none", "layer"], ["batch"]),
         (HEAD, "eps", [0.0, 1.0], [-1e-9, 1.0001]),
         (HEAD, "softcap", [None, 1e-9, 1e6], [0.0, -1.0, 1000001.0]),
         (HEAD, "norm", ["none", "layer", "rms", "rms-plus-one"], ["batch"]),
@@ -79,6 +80,11 @@ def test_a_description_is_all_of_its_fields_by_name_and_no_other_and_stays_as_it
         type(description)(*given.values())
     with pytest.raises(AttributeError):
         description.width = 3
+
+
+def test_what_came_later_is_left_out_where_it_is_as_it_was_so_that_descriptions_keep_their_bytes():
+    assert "normalization" not in msgspec.to_builtins(USUAL)
+    assert msgspec.to_builtins(SideSpec.of(normalization="layer"))["normalization"] == "layer"
 
 
 @pytest.mark.parametrize("layers", [(0,), (3,), (0, 1, 7)])
@@ -129,6 +135,11 @@ WHOLE = SideSpec.of(width=24, layers=[1, 2, 3], n_labels=3, rank=5, reduction=4,
         ({"layers": [2, 1]}, "layers are [2, 1]"),
         ({"rank": 25}, "rank is 25"),
         ({"kind": "ladder", "heads": 4}, "reduction 4 and 4 heads"),
+        ({"kind": "ladder", "normalization": "layer"}, "normalization is 'layer' for side 'ladder'"),
+        ({"normalization": "batch"}, "normalization is 'batch' for side 'full-width'"),
+        ({"pooling": "last"}, "pooling is 'last'"),
+        ({"pooling": "attention", "heads": 5}, "5 heads of a pooling by attention do not divide the width 24."),
+        ({"pooling": "attention", "heads": 0}, "0 heads of a pooling by attention"),
     ],
 )
 def test_a_whole_description_is_refused_for_the_part_that_does_not_fit(changes, sentence):

@@ -21,10 +21,29 @@ def test_a_mean_is_over_real_tokens_and_one_token_is_the_one_named():
     assert words.pool(HIDDEN, MASK, POSITIONS).tolist() == [[3.0, 30.0], [6.0, 3.0]]
 
 
+def test_a_mean_weighted_by_attention_begins_as_the_mean_to_the_bit_and_is_a_softmax_by_head_written_out():
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, 5, 6, generator=generator)
+    for mask in (torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]), torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0]])):
+        head = PooledHead(6, 2, pooling="attention", heads=2)
+        mean = PooledHead(6, 2).pool(hidden, mask, mask)
+        assert torch.equal(head.pool(hidden, mask, mask), mean)
+        with torch.no_grad():
+            head.query.normal_(generator=generator)
+        pooled = head.pool(hidden, mask, mask)
+        for row in range(2):
+            real = hidden[row, mask[row].bool()]
+            for number, query in enumerate(head.query):
+                part = real[:, 3 * number : 3 * number + 3]
+                weights = torch.softmax(part @ query / 3**0.5, 0)
+                torch.testing.assert_close(pooled[row, 3 * number : 3 * number + 3], weights @ part)
+        assert not torch.allclose(pooled, mean, atol=1e-2)
+
+
 def test_only_a_mean_reads_more_than_one_token():
     words = LabelWordHead(None, None, torch.nn.Linear(2, 5), [1, 4])
     assert (words.single_token, words.pooling, words.n_labels) == (True, None, 2)
-    for pooling, single in (("first", True), ("mean", False)):
+    for pooling, single in (("first", True), ("mean", False), ("attention", False)):
         head = PooledHead(2, 7, pooling=pooling)
         assert (head.single_token, head.pooling, head.n_labels) == (single, pooling, 7)
     assert PooledHead(2, 2).pooling == "mean"

@@ -35,7 +35,8 @@ def full_width(p: dict[str, Tensor], taps: list[Tensor]) -> Tensor:
     for i, tap in enumerate(taps):
         mu = 1 / (1 + torch.exp(-p["gates"][i - 1])) if i else 0.0
         x = (1 - mu) * tap + mu * state
-        bottleneck = F.gelu(x @ p[f"down.{i}.weight"].T + p[f"down.{i}.bias"])
+        read = norm(p, f"norms.{i}", x) if f"norms.{i}.weight" in p else x
+        bottleneck = F.gelu(read @ p[f"down.{i}.weight"].T + p[f"down.{i}.bias"])
         state, plain = x + bottleneck @ p[f"up.{i}.weight"].T, (1 - mu) * tap + mu * plain
     return state - plain
 
@@ -132,6 +133,33 @@ def test_the_servers_logits_are_the_head_on_the_last_state_plus_the_side_written
     logits = attach(adapter, model.backbone, model.head)(taps, mask, batch.positions).detach()
     assert added[mask.bool()].abs().mean() > 0.01
     torch.testing.assert_close(logits, expected, atol=2e-6, rtol=2e-5)
+
+
+@pytest.mark.parametrize("normalization", ["none", "layer"])
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_the_full_width_with_norms_and_attention_written_out_begins_as_the_pretrained_model(normalization, pooling):
+    model = tiny_task_model("bert")
+    shape = {"rank": 4, "heads": 4, "normalization": normalization, "pooling": pooling}
+    adapter = new_adapter(model.backbone, n_labels=2, **shape)
+    batch = random_batch(kind="encoder")
+    mask, taps = batch.attention_mask, model.backbone.taps(batch.input_ids, batch.attention_mask, layers=(1, 2, 3))
+    tuned = attach(adapter, model.backbone, model.head)
+    assert torch.equal(tuned(taps, mask, batch.positions), model.logits(batch))
+    stirred(adapter)
+    p = {key: value.detach() for key, value in adapter.state_dict().items()}
+    side = {key.removeprefix("side."): value for key, value in p.items() if key.startswith("side.")}
+    hidden = taps[-1] + full_width(side, list(taps))
+    pooled = torch.zeros(4, 32)
+    for row in range(4):
+        real = hidden[row, mask[row].bool()]
+        for head in range(4):
+            part = real[:, 8 * head : 8 * head + 8]
+            score = part @ p["head.query"][head] / 8**0.5 if pooling == "attention" else torch.zeros(len(part))
+            pooled[row, 8 * head : 8 * head + 8] = torch.softmax(score, 0) @ part
+    expected = linear(p, "head.classifier", pooled)
+    logits = tuned(taps, mask, batch.positions).detach()
+    torch.testing.assert_close(logits, expected, atol=2e-6, rtol=2e-5)
+    assert not torch.allclose(logits, model.logits(batch).detach(), atol=1e-2)
 
 
 def test_prediction_differences_are_trained_by_the_mean_square_written_out():

@@ -189,6 +189,13 @@ def first_weights(spec: SideSpec) -> dict[str, torch.Tensor]:
         if (".i" in name or i == 0) and (".blocks." in name) == in_blocks
     ]
     made = {"adapter.side.gates": torch.zeros(count - 1)}
+    if spec.normalization == "layer":
+        side += [
+            (f"adapter.side.norms.{i}", *row) for i in range(count) for n, *row in tables["ladder"] if ".norms." in n
+        ]
+    if spec.pooling == "attention":
+        assert '"attention", `adapter.head.query` is (`heads`, d / `heads`), 0.' in SECTIONS[4]
+        made["adapter.head.query"] = torch.zeros(spec.heads, d // spec.heads)
     for rows in (side, tables["with a pooling"] if spec.pooling else []):
         generator = torch.Generator().manual_seed(spec.seed)
         for name, shape, start, bias in rows:
@@ -211,6 +218,15 @@ def test_names_shapes_and_first_weights_are_those_of_the_page(kind, pooling):
     assert theirs.keys() == ours.keys()
     for name, tensor in ours.items():
         assert torch.equal(theirs[name], tensor), name
+
+
+def test_so_are_those_of_norms_and_a_pooling_by_attention():
+    shape = {"width": 32, "layers": [1, 2], "rank": 4, "heads": 8, "seed": 5}
+    spec = SideSpec.of(**shape, normalization="layer", pooling="attention")
+    ours = {f"adapter.{name}": tensor.detach() for name, tensor in SideAdapter(spec).named_parameters()}
+    theirs = first_weights(spec)
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in ours.items())
 
 
 def test_names_and_shapes_of_a_copy_of_the_backbones_blocks_are_those_of_the_page():

@@ -52,6 +52,37 @@ def test_a_copy_of_the_backbones_blocks_ends_in_the_bytes_of_one_process(place, 
     assert [point.dev_loss for point in there.curve] == [point.dev_loss for point in here.curve]
 
 
+WIDE = {"model": "bert", "side": "full-width", "rank": 4, "normalization": "layer", "pooling": "attention", "heads": 4}
+
+
+@pytest.mark.parametrize("options", [WIDE, {**COPY, "reduction": 2, "layers": 2}], ids=["full-width", "copy"])
+@pytest.mark.parametrize("labels", ["server", "device"])
+def test_with_norms_attention_and_an_average_of_the_weights_two_processes_end_in_the_bytes_of_one(
+    place, server, options, labels
+):
+    options = {**options, "codec": "fp32", "averaging": 0.9, "weight_decay": 0.1}
+    apart, there = trained(place, server.address, labels=labels, **options)
+    together, here = trained(place, "in-process", **options)
+    assert apart == together
+    assert [point.dev_loss for point in there.curve] == [point.dev_loss for point in here.curve]
+    last, _ = trained(place, "in-process", **{**options, "averaging": 0.0})
+    assert last != together  # the average is really another
+
+
+def test_an_average_goes_on_after_its_server_is_killed_to_the_same_bytes(place, server, tmp_path):
+    options = {**WIDE, "codec": "fp32", "averaging": 0.9}
+    undisturbed, _ = trained(place, server.address, **options)
+
+    def kill(step: int) -> None:
+        if step == 7:
+            other.kill()
+            other.restart()
+
+    with serve(tmp_path) as other:
+        disturbed, _ = trained(place, other.address, after_step=kill, checkpoint_every=3, **options)
+    assert disturbed == undisturbed
+
+
 def test_its_first_weights_are_among_the_bytes_sent_once(place, server):
     shape = {**COPY, "reduction": 1, "layers": 3}
     side, there = trained(place, server.address, **shape)

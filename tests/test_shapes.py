@@ -233,22 +233,38 @@ def test_an_unknown_method_is_refused():
     [
         (*sizes, method)
         for sizes in [("roberta-base", 1, 8), ("roberta-base", 8, 128), ("opt-125m", 4, 256)]
-        for method in ["mobillm-full-width", "mobillm-ladder", "mobillm-ladder:copy-1", "mobillm-ladder:copy-2"]
-        if "copy" not in method or sizes[0] != "opt-125m"
+        for method in [
+            "mobillm-full-width",
+            "mobillm-full-width:norms",
+            "mobillm-full-width:attention",
+            "mobillm-ladder",
+            "mobillm-ladder:copy-1",
+            "mobillm-ladder:copy-2",
+        ]
+        if ":" not in method or sizes[0] != "opt-125m"
     ],
 )
 def test_a_server_counts_no_less_for_a_session_than_is_predicted(model, method, rows, length):
     config = architecture(model)
     config.num_hidden_layers = 4
     options = {"start": "backbone", "reduction": int(method[-1])} if "copy" in method else {}
+    options |= {"normalization": "layer", "averaging": 0.9} if "norms" in method else {}
+    options |= {"pooling": "attention", "heads": 4} if "attention" in method else {}
     method = method.split(":")[0]
     _, server = predict(config, method, batch_size=rows, length=length, options=options)
     with shapes_only():
         trained = load_method(method)(shape_model(config), seed=0, **options)
         side, device = trained.server.model.adapter.spec, trained.device
-    first = FrameInfo(n_bytes=4 * side.values(), digest=bytes(16)) if options else None
+    first = FrameInfo(n_bytes=4 * side.values(), digest=bytes(16)) if side.start == "backbone" else None
     counted = training_bytes(
-        replace(plan(), side=side, first=first, max_rows=rows, max_tokens=1 if device.one_token else length)
+        replace(
+            plan(),
+            side=side,
+            first=first,
+            max_rows=rows,
+            max_tokens=1 if device.one_token else length,
+            averaging=options.get("averaging", 0.0),
+        )
     )
     assert server.peak_bytes <= counted
     assert rows * length < 1000 or counted < 2.5 * server.peak_bytes

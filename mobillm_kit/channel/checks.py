@@ -22,7 +22,7 @@ def batch_bytes(plan: Plan) -> int:
 def training_bytes(plan: Plan) -> int:
     """The most that training by this plan takes; never less than ``mobillm memory`` predicts for the server.
 
-        17 n + c · 4 L B T d + 4 L B T² [ladder]
+        17 n + c · 4 L B T d + 4 L B T² [ladder]      averaging 4 n more, norms 4 L B T d, pooling by attention 12 B T d
 
     17 n: n weights with gradient and two moments, and an optimizer's temporaries, or 12 n and twice the first weights
     as they came, where that is more; c: :data:`ACTIVATION_COPIES`, for a copy of the backbone's blocks
@@ -30,10 +30,13 @@ def training_bytes(plan: Plan) -> int:
     """
     side = plan.side
     pairs = plan.max_rows * plan.max_tokens**2 if side.kind == "ladder" else 0
-    weights, acts, inside = 17 * side.values(), ACTIVATION_COPIES[side.kind] * batch_bytes(plan), side.feed_forward
+    weights, inside = 17 * side.values(), side.feed_forward
+    acts = (ACTIVATION_COPIES[side.kind] + (side.normalization == "layer")) * batch_bytes(plan)
     if plan.first is not None:
         weights = max(weights, 12 * side.values() + 2 * plan.first.n_bytes)
         acts = batch_bytes(plan) * (2 * side.width + 5 * side.width // side.reduction + 2 * inside) // side.width
+    weights += FLOAT_BYTES * side.values() * (plan.averaging > 0)
+    acts += 3 * batch_bytes(plan) // len(side.layers) * (side.pooling == "attention")
     return weights + acts + FLOAT_BYTES * len(side.layers) * pairs
 
 
@@ -45,8 +48,9 @@ SAMPLE_HEADER_BYTES = 1024
 
 
 def checkpoint_bytes(plan: Plan) -> int:
-    """The most that a session's checkpoints take: weights, two moments, and a loss a step."""
-    return (KEPT_CHECKPOINTS + 1) * (3 * FLOAT_BYTES * plan.side.values() + 8 * plan.steps)
+    """The most that a session's checkpoints take: weights, two moments, averages if any, and a loss a step."""
+    each = 3 + (plan.averaging > 0)
+    return (KEPT_CHECKPOINTS + 1) * (each * FLOAT_BYTES * plan.side.values() + 8 * plan.steps)
 
 
 def samples_bytes(plan: Plan) -> int:

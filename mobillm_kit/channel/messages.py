@@ -134,7 +134,7 @@ class FrameInfo(_Part, frozen=True):
 Frames = Annotated[list[FrameInfo], Meta(max_length=MOST_LAYERS + 2)]
 
 
-class Plan(_Part, frozen=True):
+class Plan(_Part, frozen=True, omit_defaults=True):
     """Everything that decides what the server trains."""
 
     fingerprint: Annotated[str, Meta(max_length=128)]
@@ -152,6 +152,8 @@ class Plan(_Part, frozen=True):
     """Of one sample."""
     n_samples: Size
     cache: bool
+    averaging: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
+    """Of the weights, beta of a running mean, below 1; left out where it is 0, as in plans of before."""
 
 
 class Hello(_Message, frozen=True):

@@ -163,7 +163,6 @@ class Wire:
         server, link, keys: as for :func:`~mobillm_kit.device.route.route_to`; looked for before the first step.
         codec: how activations become bytes: a name, ``none`` (float32), or ``adaptive``, chosen per step.
         group: values per scale.
-        weight_decay: AdamW's.
         folder: a spawned server's checkpoints go below it.
         labels: where they go.
         cache: whether the server keeps activations, so that each sample is forwarded and sent once.
@@ -181,7 +180,6 @@ class Wire:
         server: str,
         codec: str,
         group: int,
-        weight_decay: float,
         folder: Path | None,
         *,
         labels: LabelMode = "server",
@@ -202,7 +200,6 @@ class Wire:
         self._local = local
         self._reach = partial(route_to, server, link=link, keys=keys, folder=place)
         self._checkpoint_every = checkpoint_every
-        self._weight_decay = weight_decay
         self._patience_s = patience_s
         self._session = secrets.token_hex(16)
         self._sequence = 0
@@ -344,7 +341,7 @@ class Wire:
             first=FrameInfo(n_bytes=len(first), digest=digest(first)) if first else None,
             head=spec,
             labels=self.messages.labels,
-            weight_decay=self._weight_decay,
+            **self._local.settings,
             steps=batches.settings.steps,
             checkpoint_every=self._checkpoint_every,
             max_rows=batches.settings.batch_size,

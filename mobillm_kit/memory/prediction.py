@@ -123,10 +123,10 @@ def _device_and_server(
         sent = method.device.upload(batch)
     server = method.server
     messages = [*sent.activations, sent.mask, sent.positions, sent.labels]
-    weights = [*server.model.parameters(), *server.model.buffers()]
+    weights = [*server.model.parameters(), *server.model.buffers(), *server.stepped.values()]
     elsewhere = {tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())}
     kept = [storage for storage in built.alive() if storage not in elsewhere]
-    trained = list(server.parameters.values())
+    trained = list(server.stepped.values())
     at_peak = _peak(lambda: server.train(sent, _LR), weights=weights, kept=kept, trained=trained, messages=messages)
     alive = device.peak
     taps = min(on_device.messages_bytes, alive.transient)  # all there at the end of the forward: that much is message

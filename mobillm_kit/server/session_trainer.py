@@ -205,7 +205,9 @@ class SessionTrainer:
         try:
             head = None if plan.head is None else build_head(plan.head, self._head)
             self._server = SideTrainer(
-                SideTuned(SideAdapter(plan.side, fingerprint=plan.fingerprint), head), weight_decay=plan.weight_decay
+                SideTuned(SideAdapter(plan.side, fingerprint=plan.fingerprint), head),
+                weight_decay=plan.weight_decay,
+                averaging=plan.averaging,
             )
         except BadInput as error:
             raise WireError("bad-plan", error.problem, error.remedy) from error
@@ -244,7 +246,7 @@ class SessionTrainer:
         except BadInput as error:
             raise WireError("bad-plan", f"The first weights: {error.problem}", remedy) from error
         with torch.no_grad():
-            for name, parameter in self._server.parameters.items():
+            for name, parameter in (*self._server.parameters.items(), *self._server.stepped.items()):
                 parameter.copy_(tensors[name])
         self._due_checkpoint()
         return True

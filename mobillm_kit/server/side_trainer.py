@@ -12,6 +12,7 @@ import copy
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from mobillm_kit.quant.parcels import Upload
@@ -29,13 +30,15 @@ class SideTrainer:
     Args:
         model: side network and head; what of it asks for gradients is trained.
         weight_decay: AdamW's.
+        averaging: of the weights (``training/adamw.py``); the model then holds the average.
     """
 
-    def __init__(self, model: SideTuned, *, weight_decay: float = 0.0) -> None:
+    def __init__(self, model: SideTuned, *, weight_decay: float = 0.0, averaging: float = 0.0) -> None:
         self.model = model
+        self.settings = {"weight_decay": weight_decay, "averaging": averaging}
         asking = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self._trained = Trained(asking, weight_decay)
-        self.parameters = self._trained.parameters
+        self._trained = Trained(asking, **self.settings)
+        self.parameters, self.stepped = self._trained.parameters, self._trained.stepped
         self.state, self.load_state = self._trained.state, self._trained.load_state
         self._start_head = copy.deepcopy(model.head).requires_grad_(False)
         self._waiting: Tensor | None = None
@@ -55,13 +58,13 @@ class SideTrainer:
                 whoever reads r knows the label.
             lr: learning rate.
         """
-        loss = F.mse_loss(self._logits(upload) - self.start_logits(upload), residual)
+        loss = F.mse_loss(self._stepped_logits(upload) - self.start_logits(upload), residual)
         self._trained.descend(loss, lr)
         return loss.item()
 
     def propose(self, upload: Upload) -> Tensor:
         """First half of a step whose loss is the device's: (B, C) logits; the graph is kept for :meth:`accept`."""
-        self._waiting = self._logits(upload)
+        self._waiting = self._stepped_logits(upload)
         return self._waiting.detach()
 
     def accept(self, gradient: Tensor, lr: float) -> None:
@@ -97,5 +100,11 @@ class SideTrainer:
     def _logits(self, upload: Upload) -> Tensor:
         return self.model(upload.activations, upload.mask, upload.positions.long())
 
+    def _stepped_logits(self, upload: Upload) -> Tensor:
+        """Of the weights that the optimizer steps, which are the model's own unless it holds their average."""
+        given = upload.activations, upload.mask, upload.positions.long()
+        logits: Tensor = functional_call(self.model, dict(self.stepped), given)
+        return logits
+
     def _loss(self, upload: Upload) -> Tensor:
-        return F.cross_entropy(self._logits(upload), upload.labels.long())
+        return F.cross_entropy(self._stepped_logits(upload), upload.labels.long())

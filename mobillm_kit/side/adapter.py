@@ -64,8 +64,9 @@ class SideAdapter(
         super().__init__()
         self.spec = side
         self.side = build_side(side)
-        own = PooledHead(side.width, side.n_labels, pooling=side.pooling, seed=side.seed) if side.pooling else None
-        self.head = own
+        self.head: PooledHead | None = None
+        if side.pooling is not None:
+            self.head = PooledHead(side.width, side.n_labels, pooling=side.pooling, heads=side.heads, seed=side.seed)
         self.fingerprint = fingerprint
         self.backbone_name = backbone
         self.task = task
@@ -112,7 +113,7 @@ def build_side(spec: SideSpec) -> FullWidthSide | LadderSide | PrunedLadderSide:
     """The side network of a description, with its first weights; numbers that do not fit together are refused."""
     spec.check()
     if spec.kind == "full-width":
-        return FullWidthSide(spec.width, spec.layers, rank=spec.rank, seed=spec.seed)
+        return FullWidthSide(spec.width, spec.layers, rank=spec.rank, normalization=spec.normalization, seed=spec.seed)
     sizes = {"reduction": spec.reduction, "heads": spec.heads, "seed": spec.seed}
     if spec.start == "random":
         return LadderSide(spec.width, spec.layers, causal=spec.causal, **sizes)

@@ -30,7 +30,7 @@ Layer = Annotated[int, Meta(ge=0, le=4095)]
 Layers = Annotated[list[Layer], Meta(min_length=1, max_length=MOST_LAYERS)]
 
 
-class SideSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SideSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A side network; the first weights are the same on every machine of one kind."""
 
     kind: Literal["full-width", "ladder"]
@@ -45,7 +45,7 @@ class SideSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     reduction: Width
     """k; a ladder's width is d/k."""
     heads: Annotated[int, Meta(ge=1, le=1024)]
-    """Attention heads of a ladder."""
+    """Attention heads of a ladder, and of a pooling by attention."""
     causal: bool
     """Whether a ladder's attention looks back only (decoders)."""
     start: Literal["random", "backbone"]
@@ -54,10 +54,12 @@ class SideSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Width inside such blocks; 0 for the others."""
     norm_eps: Annotated[float, Meta(ge=0.0, le=1.0)]
     """Of such blocks."""
-    pooling: Literal["mean", "first"] | None
+    pooling: Literal["mean", "first", "attention"] | None
     """Of an encoder's classifier; None where the head is the label words'."""
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     """Of the first weights."""
+    normalization: Literal["none", "layer"] = "none"
+    """Of what the full-width side's W_down reads; left out where it is ``none``, as in descriptions of before."""
 
     @staticmethod
     def of(**given: Any) -> SideSpec:
@@ -70,6 +72,15 @@ class SideSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise BadInput(
                 f"start is '{self.start}' for side '{self.kind}'.", "Choose 'random', or 'backbone' with a ladder."
             )
+        if self.normalization not in ("none", "layer") or (self.normalization == "layer" and self.kind != "full-width"):
+            raise BadInput(
+                f"normalization is '{self.normalization}' for side '{self.kind}'.",
+                "Choose 'none', or 'layer' with the full width.",
+            )
+        if self.pooling not in (None, "mean", "first", "attention"):
+            raise BadInput(f"pooling is '{self.pooling}'.", "Choose 'mean', 'first' or 'attention'.")
+        if self.pooling == "attention" and (self.heads < 1 or self.width % self.heads):
+            raise BadInput(f"{self.heads} heads of a pooling by attention do not divide the width {self.width}.")
         check_layers(self.layers)
         if self.kind == "full-width":
             check_rank(self.width, self.rank)

@@ -3,6 +3,8 @@
     x_i = (1 - mu_i) A_i + mu_i h_{i-1}         x_1 = A_1, mu_i = sigmoid(alpha_i) from the second layer on
     h_i = x_i + W_up,i gelu(W_down,i x_i)       W_up = 0 at the start: step 0 *is* the pretrained model, to the bit
 
+With ``normalization="layer"``, which the paper has not, W_down reads a layer norm of x_i instead of x_i.
+
 What it adds to the backbone's last state is h_L minus the same recursion without adapters, kept as a recursion of its
 own so that nothing cancels:
 
@@ -28,7 +30,9 @@ class FullWidthSide(nn.Module):
 
     token_wise = True
 
-    def __init__(self, width: int, layers: Sequence[int], *, rank: int = 16, seed: int = 0) -> None:
+    def __init__(
+        self, width: int, layers: Sequence[int], *, rank: int = 16, normalization: str = "none", seed: int = 0
+    ) -> None:
         super().__init__()
         self.layers = check_layers(layers)
         check_rank(width, rank)
@@ -36,15 +40,19 @@ class FullWidthSide(nn.Module):
         self.gates = nn.Parameter(torch.zeros(len(self.layers) - 1))  # mu_i = 1/2
         self.down = nn.ModuleList(linear(width, rank, generator) for _ in self.layers)
         self.up = nn.ModuleList(zero_linear(rank, width) for _ in self.layers)  # zero: the side starts as nothing
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in self.layers if normalization == "layer")
         self.register_load_state_dict_pre_hook(take_gates)
 
     def forward(self, taps: Sequence[Tensor], mask: Tensor) -> Tensor:
         """Taps and mask (B, T) to what is added to the last state, (B, T, d)."""
         state: Any = None
         delta: Any = None
-        for tap, gate, down, up in zip(taps, (None, *self.gates.sigmoid()), self.down, self.up, strict=True):
+        norms = self.norms or [nn.Identity()] * len(self.layers)
+        for tap, gate, norm, down, up in zip(
+            taps, (None, *self.gates.sigmoid()), norms, self.down, self.up, strict=True
+        ):
             x = tap if gate is None else (1 - gate) * tap + gate * state
-            change = up(F.gelu(down(x)))
+            change = up(F.gelu(down(norm(x))))
             delta = change if gate is None else gate * delta + change
             state = x + change
         return delta

@@ -2,6 +2,7 @@
 
     decoders:  logits_c = W_head[word_c] · P(norm(h[prediction token]))         label words, MeZO section 2
     encoders:  logits   = W_c pool(h) + b_c                                     a trained classifier
+               attention: pool(h) = sum_t softmax_t(q·h_t / sqrt(d/H)) h_t     by head; q = 0 at the start: the mean
     server:    h = A_L + side(A_1 … A_L)                                        without a side network h is h_L
 
 Knows: states, side networks.  Knows nothing of: backbones, how anything is trained, files, sockets.
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from mobillm_kit.side.adapter import SideAdapter
 
-Pooling = Literal["mean", "first"]
+Pooling = Literal["mean", "first", "attention"]
 
 
 class LabelWordHead(nn.Module):
@@ -98,10 +99,11 @@ def _one_token(hidden: Tensor, positions: Tensor) -> Tensor:
 class PooledHead(nn.Module):
     """A linear classifier on a pooled state, trained by every method.
 
-    ``pooling`` is the ``mean`` over real tokens, or the ``first`` token; the first weights are N(0, 0.02) as BERT's.
+    ``pooling`` is the ``mean`` over real tokens, the ``first`` token, or by ``attention``: a mean weighted by a learned
+    query per head (heads divide the width); the first weights are N(0, 0.02) as BERT's, of queries 0.
     """
 
-    def __init__(self, width: int, n_labels: int, *, pooling: Pooling = "mean", seed: int = 0) -> None:
+    def __init__(self, width: int, n_labels: int, *, pooling: Pooling = "mean", heads: int = 1, seed: int = 0) -> None:
         super().__init__()
         self.pooling = pooling
         self.n_labels = n_labels
@@ -110,12 +112,21 @@ class PooledHead(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         nn.init.normal_(self.classifier.weight, std=0.02, generator=generator)
         nn.init.zeros_(self.classifier.bias)
+        self.query = nn.Parameter(torch.zeros(heads, width // heads)) if pooling == "attention" else None
 
     def pool(self, hidden: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """The first token's state, or the mean over real tokens, (B, d)."""
+        """The first token's state, or the mean over real tokens, weighted or not, (B, d)."""
         if self.pooling == "first":
             return _one_token(hidden, positions)
         weight = mask.to(hidden.dtype).unsqueeze(-1)
+        if self.query is not None:
+            scores = (hidden.unflatten(-1, self.query.shape) * self.query).sum(-1) / self.query.shape[1] ** 0.5
+            scores = scores.masked_fill(weight == 0, -torch.inf)  # (B, T, H)
+            weight = (
+                (scores - scores.detach().amax(dim=1, keepdim=True))
+                .exp()
+                .repeat_interleave(self.query.shape[1], dim=-1)
+            )
         return (hidden * weight).sum(dim=1) / weight.sum(dim=1)
 
     def forward(self, pooled: Tensor) -> Tensor:

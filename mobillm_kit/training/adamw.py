@@ -1,6 +1,7 @@
 """AdamW as every method with gradients uses it: moments made at once, one step, its state and its ledger.
 
     g = dL/dw,    m <- 0.9 m + 0.1 g,    v <- 0.999 v + 0.001 g^2,    w <- w - lr (m^ / (sqrt(v^) + eps) + decay w)
+    averaging:    a <- beta a + (1 - beta) w  after each step, a = w at the start; a is what is kept, g is taken at w
 
 Knows: parameters and losses.  Knows nothing of: which parameters, and why.
 Taught in: notebooks/02_full_finetuning.ipynb
@@ -25,11 +26,22 @@ def without_idle_gate(name: str, saved: Tensor, now: Tensor) -> Tensor:
 
 
 class Trained:
-    """Parameters by name under AdamW (0.9, 0.999), whose memory and checkpoints are complete from step 0."""
+    """Parameters by name under AdamW (0.9, 0.999), whose memory and checkpoints are complete from step 0.
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], weight_decay: float = 0.0) -> None:
+    With ``averaging`` beta above 0 they are the average, and ``stepped``, copies of them, are what the loss must read.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], weight_decay: float = 0.0, averaging: float = 0.0
+    ) -> None:
+        if not 0 <= averaging < 1:
+            raise BadInput(f"averaging is {averaging}; it must lie in 0 .. 1, without 1.", "0.995 is usual, 0 is none.")
         self.parameters = dict(parameters)
-        weights = [parameter.requires_grad_(True) for parameter in self.parameters.values()]
+        self.averaging = averaging
+        self.stepped = self.parameters
+        if averaging:
+            self.stepped = {name: nn.Parameter(weight.detach().clone()) for name, weight in parameters.items()}
+        weights = [parameter.requires_grad_(True) for parameter in self.stepped.values()]
         if any(weight.dtype == torch.float16 for weight in weights):
             raise BadInput(
                 "AdamW cannot train float16 weights: its eps and small squared gradients are 0 there, and the step is "
@@ -50,13 +62,16 @@ class Trained:
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.averaging:
+            for name, weight in self.stepped.items():
+                self.parameters[name].detach().lerp_(weight.detach(), 1 - self.averaging)
 
     def detached(self) -> dict[str, Tensor]:
         """The parameters themselves, without gradient."""
         return {name: parameter.detach() for name, parameter in self.parameters.items()}
 
     def state(self) -> dict[str, Tensor]:
-        """Parameters, both moments and step counts, what the next step depends on, as one flat table of copies."""
+        """Weights, moments, step counts and averages, what the next step depends on, as one flat table of copies."""
         return {key: tensor.detach().clone() for key, tensor in self._table().items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -67,8 +82,9 @@ class Trained:
 
     def _table(self) -> dict[str, Tensor]:
         table: dict[str, Tensor] = {}
-        for name, parameter in self.parameters.items():
+        for name, parameter in self.stepped.items():
             table[f"weight/{name}"] = parameter
+            table |= {f"average/{name}": self.parameters[name]} if self.averaging else {}
             table |= {f"{key}/{name}": value for key, value in self.optimizer.state[parameter].items()}
         return table
 
@@ -86,9 +102,10 @@ class Trained:
         ``received`` is what ``loss`` reads of a message, which ``messages_bytes`` counts already; ``held`` are weights
         beside the model's parameters: the buffers of a streamed backbone.
         """
-        weights = [t for t in (*model.parameters(), *model.buffers(), *held) if not t.is_meta]
+        copies = self.stepped.values() if self.averaging else ()
+        weights = [t for t in (*model.parameters(), *model.buffers(), *held, *copies) if not t.is_meta]
         with SavedActivations([*weights, *received]) as saved:
-            torch.autograd.grad(loss(), list(self.parameters.values()), allow_unused=True)
+            torch.autograd.grad(loss(), list(self.stepped.values()), allow_unused=True)
         trained_bytes = storage_bytes(self.parameters.values())
         return CountedMemory(
             party=party,
