@@ -278,6 +278,8 @@ def test_initial_weights_come_from_their_seed_and_leave_the_global_generator_alo
             "start is 'pruned'",
         ),
         (lambda: started(tiny_task_model("opt")), "not of BERT's shape"),
+        (lambda: mobillm.build(tiny_task_model("opt"), seed=0, pooling="attention"), "there is no pooling"),
+        (lambda: mobillm.build(tiny_task_model("bert"), seed=0, averaging=1.0), "averaging is 1.0"),
         (lambda: started(tiny_task_model("bert"), reduction=8), "does not divide"),
         (lambda: build_side(SideSpec.of(kind="wide", width=8, layers=[1], n_labels=2)), "Unknown side network"),
     ],

@@ -150,28 +150,34 @@ def build(
         top_tokens: send that many tokens per text at most; not exact.
         codec: of activations; ``none`` hands them over as they are, ``adaptive`` (across a link) picks one per step.
         server: ``in-process``, ``spawn`` (a server process for this run), an address, or a join string.
-        averaging: beta of a running mean of the weights, in place of the last ones; 0 for none.
         about: the task's words, so that the side network's folder alone can label texts.
+        averaging: beta of a running mean of the weights, in place of the last ones; 0 for none.
         options: ``SHAPE``; the others are the uplink's (``device/uplink.py``).
     """
     shape = {name: options.pop(name) for name in SHAPE if name in options}
-    if shape.get("pooling") is not None and model.head.pooling is None:
-        raise BadInput("A decoder's label words are read at one token; there is no pooling.", "Leave pooling out.")
     shape = {"pooling": model.head.pooling, **shape, "kind": side, "n_labels": model.head.n_labels, "seed": seed}
     adapter = new_adapter(model.backbone, layers=layers, about=about, **shape).to(model.backbone.device)
     tuned = attach(adapter, model.backbone, model.head)
     one_token = _one_token(tokens, exact=tuned.one_token_is_enough) and top_tokens is None
     device = Device(model.backbone, adapter.side.layers, one_token=one_token, top_tokens=top_tokens)
     trainer = SideTrainer(tuned, weight_decay=weight_decay, averaging=averaging)
-    if server == "in-process":
-        return MobiLLM(device, trainer, _in_process(device, trainer, codec, group, options), model.backbone.resident)
-    from mobillm_kit.device.uplink import Wire  # sockets and keys: only where there is a server
-
-    uplink = Wire(device, trainer, server, codec, group, folder, **options)
+    uplink = _uplink(device, trainer, server, codec, group, folder, options)
     return MobiLLM(device, trainer, uplink, model.backbone.resident)
 
 
-def _in_process(device: Device, trainer: SideTrainer, codec: str, group: int, options: Mapping[str, Any]) -> InProcess:
+def _uplink(
+    device: Device,
+    trainer: SideTrainer,
+    server: str,
+    codec: str,
+    group: int,
+    folder: Path | None,
+    options: Mapping[str, Any],
+) -> InProcess | Wire:
+    if server != "in-process":
+        from mobillm_kit.device.uplink import Wire  # sockets and keys: only where there is a server
+
+        return Wire(device, trainer, server, codec, group, folder, **options)
     if options or codec == "adaptive":
         raise BadInput(
             f"Without a server there is no {', '.join(options) or 'adaptive codec'}.",

@@ -137,6 +137,8 @@ def new_adapter(
     """
     spec = SideSpec.of(**given)
     decoder, started = backbone.kind == "decoder", spec.start == "backbone"
+    if decoder and spec.pooling == "attention":
+        raise BadInput("A decoder's label words are read at one token; there is no pooling.", "Leave pooling out.")
     spec = msgspec.structs.replace(
         spec,
         **(block_sizes(backbone, spec.reduction) if started else {}),
