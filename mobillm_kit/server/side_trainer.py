@@ -103,7 +103,8 @@ class SideTrainer:
     def _stepped_logits(self, upload: Upload) -> Tensor:
         """Of the weights that the optimizer steps, which are the model's own unless it holds their average."""
         given = upload.activations, upload.mask, upload.positions.long()
-        logits: Tensor = functional_call(self.model, dict(self.stepped), given)
+        # the head is one module in two places: swapped as "tied", its average would not come back
+        logits: Tensor = functional_call(self.model, dict(self.stepped), given, tie_weights=False)
         return logits
 
     def _loss(self, upload: Upload) -> Tensor:
