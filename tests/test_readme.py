@@ -194,7 +194,7 @@ def test_the_figure_of_notebook_08_is_the_record():
     (cell,) = ("".join(cell["source"]) for cell in notebook["cells"] if cell["id"] == "cell-37-costs")
     shown: dict[str, object] = {}
     exec(cell.split("kit.")[0], shown)
-    for name, defence in {"noise": "noise", "fewer bits": "bits", "fewer tokens": "tokens"}.items():
+    for name, defence in {"noise × signal": "noise", "fewer bits": "bits", "tokens sent": "tokens"}.items():
         of_record = [each for each in leak.read().costs.costs if each.defence in ("none", defence)]
         expected = [(c.setting, round(c.read.share, 3), round(c.accuracy, 3)) for c in of_record]
         assert shown["costs"][name] == expected
