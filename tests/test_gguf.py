@@ -262,8 +262,9 @@ def test_a_missing_tensor_is_named(tmp_path, monkeypatch):
 
 
 def test_codes_are_not_coded_again(file, tmp_path):
-    with pytest.raises(BadInput, match=r"tiny\.gguf: holds codes already"):
-        quantize_backbone(file, tmp_path / "twin", "nf4")
+    for source in (file, file.parent):
+        with pytest.raises(BadInput, match=r"tiny\.gguf: holds codes already"):
+            quantize_backbone(source, tmp_path / "twin", "nf4")
 
 
 # ---------------------------------------------------------------------- the real one

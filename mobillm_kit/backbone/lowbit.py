@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from mobillm_kit.backbone.meta_model import checkpoint_names, fingerprint, meta_model, need_disk, parts
-from mobillm_kit.backbone.pretrained import load_config
+from mobillm_kit.backbone.pretrained import gguf_in, load_config
 from mobillm_kit.backbone.shards import INDEX, Shards, write_shards
 from mobillm_kit.backbone.split import Backbone
 from mobillm_kit.errors import BadInput
@@ -150,9 +150,9 @@ def quantize_backbone(folder_in: str | Path, folder_out: str | Path, kind: str, 
     source, target = Path(folder_in), Path(folder_out)
     if target.exists() and any(target.iterdir()):
         raise BadInput(f"{target}: is not empty.", "Name a new folder.")
-    if source.suffix == ".gguf":
+    if file := gguf_in(source):
         raise BadInput(
-            f"{source}: holds codes already.", "Stream it as it is, or name the folder of the unquantized model."
+            f"{file}: holds codes already.", "Stream it as it is, or name the folder of the unquantized model."
         )
     shards = Shards(source)
     if read_low_bit(source):

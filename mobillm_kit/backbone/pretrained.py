@@ -109,7 +109,7 @@ def resolve(name: str | Path) -> str:
     if str(name) == "pocket":
         return str(data_folder("pocket"))
     path = Path(name).expanduser()
-    if file := _gguf_in(path):
+    if file := gguf_in(path):
         return str(file)
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -131,7 +131,7 @@ def _no_pointer(file: Path) -> None:
         )
 
 
-def _gguf_in(path: Path) -> Path | None:
+def gguf_in(path: Path) -> Path | None:
     """The GGUF file that a path is or, as a folder without ``config.json``, holds.
 
     Raises:
