@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mobillm_kit.methods.task_model import TaskModel, task_model
 from mobillm_kit.runs.spec import RunSpec
-from mobillm_kit.side.heads import Pooling
+from mobillm_kit.side.pooled_head import Pooling
 from mobillm_kit.texts.encode import Batch
 from tests.families import tiny_backbone
 

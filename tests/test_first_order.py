@@ -11,7 +11,7 @@ from mobillm_kit.common import derived_seed
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import full, full_checkpointing, load_method, lora, lora_fa, probe
 from mobillm_kit.methods.task_model import TaskModel
-from mobillm_kit.side.heads import PooledHead
+from mobillm_kit.side.pooled_head import PooledHead
 from tests.builders import random_batch, tiny_task_model
 
 LR = 3e-3

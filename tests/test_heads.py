@@ -7,7 +7,8 @@ from inspect import signature
 import pytest
 import torch
 
-from mobillm_kit.side.heads import LabelWordHead, PooledHead, frozen_linear
+from mobillm_kit.side.heads import LabelWordHead, frozen_linear
+from mobillm_kit.side.pooled_head import PooledHead
 
 HIDDEN = torch.tensor([[[1.0, 10.0], [3.0, 30.0], [8.0, 80.0]], [[2.0, 0.0], [4.0, 6.0], [6.0, 3.0]]])
 MASK = torch.tensor([[1, 1, 0], [1, 1, 1]])

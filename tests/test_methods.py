@@ -24,8 +24,9 @@ from mobillm_kit.methods import (
 )
 from mobillm_kit.methods.lora_layers import add_lora, check_scale, target_names
 from mobillm_kit.methods.task_model import task_model
-from mobillm_kit.side.heads import LabelWordHead, PooledHead
+from mobillm_kit.side.heads import LabelWordHead
 from mobillm_kit.side.ladders import LadderSide
+from mobillm_kit.side.pooled_head import PooledHead
 from tests.builders import random_batch, tiny_task_model
 from tests.families import tiny_backbone
 

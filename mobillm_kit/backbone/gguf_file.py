@@ -16,7 +16,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,13 +27,8 @@ from mobillm_kit.backbone.meta_model import checkpoint_names, meta_model
 from mobillm_kit.backbone.shards import Entry, Shards
 from mobillm_kit.errors import BadInput
 
-if TYPE_CHECKING:
-    from gguf import GGUFReader
-
 TABLES = ("token_embd.weight", "output.weight")
 """Matrices with a row per token: no family keeps them in another order, so that each row is decoded by itself."""
-
-_COPY_AGAIN = "Copy the file again."
 
 
 class GgufTensors(Shards):
@@ -46,7 +41,7 @@ class GgufTensors(Shards):
         BadInput: no GGUF file, or one cut short; a type that cannot be decoded; a tensor that the model does not use.
     """
 
-    def __init__(self, file: str | Path, model: nn.Module) -> None:
+    def __init__(self, file: str | Path, model: Any) -> None:
         self._model = model
         self._codes: dict[str, str] = {}
         self._decode: dict[str, Any] = {}
@@ -58,21 +53,22 @@ class GgufTensors(Shards):
 
         reader = _reader(self.folder)
         architecture = known.read_field(reader, "general.architecture")[0]
-        heads = known.TENSOR_PROCESSORS.get(architecture, known.TensorProcessor)(config=_config(self._model).to_dict())
-        whole = SimpleNamespace(config=_config(self._model), state_dict=self._model.state_dict, named_children=list)
+        heads = known.TENSOR_PROCESSORS.get(architecture, known.TensorProcessor)(config=self._model.config.to_dict())
+        whole = SimpleNamespace(config=self._model.config, state_dict=self._model.state_dict, named_children=list)
         names = known.get_gguf_hf_weights_map(whole, heads)  # with its children it would make a map of each
         found: dict[str, Entry] = {}
         for stored in reader.tensors:
             name, begin = str(stored.name), int(stored.data_offset)
             if name not in names:
                 raise BadInput(
-                    f"{self.folder}: holds '{name}', of which transformers' {_config(self._model).model_type} knows "
+                    f"{self.folder}: holds '{name}', of which transformers' {self._model.config.model_type} knows "
                     "nothing: without it, the model would be another one.",
                     "Name a folder of the same model with safetensors.",
                 )
             self._codes[names[name]] = name
             self._decode[name] = partial(_decoded, name, stored.tensor_type, heads)
-            found[name] = Entry(self.folder, torch.uint8, _row_bytes(self.folder, name, stored), begin)
+            _check_kind(self.folder, name, stored.tensor_type)
+            found[name] = Entry(self.folder, torch.uint8, stored.data.view(np.uint8).shape, begin)
             empty = np.empty(stored.shape.tolist()[::-1], np.float32)
             shape = heads.process(empty, name=name).weights.shape
             found[names[name]] = Entry(self.folder, torch.float32, shape, begin)
@@ -80,11 +76,10 @@ class GgufTensors(Shards):
 
     def read_into(self, name: str, target: Tensor) -> None:
         """As :meth:`Shards.read_into`; a weight is decoded."""
-        codes = self._codes.get(name)
-        if codes is None:
-            super().read_into(name, target)
-        else:
-            target.copy_(torch.from_numpy(self._decode[codes](self.read(codes).numpy())))
+        if name not in self._codes:
+            return super().read_into(name, target)
+        codes = self._codes[name]
+        target.copy_(torch.from_numpy(self._decode[codes](self.read(codes).numpy())))
 
     def read_rows(self, name: str, rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """As :meth:`Shards.read_rows`; the rows alone are decoded."""
@@ -97,8 +92,6 @@ class GgufTensors(Shards):
     def read_part(self, name: str, start: int, values: int) -> Tensor:
         """As :meth:`Shards.read_part`."""
         entry = self.entries[name]
-        if name not in self._codes:
-            return super().read_part(name, start, values)
         if self._codes[name] not in TABLES:
             return self.read(name).view(-1)[start : start + values]
         width, end = entry.shape[1], min(start + values, entry.n_values)
@@ -116,11 +109,7 @@ def load_gguf(file: str, config: PreTrainedConfig, dtype: torch.dtype) -> nn.Mod
     return model
 
 
-def _config(model: nn.Module) -> Any:
-    return model.config
-
-
-def _reader(file: Path) -> GGUFReader:
+def _reader(file: Path) -> Any:
     """The header, read; the package maps the file and touches no more of it than that."""
     from gguf import GGUFReader, GGUFValueType
 
@@ -142,23 +131,19 @@ def _reader(file: Path) -> GGUFReader:
     try:
         return _WithoutArrays(file)
     except Exception as error:  # a damaged header fails as whatever is made of its numbers
-        raise BadInput(f"{file}: is no whole GGUF file ({error}).", _COPY_AGAIN) from error
+        raise BadInput(f"{file}: is no whole GGUF file ({error}).", "Copy the file again.") from error
 
 
-def _row_bytes(file: Path, name: str, stored: Any) -> tuple[int, ...]:
-    """Shape of a tensor's codes, the last axis in bytes; refused where they cannot be decoded."""
+def _check_kind(file: Path, name: str, kind: Any) -> None:
     from gguf import GGML_QUANT_SIZES, dequantize
 
     try:
-        dequantize(np.zeros((1, GGML_QUANT_SIZES[stored.tensor_type][1]), np.uint8), stored.tensor_type)
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
     except NotImplementedError as error:
         raise BadInput(
-            f"{file}: '{name}' is stored as {stored.tensor_type.name}, which cannot be decoded here.",
+            f"{file}: '{name}' is stored as {kind.name}, which cannot be decoded here.",
             "Take a file of the model in another type, such as Q4_K, Q8_0 or F16.",
         ) from error
-    values, n_bytes = GGML_QUANT_SIZES[stored.tensor_type]
-    *rows, width = reversed(stored.shape.tolist())
-    return (*rows, width // values * n_bytes)
 
 
 def _decoded(name: str, kind: Any, heads: Any, codes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -132,11 +132,7 @@ def _no_pointer(file: Path) -> None:
 
 
 def gguf_in(path: Path) -> Path | None:
-    """The GGUF file that a path is or, as a folder without ``config.json``, holds.
-
-    Raises:
-        BadInput: several in a folder, a file that is not there, a part of a split model, no ``gguf`` package.
-    """
+    """The GGUF file that a path is or, as a folder without ``config.json``, holds; several, or none, are refused."""
     if path.suffix == ".gguf" and not path.is_dir():
         file = path
     elif path.is_dir() and not (path / "config.json").is_file() and (held := sorted(path.glob("*.gguf"))):

@@ -180,7 +180,7 @@ def _close(files: dict[Path, FileIO]) -> None:
 def _files(folder: Path) -> dict[Path, set[str]]:
     """The folder's files, and the names that the index promises of each (none without an index)."""
     if not folder.is_dir():
-        raise BadInput(f"{folder}: is no folder.", "Name the folder that save_pretrained wrote.")
+        raise BadInput(f"{folder}: no such folder.", "Name the folder that save_pretrained wrote.")
     if (folder / INDEX).is_file():
         return _indexed(folder)
     if (folder / SINGLE).is_file():

@@ -24,7 +24,7 @@ from mobillm_kit.methods.lora_layers import check_scale, target_names
 from mobillm_kit.methods.task_model import TaskModel
 from mobillm_kit.methods.zeroth_order import check_eps, forward_memory
 from mobillm_kit.record import CountedMemory
-from mobillm_kit.side.heads import PooledHead
+from mobillm_kit.side.pooled_head import PooledHead
 from mobillm_kit.texts.encode import Batch
 from mobillm_kit.training.method import StepResult
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from mobillm_kit.methods.backprop import Backprop
 from mobillm_kit.methods.task_model import TaskModel
-from mobillm_kit.side.heads import LabelWordHead, PooledHead
+from mobillm_kit.side.heads import LabelWordHead
+from mobillm_kit.side.pooled_head import PooledHead
 from mobillm_kit.texts.encode import Batch
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from mobillm_kit.backbone.split import Backbone
 from mobillm_kit.errors import BadInput
-from mobillm_kit.side.heads import LabelWordHead, MaskedWordHead, PooledHead, Pooling
+from mobillm_kit.side.heads import LabelWordHead, MaskedWordHead
+from mobillm_kit.side.pooled_head import PooledHead, Pooling
 from mobillm_kit.texts.encode import Batch
 
 

@@ -23,8 +23,9 @@ from mobillm_kit.errors import BackboneMismatch, BadInput
 from mobillm_kit.files import write_with
 from mobillm_kit.side.description import USUAL, SideSpec, chosen_layers
 from mobillm_kit.side.full_width import FullWidthSide
-from mobillm_kit.side.heads import LabelWordHead, PooledHead, SideTuned
+from mobillm_kit.side.heads import LabelWordHead, SideTuned
 from mobillm_kit.side.ladders import LadderSide, PrunedLadderSide
+from mobillm_kit.side.pooled_head import PooledHead
 from mobillm_kit.side.pruning import block_sizes, start_from
 
 if TYPE_CHECKING:  # a server has no backbone and need not import what loads one

@@ -1,9 +1,8 @@
-"""From a last state to class logits: the three heads, and what a server runs, a side network with its head.
+"""From a last state to class logits: heads that read label words, and what a server runs, a side network with its head.
 
     decoders:  logits_c = W_head[word_c] · P(norm(h[prediction token]))         label words, MeZO section 2
     masked:    logits_c = W_head[word_c] · norm(gelu(W_t h[mask] + b_t)) + b[word_c]    an encoder's label words
-    encoders:  logits   = W_c pool(h) + b_c                                     a trained classifier
-               attention: pool(h) = sum_t softmax_t(q·h_t / sqrt(d/H)) h_t     by head; q = 0 at the start: the mean
+    encoders:  a trained classifier                                             side/pooled_head.py
     server:    h = A_L + side(A_1 … A_L)                                        without a side network h is h_L
 
 Knows: states, side networks.  Knows nothing of: backbones, how anything is trained, files, sockets.
@@ -14,15 +13,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from mobillm_kit.side.adapter import SideAdapter
-
-Pooling = Literal["mean", "first", "attention"]
+    from mobillm_kit.side.pooled_head import PooledHead
 
 
 class LabelWordHead(nn.Module):
@@ -61,7 +59,7 @@ class LabelWordHead(nn.Module):
 
     def pool(self, hidden: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         """The prediction token's state, (B, d)."""
-        return _one_token(hidden, positions)
+        return one_token(hidden, positions)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """(B, d) to (B, C)."""
@@ -113,43 +111,9 @@ def frozen_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return layer
 
 
-def _one_token(hidden: Tensor, positions: Tensor) -> Tensor:
+def one_token(hidden: Tensor, positions: Tensor) -> Tensor:
+    """The state at each text's position (B,), of (B, T, d)."""
     return hidden[torch.arange(hidden.shape[0], device=hidden.device), positions]
-
-
-class PooledHead(nn.Module):
-    """A linear classifier on a pooled state, trained by every method.
-
-    ``pooling`` is the ``mean`` over real tokens, the ``first`` token, or by ``attention``: a mean weighted by a learned
-    query per head (heads divide the width); the first weights are N(0, 0.02) as BERT's, of queries 0.
-    """
-
-    def __init__(self, width: int, n_labels: int, *, pooling: Pooling = "mean", heads: int = 1, seed: int = 0) -> None:
-        super().__init__()
-        self.pooling = pooling
-        self.n_labels = n_labels
-        self.single_token = pooling == "first"
-        self.classifier = nn.Linear(width, n_labels, device="meta").to_empty(device="cpu")
-        generator = torch.Generator().manual_seed(seed)
-        nn.init.normal_(self.classifier.weight, std=0.02, generator=generator)
-        nn.init.zeros_(self.classifier.bias)
-        self.query = nn.Parameter(torch.zeros(heads, width // heads)) if pooling == "attention" else None
-
-    def pool(self, hidden: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """The first token's state, or the mean over real tokens, weighted or not, (B, d)."""
-        if self.pooling == "first":
-            return _one_token(hidden, positions)
-        weight = mask.to(hidden.dtype).unsqueeze(-1)
-        if self.query is not None:
-            scores = (hidden.unflatten(-1, self.query.shape) * self.query).sum(-1) / self.query.shape[1] ** 0.5
-            scores = scores.masked_fill(weight == 0, -torch.inf)  # (B, T, H)
-            each = (scores - scores.detach().amax(dim=1, keepdim=True)).exp()
-            weight = each.repeat_interleave(self.query.shape[1], dim=-1)
-        return (hidden * weight).sum(dim=1) / weight.sum(dim=1)
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """(B, d) to (B, C)."""
-        return self.classifier(pooled.to(self.classifier.weight.dtype))
 
 
 class SideTuned(nn.Module):
