@@ -56,6 +56,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "side/full_width.py": ("test_oracles", "test_side"),
     "side/ladders.py": ("test_side", "test_oracles"),
     "side/heads.py": ("test_heads", "test_portable", "test_oracles", "test_mobillm"),
+    "side/pooled_head.py": ("test_heads", "test_oracles"),
     "side/portable_head.py": ("test_portable",),
     "side/pruning.py": ("test_side",),
     "side/adapter.py": ("test_oracles", "test_mobillm", "test_side", "test_device"),
