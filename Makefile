@@ -58,12 +58,13 @@ $(VENV)/.installed: pyproject.toml scripts/install_torch.py $(ASKED)
 	@$(PIP) install -e '.[lab,test]'
 	@touch $@
 
+# One process at a time where seconds are compared, two where another task is the point: twelve minutes in all.
 # What is done already is only shown: after Ctrl-C the same command goes on, in whichever of the two it was.
 compare: setup
 	@echo "The task reviews: what is asked stands at the last token"
 	@$(BIN)/mobillm compare
 	@echo; echo "The task turns: it does not, and the methods differ"
-	@$(BIN)/mobillm compare --task turns
+	@$(BIN)/mobillm compare --task turns --jobs 2
 
 test: lint
 	$(TEST_ENV) $(BIN)/python -m pytest -q $(PARALLEL) tests
