@@ -90,7 +90,7 @@ lab: setup
 	@$(BIN)/python -m jupyterlab notebooks/00_start_here.ipynb
 
 benchmarks-check: setup
-	for name in compare codec pipeline memory papers leak; do $(BIN)/python benchmarks/$$name.py --check || exit 1; done
+	rc=0; for name in compare codec pipeline memory papers leak; do $(BIN)/python benchmarks/$$name.py --check || rc=1; done; exit $$rc
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
