@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from mobillm_kit.errors import BadInput, TrainingDiverged
 from mobillm_kit.methods import METHODS as TABLE
 from mobillm_kit.runs.inference import Predictor
-from mobillm_kit.runs.loop import evaluate, fit
+from mobillm_kit.runs.loop import evaluate, fit, logits_of
 from mobillm_kit.runs.prepare import build_method, prepare, training_batches
 from mobillm_kit.runs.run import control_scores
 from mobillm_kit.texts.batches import Batches, FitSettings, batch_indices
@@ -148,6 +148,22 @@ def test_evaluation_by_hand(tmp_path):
     labels = torch.tensor([row.label for row in prepared.dev])
     assert torch.equal(predictions, logits.argmax(1))
     assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), abs=1e-5)
+
+
+def test_texts_of_like_length_are_evaluated_together_and_come_back_in_their_order(tmp_path):
+    prepared = prepare(tiny_spec(tmp_path, method="probe"))
+    shapes = []
+
+    def first_token(batch):
+        shapes.append(batch.input_ids.shape)
+        tokens = batch.input_ids * batch.attention_mask
+        return torch.stack([tokens.sum(1), batch.attention_mask.sum(1)], dim=1).float()
+
+    found = logits_of(first_token, prepared.dev, prepared.encoder, 4, "cpu")
+    assert found.tolist() == [[sum(row.ids), len(row.ids)] for row in prepared.dev]
+    lengths = sorted(len(row.ids) for row in prepared.dev)
+    assert [width for _, width in shapes] == [max(lengths[n : n + 4]) for n in range(0, len(lengths), 4)]
+    assert Predictor(prepared.encoder, first_token).predict([]) == []
 
 
 def test_each_epoch_sees_every_example_once_in_another_order():

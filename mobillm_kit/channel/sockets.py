@@ -240,7 +240,8 @@ def checked(frames: Sequence[bytes | bytearray | memoryview], limits: Limits) ->
     Raises:
         BadInput: no frame, too many, one too large, or too many bytes in all.
     """
-    views = [_as_bytes(frame) for frame in frames]
+    # a view with a zero in its shape cannot be cast
+    views = [view.cast("B") if view.nbytes else memoryview(b"") for view in (memoryview(frame) for frame in frames)]
     longest = max((view.nbytes for view in views), default=0)
     # libzmq cuts the connection of whoever sends a frame over the limit, and says nothing
     for found, limit, what in (
@@ -253,8 +254,3 @@ def checked(frames: Sequence[bytes | bytearray | memoryview], limits: Limits) ->
     if not views:
         raise BadInput("A message without frames cannot be sent.", "Send at least one.")
     return views
-
-
-def _as_bytes(frame: bytes | bytearray | memoryview) -> memoryview:
-    view = memoryview(frame)
-    return view.cast("B") if view.nbytes else memoryview(b"")  # a view with a zero in its shape cannot be cast

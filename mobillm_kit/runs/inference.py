@@ -47,13 +47,13 @@ class Predictor:
 
     def predict(self, texts: Sequence[str], pair: str | None = None, batch_size: int = 64) -> list[Prediction]:
         """Label each text; ``pair`` is the second text of all of them, for tasks with two."""
+        if not texts:
+            return []
         rows = self.encoder.encode([Example(text, pair, 0) for text in texts])
-        found: list[Prediction] = []
-        for _, logits in logits_of(self.logits, rows, self.encoder, batch_size, self.device):
-            best, index = logits.float().softmax(dim=-1).max(dim=-1)
-            labels = self.encoder.task.labels
-            found += [Prediction(labels[i], p) for p, i in zip(best.tolist(), index.tolist(), strict=True)]
-        return found
+        logits = logits_of(self.logits, rows, self.encoder, batch_size, self.device)
+        best, index = logits.softmax(dim=-1).max(dim=-1)
+        named = zip(best.tolist(), index.tolist(), strict=True)
+        return [Prediction(self.encoder.task.labels[label], share) for share, label in named]
 
 
 def load_run(folder: str | Path, backbone: str | Path | None = None) -> Predictor:

@@ -178,8 +178,7 @@ def _control(prepared: Prepared, rows: Sequence[Encoded], texts: Sequence[Exampl
 
 def untrained_logits(prepared: Prepared, rows: Sequence[Encoded], batch_size: int = 64) -> Tensor:
     """(N, C) logits of the pretrained model after the prompt."""
-    found = logits_of(prepared.model.logits, rows, prepared.encoder, batch_size, prepared.device)
-    return torch.cat([logits for _, logits in found]).float().cpu()
+    return logits_of(prepared.model.logits, rows, prepared.encoder, batch_size, prepared.device)
 
 
 def _about(prepared: Prepared, command: str) -> dict[str, Any]:
