@@ -1,4 +1,4 @@
-"""Every table of README's results is computed again from the committed records: no figure can drift."""
+"""Every table of the page of results is computed again from the committed records: no figure can drift."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mobillm_kit.show.tables import rows
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 COPY = "MobiLLM, copy of the top blocks (ladder)"
 ROW = {label.lower(): name for name, label in LABELS.items()} | {COPY.lower(): "mobillm-ladder"}
 POCKET, TURNS = "`benchmarks/results/pocket-*.jsonl`; print", "`benchmarks/results/turns-*.jsonl`"
@@ -27,8 +27,8 @@ REAL = ("minilm-sst2", "minilm-rte", "llama-sst2")
 
 def table_after(words: str) -> dict[str, list[str]]:
     """The first table after these words: the first cell of each row to the others."""
-    assert README.count(words) == 1
-    lines = README.split(words)[1].splitlines()
+    assert PAGE.count(words) == 1
+    lines = PAGE.split(words)[1].splitlines()
     start = next(n for n, line in enumerate(lines) if line.startswith("|"))
     found = []
     for line in lines[start:]:
@@ -121,7 +121,7 @@ def test_how_many_times_fewer_bytes_the_full_width_sends_of_a_text():
         (r"on `reviews` (\d+) times", "pocket"),
     ):
         factor = sent(task, "mobillm-ladder") / sent(task, "mobillm-full-width")
-        assert re.search(words, README).group(1) == f"{factor:.0f}"
+        assert re.search(words, PAGE).group(1) == f"{factor:.0f}"
 
 
 def test_seconds_to_the_goal():
@@ -146,7 +146,7 @@ def test_memory_of_the_streamed_device():
     assert len(shown) >= 6
     assert set(shown) <= peaks
     gguf = next(record for record in map(json.loads, lines) if record["case"]["model"] == "smollm2-135m")
-    assert f"takes {gguf['peak_bytes'] / 2**20:.0f} MiB in a lean device process" in " ".join(README.split())
+    assert f"takes {gguf['peak_bytes'] / 2**20:.0f} MiB in a lean device process" in " ".join(PAGE.split())
 
 
 def test_ratios_of_memory(monkeypatch):
@@ -156,7 +156,7 @@ def test_ratios_of_memory(monkeypatch):
     made = papers.ratios(found, {result.case: result for result in memory.read(memory.RESULTS)})
     times = {(ratio.of.split(",")[0], ratio.against): ratio.times for ratio in made}
     small, large = "opt-350m", "opt-1.3b"
-    words = " ".join(README.split())
+    words = " ".join(PAGE.split())
     full, lora, bitfit = ((times[small, rival], times[large, rival]) for rival in ("full", "lora", "bitfit"))
     assert "full fine-tuning is ÷ {:.1f} on OPT-350M and ÷ {:.1f} on OPT-1.3B in equal precision".format(*full) in words
     assert "÷ {:.2f} and ÷ {:.2f} against LoRA, ÷ {:.2f} and ÷ {:.2f} against BitFit".format(*lora, *bitfit) in words
@@ -180,7 +180,7 @@ def test_what_can_be_read_back():
     minilm, one = leak.find(real, "nearest", "fp32", (1,)), leak.find(reviews, "words", "fp32", every, "one")
     nearest, inverter, search, sign, read, named = (round(100 * each.share) for each in (*last, first, minilm, one))
     chance, to = round(100 * one.chance), f"8 texts: {100 * last[-1].low:.0f} to {100 * last[-1].high:.0f})"
-    text = " ".join(README.split("## What is sent, and what that means")[1].split())
+    text = " ".join(PAGE.split("## What the server can read")[1].split())
     for sentence in (
         f"an attack without training recovers {nearest} % of a text's own tokens",
         f"an inverter trained on other texts {inverter} %, and with a search from left to right {search} % ({to}",
