@@ -32,7 +32,7 @@ ASKED := ask
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compare test faults mutants lab lint benchmarks-check clean ask
+.PHONY: help setup compare test faults mutants lab student lint benchmarks-check clean ask
 
 help:
 	@echo "make compare           train and compare the methods on the packaged model's two tasks: runs/pocket/, runs/pocket-turns/"
@@ -40,6 +40,7 @@ help:
 	@echo "make faults            every fault and every bad input, at length: tens of minutes"
 	@echo "make mutants           put small faults into the mathematics one by one; tests must fail: an hour or two"
 	@echo "make lab               open JupyterLab at notebooks/00_start_here.ipynb"
+	@echo "make student           copies of the notebooks without solutions, for a class: student/"
 	@echo "make setup             build .venv only (the others do it when needed)"
 	@echo "make lint              style, types, floors and size of the house"
 	@echo "make benchmarks-check  hold the committed records against their bars"
@@ -88,6 +89,9 @@ lint: setup
 
 lab: setup
 	@$(BIN)/python -m jupyterlab notebooks/00_start_here.ipynb
+
+student: setup
+	@$(BIN)/python scripts/student.py
 
 benchmarks-check: setup
 	rc=0; for name in compare codec pipeline memory papers leak; do $(BIN)/python benchmarks/$$name.py --check || rc=1; done; exit $$rc

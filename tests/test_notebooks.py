@@ -98,16 +98,43 @@ def test_a_notebook_has_three_to_five_sections_between_setup_and_summary(noteboo
     assert 3 <= len(numbered) <= 5
 
 
-def test_every_exercise_has_a_solution_to_take_out_and_a_check_that_says_true(notebook):
-    after = next(i for i, cell in enumerate(notebook["cells"]) if source(cell).startswith("## Exercises"))
-    exercises = [cell for cell in notebook["cells"][after:] if cell["cell_type"] == "code"]
-    assert len(exercises) >= 3
-    for cell in exercises:
-        assert len(re.findall(r"^ *### (?:BEGIN|END) SOLUTION$", source(cell), re.MULTILINE)) == 2
-        assert "True" in written_out(cell)
+def test_an_exercise_is_a_text_a_function_to_fill_in_and_a_check_that_names_it(notebook):
+    if all(cell["id"] != "exercise-1" for cell in notebook["cells"]):
+        pytest.skip("its exercises are not functions yet")
+    cells = [cell for cell in notebook["cells"] if cell["id"].startswith("exercise-")]
+    count = len(cells) // 3
+    expected = [f"exercise-{n}{part}" for n in range(1, count + 1) for part in ("-text", "", "-check")]
+    assert [cell["id"] for cell in cells] == expected
+    assert count >= 3
+    for number in range(1, count + 1):
+        text, answer, check = map(source, cells[3 * number - 3 : 3 * number])
+        assert f"**{number}. " in text
+        assert re.search(r"^def .*:\n(.*\n)*    ### BEGIN SOLUTION\n(.*\n)*    ### END SOLUTION$", answer, re.MULTILINE)
+        assert f"Exercise {number}: " in check
+    assert sum("(open)" in source(cell) for cell in cells) == 1
+
+
+def test_nbgrader_is_told_which_cell_is_the_answer_and_which_is_the_check(notebook):
+    if all(cell["id"] != "exercise-1" for cell in notebook["cells"]):
+        pytest.skip("its exercises are not functions yet")
+    for cell in notebook["cells"]:
+        graded, is_check = cell["metadata"].get("nbgrader"), cell["id"].endswith("-check")
+        exercise = cell["id"].startswith("exercise-") and cell["cell_type"] == "code"
+        assert (graded is not None) == exercise
+        assert graded is None or (graded["grade"], graded["solution"]) == (is_check, not is_check)
+
+
+def test_no_line_is_a_bare_verdict(notebook):
+    """Two figures, then the verdict: who reads `True` alone does not see what was compared."""
+    if all(cell["id"] != "exercise-1" for cell in notebook["cells"]):
+        pytest.skip("its exercises are not functions yet")
+    for cell in code(notebook):
+        bare = [line for line in written_out(cell).splitlines() if re.search(r"\b(?:True|False)$", line.strip())]
+        assert not bare, f"{bare} of:\n{source(cell)}"
 
 
 def test_every_check_that_a_notebook_prints_came_out_as_the_text_says(notebook):
+    bad = re.compile(r": (?:different|not .*|no|missed|too .*)$")
     for cell in code(notebook):
-        wrong = [line for line in written_out(cell).splitlines() if line.endswith("False")]
-        assert all("to the bit" in line for line in wrong), f"{wrong} of:\n{source(cell)}"
+        wrong = [line for line in written_out(cell).splitlines() if bad.search(line.strip())]
+        assert not wrong, f"{wrong} of:\n{source(cell)}"
