@@ -32,7 +32,7 @@ ASKED := ask
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compare test faults mutants lab student lint benchmarks-check clean ask
+.PHONY: help setup compare test faults mutants lab student docs lint benchmarks-check clean ask
 
 help:
 	@echo "make compare           train and compare the methods on the packaged model's two tasks: runs/pocket/, runs/pocket-turns/"
@@ -41,6 +41,7 @@ help:
 	@echo "make mutants           put small faults into the mathematics one by one; tests must fail: an hour or two"
 	@echo "make lab               open JupyterLab at notebooks/00_start_here.ipynb"
 	@echo "make student           copies of the notebooks without solutions, for a class: student/"
+	@echo "make docs              build the pages of docs/ into site/, without a warning"
 	@echo "make setup             build .venv only (the others do it when needed)"
 	@echo "make lint              style, types, floors and size of the house"
 	@echo "make benchmarks-check  hold the committed records against their bars"
@@ -93,9 +94,14 @@ lab: setup
 student: setup
 	@$(BIN)/python scripts/student.py
 
+docs: setup
+	@$(PIP) install -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build --strict
+	@echo "Open site/index.html"
+
 benchmarks-check: setup
 	rc=0; for name in compare codec pipeline memory papers leak; do $(BIN)/python benchmarks/$$name.py --check || rc=1; done; exit $$rc
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
