@@ -68,7 +68,10 @@ def test_the_result_on_time_is_the_tables():
     shown = {way: statistics.median(gains) for (way, mbit, slower), gains in sooner.items() if (mbit, slower) in CELLS}
     one, every = (f"÷ {shown[f'MobiLLM, {tokens}, cache']:.1f}" for tokens in ("one token", "all tokens"))
     assert f"{one} with one token a text, {every} with all tokens" in WORDS
-    assert f"÷ {shown['linear probe']:.1f} with a linear probe on the device; the paper reports ÷ {pipeline.PAPER}" in WORDS
+    assert (
+        f"÷ {shown['linear probe']:.1f} with a linear probe on the device; the paper reports ÷ {pipeline.PAPER}"
+        in WORDS
+    )
 
 
 def test_the_drawing_is_what_its_script_makes_from_the_records():
