@@ -2,7 +2,8 @@
 
     pocket        3 pretraining seeds x 3 training seeds, every method, both side networks on random weights too
     turns         the second packaged task on the same three backbones
-    minilm-sst2   MiniLM-L6 on the sentences of SST-2          minilm-rte   the same on RTE
+    minilm-sst2   MiniLM-L6 on the sentences of SST-2; MobiLLM on two processes with int8 activations
+    minilm-rte    the same model on RTE
     llama-sst2    a Llama of 0.26 M parameters, with prompts
     smollm2-sst2  SmolLM2-135M from its GGUF file, with prompts; MobiLLM on two processes with int8 activations
 
@@ -48,8 +49,7 @@ CONTROLS = ("zero-shot", "threshold", "bag-of-words")
 FIRST_ORDER = ("full", "lora")
 ZEROTH_ORDER = ("mezo", "p-rge")
 POCKET_METHODS = (*FIRST_ORDER, *ZEROTH_ORDER, "probe", *NETS)
-ENCODER_METHODS = ("full", "mobillm-ladder", "probe", "lora")
-CACHED = {"server": "spawn", "cache": True}
+CACHED = {"server": "spawn", "codec": "int8", "cache": True}
 """A server process that keeps activations: each sentence is forwarded and sent once, however long the training."""
 PAPERS_OWN = {"normalization": "none", "pooling": "mean", "weight_decay": 0.0, "averaging": 0.0}
 """The full width as RTE's records have it; the encoders' preset has more since."""
@@ -98,8 +98,9 @@ def benchmarks(pocket_folders: Sequence[str]) -> dict[str, Benchmark]:
         Benchmark(
             "minilm-sst2",
             (
-                *specs((*encoder_controls, *ENCODER_METHODS), **minilm, **sst2),
-                *specs(["mobillm-full-width"], options=CACHED, **minilm, **sst2),
+                *specs((*encoder_controls, "probe"), **minilm, **sst2),
+                *specs(FIRST_ORDER, eval_every=25, **minilm, **sst2),
+                *specs(NETS, eval_every=50, options=CACHED, **minilm, **sst2),
                 *specs(ZEROTH_ORDER, SEEDS[:1], **minilm, **sst2),
             ),
         ),
@@ -130,12 +131,11 @@ def benchmarks(pocket_folders: Sequence[str]) -> dict[str, Benchmark]:
 def smollm2(task: dict[str, str]) -> tuple[RunSpec, ...]:
     """Two thousand texts, twice each for what trains through the backbone; slow methods with one seed, and last."""
     settings = {"backbone": str(SHARED / "models/smollm2-135m"), "limit_train": 2000, "limit_dev": 300, **task}
-    apart = {"server": "spawn", "codec": "int8"}
     copied = {"start": "backbone", "reduction": 1, "layers": 5}  # of the last four blocks, as on MiniLM
     ways = {  # looked at on dev ten times: benchmarks/pipeline.py finds in these curves when the goal is reached
         "probe": {"steps": 500, "lr": 3e-3, "eval_every": 50},
-        "mobillm-full-width": {"steps": 500, "lr": 1e-3, "eval_every": 50, "options": apart},
-        "mobillm-ladder": {"steps": 250, "lr": 1e-4, "eval_every": 25, "options": apart | copied},
+        "mobillm-full-width": {"steps": 500, "lr": 1e-3, "eval_every": 50, "options": CACHED},
+        "mobillm-ladder": {"steps": 250, "lr": 1e-4, "eval_every": 25, "options": CACHED | copied},
         "lora": {"steps": 250, "lr": 5e-4, "eval_every": 25},
         "full": {"steps": 250, "lr": 5e-5, "eval_every": 25},
         "mezo": {"steps": 500, "eval_every": 250},
