@@ -1,7 +1,7 @@
 """The comparison on the pocket backbone and on real models: `python benchmarks/compare.py NAME … [--quick | --check]`.
 
     pocket        3 pretraining seeds x 3 training seeds, every method, both side networks on random weights too
-    turns         the second packaged task on the same three backbones
+    turns         the second packaged task on the same three backbones; MeZO and P-RGE with one seed on two of them
     minilm-sst2   MiniLM-L6 on the sentences of SST-2; MobiLLM on two processes with int8 activations
     minilm-sst2-pruned   the same with a pruned copy        minilm-rte   the same model on RTE
     llama-sst2    a Llama of 0.26 M parameters, with prompts
@@ -85,7 +85,9 @@ def turns(pretraining_seed: int, folder: str) -> Benchmark:
     settings: dict[str, object] = {"backbone": folder, "preset": "turns", "task": "turns"}
     if pretraining_seed:  # curves are drawn of the packaged backbone alone; looks at dev change no training
         settings["eval_every"] = 300
-    return Benchmark(f"turns-{pretraining_seed}", specs((*CONTROLS, *POCKET_METHODS), **settings))
+    trained = specs((*CONTROLS, *FIRST_ORDER, "probe", *NETS), **settings)
+    slow = specs(ZEROTH_ORDER, SEEDS[:1] if pretraining_seed else SEEDS, **settings)
+    return Benchmark(f"turns-{pretraining_seed}", (*trained, *slow))
 
 
 def benchmarks(pocket_folders: Sequence[str]) -> dict[str, Benchmark]:
@@ -136,17 +138,11 @@ def benchmarks(pocket_folders: Sequence[str]) -> dict[str, Benchmark]:
 def smollm2(texts: int, **task: object) -> tuple[RunSpec, ...]:
     """Each text twice for what trains through the backbone; slow methods with one seed, and last."""
     settings = {"backbone": str(SHARED / "models/smollm2-135m"), "limit_train": texts, "limit_dev": 300, **task}
-    copied = {"start": "backbone", "reduction": 1, "layers": 5}  # of the last four blocks, as on MiniLM
     epoch, looks = texts // 16, 10  # at dev: benchmarks/pipeline.py finds in these curves when the goal is reached
     ways = {
         "probe": {"steps": 4 * epoch, "lr": 3e-3, "eval_every": 4 * epoch // looks},
         "mobillm-full-width": {"steps": 4 * epoch, "lr": 1e-3, "eval_every": 4 * epoch // looks, "options": CACHED},
-        "mobillm-ladder": {
-            "steps": 2 * epoch,
-            "lr": 1e-4,
-            "eval_every": 2 * epoch // looks,
-            "options": CACHED | copied,
-        },
+        "mobillm-ladder": {"steps": 4 * epoch, "lr": 1e-3, "eval_every": 4 * epoch // looks, "options": CACHED},
         "lora": {"steps": 2 * epoch, "lr": 5e-4, "eval_every": 2 * epoch // looks},
         "full": {"steps": 2 * epoch, "lr": 5e-5, "eval_every": 2 * epoch // looks},
         "mezo": {"steps": 4 * epoch, "eval_every": 2 * epoch},

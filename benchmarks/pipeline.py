@@ -119,8 +119,8 @@ QUESTIONS = {
         bar=PAPER,
     ),
     "smollm2-sst2": Question(
-        (*ALONE, across("MobiLLM, full width", FULL_WIDTH, True), across(COPY, LADDER, True)),
-        f"{COPY}, cache",
+        (*ALONE, across("MobiLLM, full width", FULL_WIDTH, True), across("MobiLLM, ladder", LADDER, True)),
+        "MobiLLM, full width, cache",
         record="smollm2-sst2",
         bar=PAPER,
     ),
