@@ -187,7 +187,7 @@ class Plan:
     steps: int | None = None
     limit_dev: int | None = None
     evaluated: tuple[int, ...] = EARLY
-    timed: int = 20
+    timed: int = 40
     """Steps over which a cell is really run, half of them from the cache; on real text, over which stages are timed."""
 
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from mobillm_kit.runs.doctor import examine
     from mobillm_kit.runs.inference import load_side
     from mobillm_kit.runs.loop import evaluate
-    from mobillm_kit.runs.prepare import build_method, prepare
+    from mobillm_kit.runs.prepare import build_method, fit_settings, prepare
     from mobillm_kit.runs.run import run, untrained_logits
     from mobillm_kit.runs.spec import RunSpec
     from mobillm_kit.server.process import serve

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import statistics
 from pathlib import Path
 
 import pytest
 
+from benchmarks import pipeline
 from scripts import make_overview
 from tests.test_results_page import PAGE, POCKET, TURNS, table_after
 
@@ -14,6 +16,8 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 WORDS = " ".join(README.split())
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+CELLS = ((pipeline.NAMED, 1.0), (0.0, 1.0))
+"""At the named bandwidth, or on the device alone; the device as fast as the server."""
 ROW = re.compile(r"^\| `(\d\d_\w+)` \| .+ \| (\d+) \|$", re.MULTILINE)
 
 
@@ -60,50 +64,11 @@ def test_the_results_on_the_packaged_tasks_are_the_tables():
 
 
 def test_the_result_on_time_is_the_tables():
-    shown = table_after("(`benchmarks/pipeline.py --check`)")
-    full = shown["full fine-tuning on the device"][0]
-    one, every = (
-        re.fullmatch(r"([\d.]+) \(÷ [\d.]+, ([\d.]+), [\d.]+\)", shown[f"MobiLLM, {tokens}, cache"][0]).groups()
-        for tokens in ("one token", "all tokens")
-    )
-    assert (
-        f"which needs {full} s: MobiLLM with one token a text {one[0]} s over 20 Mb/s, with all tokens {every[0]} s"
-        in WORDS
-    )
-    paper = re.search(r"stays below the paper's ([\d.]+)", PAGE).group(1)
-    assert f"that is ÷ {one[1]} and ÷ {every[1]}; the paper reports ÷ {paper}." in WORDS
-
-
-@pytest.mark.parametrize(
-    ("here", "there"),
-    [
-        (r"without training recovers (\d+) %", r"without training recovers (\d+) % of a text's own tokens"),
-        (r"with a search (\d+) %", r"with a search from left to right (\d+) %"),
-        (r"naming its words is right for (\d+) %", r"naming a text's words from it is right for (\d+) %"),
-        (r"naming the commonest words for (\d+) %", r"naming the commonest words for (\d+) %"),
-    ],
-)
-def test_what_can_be_read_is_what_the_results_say(here, there):
-    assert re.search(here, WORDS).group(1) == re.search(there, " ".join(PAGE.split())).group(1)
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/course.md"])
-def test_every_notebook_has_its_row_in_order(page):
-    found = ROW.findall((ROOT / page).read_text(encoding="utf-8"))
-    assert [name for name, _ in found] == NOTEBOOKS
-    assert found == ROW.findall(README)
-
-
-@pytest.mark.parametrize(
-    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
-)
-def test_a_pages_links_lead_somewhere(page):
-    text = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    found = re.findall(r"\]\(([^)#]+)[^)]*\)|(?:src|srcset)=\"([^\"]+)\"", text)
-    local = [link or source for link, source in found if not (link or source).startswith("http")]
-    assert len(local) > 8 or page.name not in ("README.md", "index.md")
-    for link in local:
-        assert (page.parent / link).exists(), link
+    sooner = pipeline.sooner(pipeline.read(pipeline.RESULTS).answers["reviews"])
+    shown = {way: statistics.median(gains) for (way, mbit, slower), gains in sooner.items() if (mbit, slower) in CELLS}
+    one, every = (f"÷ {shown[f'MobiLLM, {tokens}, cache']:.1f}" for tokens in ("one token", "all tokens"))
+    assert f"{one} with one token a text, {every} with all tokens" in WORDS
+    assert f"÷ {shown['linear probe']:.1f} with a linear probe on the device; the paper reports ÷ {pipeline.PAPER}" in WORDS
 
 
 def test_the_drawing_is_what_its_script_makes_from_the_records():

@@ -11,7 +11,7 @@ perturbation back, applies the update of the last step, and moves on:
     B1_j   <- B1_j - eps z'_j + noise_j - update    master weight = (B0_j + B1_j) / 2, for every j
 
 Knows: tensors and linear layers.  Knows nothing of: losses, tasks.
-Taught in: notebooks/09_comparison.ipynb
+Taught in: notebooks/05_p_rge.ipynb
 """
 
 import torch

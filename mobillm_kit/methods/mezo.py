@@ -3,7 +3,7 @@
     memory = weights + one z of the largest weight
 
 Knows: the task model.  Knows nothing of: other methods.
-Taught in: notebooks/09_comparison.ipynb
+Taught in: notebooks/04_mezo.ipynb
 """
 
 from mobillm_kit.methods.task_model import TaskModel

@@ -1,7 +1,7 @@
 """MeZO on LoRA's parameters: the backbone stays, A and B are trained by forward passes alone (arXiv 2305.17333).
 
 Knows: the task model.  Knows nothing of: other methods.
-Taught in: notebooks/09_comparison.ipynb
+Taught in: notebooks/04_mezo.ipynb
 """
 
 from typing import Any

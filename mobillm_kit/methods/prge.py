@@ -6,7 +6,7 @@ outer loop: the q perturbations run in one batched forward; inner loop: both sig
 the same, more perturbations cost nothing.  Only B of LoRA-FA is perturbed.
 
 Knows: the task model.  Knows nothing of: other methods.
-Taught in: notebooks/09_comparison.ipynb
+Taught in: notebooks/05_p_rge.ipynb
 """
 
 from collections.abc import Mapping, Sequence

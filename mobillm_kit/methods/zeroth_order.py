@@ -6,7 +6,7 @@
 A run is its seed and one number per step: :class:`ReplayLog`.
 
 Knows: parameters and a function from batch to logits.  Knows nothing of: which parameters, and why.
-Taught in: notebooks/09_comparison.ipynb
+Taught in: notebooks/04_mezo.ipynb
 """
 
 from __future__ import annotations
