@@ -74,6 +74,38 @@ def test_the_result_on_time_is_the_tables():
     )
 
 
+@pytest.mark.parametrize(
+    ("here", "there"),
+    [
+        (r"without training recovers (\d+) %", r"without training recovers (\d+) % of a text's own tokens"),
+        (r"with a search (\d+) %", r"with a search from left to right (\d+) %"),
+        (r"naming its words is right for (\d+) %", r"naming a text's words from it is right for (\d+) %"),
+        (r"naming the commonest words for (\d+) %", r"naming the commonest words for (\d+) %"),
+    ],
+)
+def test_what_can_be_read_is_what_the_results_say(here, there):
+    assert re.search(here, WORDS).group(1) == re.search(there, " ".join(PAGE.split())).group(1)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/course.md"])
+def test_every_notebook_has_its_row_in_order(page):
+    found = ROW.findall((ROOT / page).read_text(encoding="utf-8"))
+    assert [name for name, _ in found] == NOTEBOOKS
+    assert found == ROW.findall(README)
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_a_pages_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    found = re.findall(r"\]\(([^)#]+)[^)]*\)|(?:src|srcset)=\"([^\"]+)\"", text)
+    local = [link or source for link, source in found if not (link or source).startswith("http")]
+    assert len(local) > 8 or page.name not in ("README.md", "index.md")
+    for link in local:
+        assert (page.parent / link).exists(), link
+
+
 def test_the_drawing_is_what_its_script_makes_from_the_records():
     for path, drawn in make_overview.files().items():
         assert path.read_text(encoding="utf-8") == drawn, path.name

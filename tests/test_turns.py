@@ -84,11 +84,11 @@ def test_a_method_that_solves_the_probe_s_task_fails_the_gate() -> None:
         assert not all(bar.ok for bar in bars({**good, method: bad})), method
 
 
-def test_the_ladder_has_a_preset_of_its_own_on_this_task_alone() -> None:
-    own = preset(RunSpec(method="mobillm-ladder", task="turns"), "decoder", "mobillm-ladder")
-    usual = preset(RunSpec(method="mobillm-ladder"), "decoder", "mobillm-ladder")
-    assert (own.settings["lr"], own.settings["steps"]) != (usual.settings["lr"], usual.settings["steps"])
-    for method in ("full", "lora", "full-checkpointing", "probe", "mezo", "p-rge"):
+def test_the_ladder_and_lora_take_longer_on_this_task_and_nobody_else() -> None:
+    for method in ("mobillm-ladder", "lora", "lora-fa", "lora-checkpointing"):
+        own, usual = (preset(RunSpec(method=method, task=task), "decoder", method) for task in ("turns", "reviews"))
+        assert own.settings["steps"] > usual.settings["steps"], method
+    for method in ("full", "full-checkpointing", "probe", "mezo", "p-rge"):
         spec = RunSpec(method=method, task="turns")
         assert preset(spec, "decoder", method) == preset(RunSpec(method=method), "decoder", method)
 
