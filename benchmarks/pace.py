@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from benchmarks.two_cores import Cores, address_through, started_server, timed
+from benchmarks.two_cores import Cores, address_through, started_server
 from mobillm_kit.link.rates import Link
 from mobillm_kit.link.timeline import Timeline
 from mobillm_kit.methods.mobillm import MobiLLM, build
@@ -273,6 +273,12 @@ def throttled(what: str, small: Big, address: str, size: Size, **options: object
         )
     finally:
         method.close()
+
+
+def timed(action: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
 
 
 def steady_bars(part: Steady) -> list[Bar]:

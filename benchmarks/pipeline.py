@@ -32,6 +32,7 @@ import torch
 
 from benchmarks import compare, pace
 from benchmarks.two_cores import Cores, address_through, on_core, slowed, started_server, two_cores
+from mobillm_kit.errors import KitError
 from mobillm_kit.files import write_bytes
 from mobillm_kit.link.overlap import StepCost, schedule, slowest
 from mobillm_kit.link.rates import Link
@@ -101,6 +102,8 @@ class Question:
     record: str = ""
     """The file of `compare.py` that has the curves; without one, every step is trained here."""
     bar: float = 1.0
+    timed: int = 160
+    """Steps over which a cell is really run, half of them from the cache; on real text, over which stages are timed."""
 
 
 QUESTIONS = {
@@ -117,12 +120,14 @@ QUESTIONS = {
         f"{COPY}, cache",
         record="minilm-sst2",
         bar=PAPER,
+        timed=40,
     ),
     "smollm2-sst2": Question(
         (*ALONE, across("MobiLLM, full width", FULL_WIDTH, True), across("MobiLLM, ladder", LADDER, True)),
         "MobiLLM, full width, cache",
         record="smollm2-sst2",
         bar=PAPER,
+        timed=40,
     ),
 }
 
@@ -166,8 +171,6 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """Sent once, before the first step: a copy's first weights."""
     stages_s: dict[str, dict[str, float]]
     """Per way: what a step costs the device, and the server, mean over all steps."""
-    limits: dict[str, str]
-    """Per way: the stage that sets the pace at the named bandwidth."""
     provenance: Provenance
 
 
@@ -187,8 +190,8 @@ class Plan:
     steps: int | None = None
     limit_dev: int | None = None
     evaluated: tuple[int, ...] = EARLY
-    timed: int = 40
-    """Steps over which a cell is really run, half of them from the cache; on real text, over which stages are timed."""
+    timed: int = 160
+    """At most so many steps of a cell are really run."""
 
 
 QUICK = Plan((0,), 30, 100, (5, 10, 20, 30), 12)
@@ -319,7 +322,6 @@ def answered(question: Question, plan: Plan, cores: Cores, command: str) -> Answ
         for way, runs in trained.items()
         for mbit, slower in (cells if way.splits else [(0.0, slower) for slower in (1.0, *SLOWER)])
     ]
-    named = Link(NAMED, latency_ms=LATENCY_MS)
     return Answer(
         codec=CODEC,
         goals=goals,
@@ -334,7 +336,6 @@ def answered(question: Question, plan: Plan, cores: Cores, command: str) -> Answ
             way.label: {side: mean_of(runs, f"{side}_s") for side in ("device", "server")}
             for way, runs in trained.items()
         },
-        limits={way.label: slowest(mean_cost(runs), named)[0] for way, runs in trained.items()},
         provenance=provenance(command),
     )
 
@@ -346,10 +347,14 @@ def runs_of(question: Question, way: Way, plan: Plan, address: str) -> list[Trai
         specs = [spec_of(question, way, seed, plan) for seed in plan.seeds]
         found = [walked(spec, address, plan.steps, plan.evaluated) for spec in specs]
     else:
-        spec = twice_over(spec_of(question, way, 0, plan), plan.timed)
-        timed = walked(spec, address, plan.timed)
-        records = compare.read(compare.RESULTS / f"{question.record}.jsonl")
-        found = [from_record(record, timed, way.cached) for record in records if record.method == way.method]
+        file = compare.RESULTS / f"{question.record}.jsonl"
+        records = [record for record in compare.read(file) if record.method == way.method]
+        if not records:
+            problem = f"{file.name} has no record of '{way.method}', whose curve this part reads."
+            raise KitError(problem, f"Run `python benchmarks/compare.py {question.record}` first.")
+        steps = min(question.timed, plan.timed)
+        timed = walked(twice_over(spec_of(question, way, 0, plan), steps), address, steps)
+        found = [from_record(record, timed, way.cached) for record in records]
     cost = mean_cost(found)
     print(f"{way.label}: {cost.device_s:.3f} s, {cost.n_bytes:,} bytes, {cost.server_s:.3f} s a step", flush=True)
     return found
@@ -358,8 +363,9 @@ def runs_of(question: Question, way: Way, plan: Plan, address: str) -> list[Trai
 def really_run(question: Question, plan: Plan, cores: Cores, server: ServerProcess) -> list[Check]:
     """The named way, half of it from the cache, at each bandwidth, and on a slowed device."""
     way = next(way for way in question.ways if way.label == question.named)
-    spec = twice_over(spec_of(question, way, 0, plan), plan.timed)
-    alone = walked(spec, server.address, plan.timed)
+    steps = min(question.timed, plan.timed)
+    spec = twice_over(spec_of(question, way, 0, plan), steps)
+    alone = walked(spec, server.address, steps)
     cells = [(mbit, 1.0) for mbit in BANDWIDTHS] + [(NAMED, SLOWER[0])]
     return [checked(spec, way, mbit, slower, alone, cores, server) for mbit, slower in cells]
 
@@ -456,7 +462,9 @@ def answer_bars(question: Question, answer: Answer) -> list[Bar]:
         found = abs(check.measured_s / check.predicted_s - 1)
         off[check.slower > 1] = max(off[check.slower > 1], found)
     gains = sooner(answer)[question.named, NAMED, 1.0]
-    limit = answer.limits[question.named]
+    stages, n_bytes = answer.stages_s[question.named], answer.bytes_per_step[question.named]
+    cost = StepCost(stages["device"], n_bytes, stages["server"])
+    limit = slowest(cost, Link(NAMED, latency_ms=LATENCY_MS))[0]
     return [
         Bar("cells of the table", len(answer.times), cells),
         Bar("bandwidths really run, half from the cache", len({check.mbit_per_s for check in answer.checks}), 4),

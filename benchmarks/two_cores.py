@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,38 +61,37 @@ def address_through(stack: ExitStack, cores: Cores, server: ServerProcess, link:
         return stack.enter_context(LinkProcess((host, int(port)), link)).endpoint
 
 
-def timed(action: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    action()
-    return time.perf_counter() - started
-
-
+PERIOD_S = 0.04
+"""Short beside a step, long beside a scheduler's turn."""
 DUTY = """
 import os, signal, sys, time
-pid, share, limit_s = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
+pid, share, period_s = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
 signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-end = time.monotonic() + limit_s
 try:
-    while time.monotonic() < end and os.getppid() == pid:
+    while os.getppid() == pid:
         os.kill(pid, signal.SIGSTOP)
-        time.sleep(PERIOD_S * (1 - share))
+        time.sleep(period_s * (1 - share))
         os.kill(pid, signal.SIGCONT)
-        time.sleep(PERIOD_S * share)
+        time.sleep(period_s * share)
 finally:
     os.kill(pid, signal.SIGCONT)
 """
-PERIOD_S = 0.04
-"""Short beside a step, long beside a scheduler's turn."""
 
 
 @contextmanager
-def slowed(cores: Cores, times: float, limit_s: float = 120.0) -> Iterator[None]:
-    """This process runs one part in ``times`` of the time: another one, on the other core, stops it in between."""
-    script = DUTY.replace("PERIOD_S", str(PERIOD_S))
+def slowed(cores: Cores, times: float) -> Iterator[None]:
+    """This process runs one part in ``times`` of the time: another one, on the other core, stops it in between.
+
+    Raises:
+        KitError: the other one ended before the body, so that what was timed was not slowed.
+    """
+    argv = [sys.executable, "-c", DUTY, str(os.getpid()), str(1 / times), str(PERIOD_S)]
     with on_core(cores.server):
-        pauser = subprocess.Popen([sys.executable, "-c", script, str(os.getpid()), str(1 / times), str(limit_s)])
+        pauser = subprocess.Popen(argv)
     try:
         yield
+        if pauser.poll() is not None:
+            raise KitError("The process that slows this one ended too early.", "Run the part again.")
     finally:
         pauser.terminate()
-        pauser.wait()
+        pauser.wait(timeout=10)

@@ -154,16 +154,16 @@ def test_texts_of_like_length_are_evaluated_together_and_come_back_in_their_orde
     prepared = prepare(tiny_spec(tmp_path, method="probe"))
     shapes = []
 
-    def first_token(batch):
+    def seen_tokens(batch):
         shapes.append(batch.input_ids.shape)
         tokens = batch.input_ids * batch.attention_mask
         return torch.stack([tokens.sum(1), batch.attention_mask.sum(1)], dim=1).float()
 
-    found = logits_of(first_token, prepared.dev, prepared.encoder, 4, "cpu")
+    found = logits_of(seen_tokens, prepared.dev, prepared.encoder, 4, "cpu")
     assert found.tolist() == [[sum(row.ids), len(row.ids)] for row in prepared.dev]
     lengths = sorted(len(row.ids) for row in prepared.dev)
     assert [width for _, width in shapes] == [max(lengths[n : n + 4]) for n in range(0, len(lengths), 4)]
-    assert Predictor(prepared.encoder, first_token).predict([]) == []
+    assert Predictor(prepared.encoder, seen_tokens).predict([]) == []
 
 
 def test_each_epoch_sees_every_example_once_in_another_order():

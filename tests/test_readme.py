@@ -72,6 +72,8 @@ def test_the_result_on_time_is_the_tables():
         f"÷ {shown['linear probe']:.1f} with a linear probe on the device; the paper reports ÷ {pipeline.PAPER}"
         in WORDS
     )
+    each = sooner["MobiLLM, one token, cache", pipeline.NAMED, 1.0]
+    assert f"Seeds differ from ÷ {min(each):.1f} to ÷ {max(each):.1f}" in WORDS
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ def scores(benchmark: str, method: str, name: str = "test_accuracy") -> list[flo
         (POCKET, ("pocket-0", "pocket-1", "pocket-2"), 30),
         (TURNS, ("turns-0", "turns-1", "turns-2"), 26),
         ("earns its\nplace", REAL, 19),
+        ("A real decoder from the file", ("smollm2-sst2",), 5),
     ],
 )
 def test_accuracies(words, names, figures):
@@ -129,6 +130,28 @@ def test_seconds_to_the_goal():
     assert "reviews" in answers
     for name, answer in answers.items():
         assert pipeline.table(answer) in PAGE, name
+
+
+def test_steps_to_the_goal():
+    steps = pipeline.read(pipeline.RESULTS).answers["reviews"].steps_to_goal
+    (own,) = set(steps["MobiLLM, one token, cache"])
+    words = " ".join(PAGE.split())
+    assert f"It needs {own} steps to the goal, full fine-tuning {'{}, {} and {}'.format(*steps['full'])}," in words
+
+
+def test_the_table_of_notebook_09_is_the_one_here():
+    notebook = json.loads((ROOT / "notebooks" / "09_comparison.ipynb").read_text(encoding="utf-8"))
+    (text,) = (found for cell in notebook["cells"] if "| MiniLM-L6 × SST-2 |" in (found := "".join(cell["source"])))
+    shown = {
+        what.split(" on ")[0].rstrip(",").lower(): figure
+        for what, figure in re.findall(r"^\| (.+) \| ([\d.]+) \|$", text, re.M)
+    }
+    page = {
+        row.lower().removesuffix(" (ladder)"): cells[0].split()[0]
+        for row, cells in table_after("earns its\nplace").items()
+    }
+    assert len(shown) == 5
+    assert shown == {row: page[row] for row in shown}
 
 
 def test_memory_of_the_streamed_device():
