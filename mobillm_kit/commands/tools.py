@@ -6,6 +6,7 @@ Taught in: notebooks/00_start_here.ipynb
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,7 @@ from rich.table import Table
 from tyro.conf import Positional, UseAppendAction, arg
 
 from mobillm_kit.commands.run import Command, method_options, say, screen
-from mobillm_kit.common import MIB
+from mobillm_kit.common import MIB, when_parent_ends
 from mobillm_kit.methods import LABELS, METHODS, method_row, options_of
 from mobillm_kit.server import ServiceSettings
 
@@ -136,6 +137,8 @@ class Server(ServiceSettings, Command, frozen=True, kw_only=True):
     """For programs: end when standard input closes."""
 
     def __call__(self) -> int:
+        if self.with_parent:  # before torch is imported, which takes seconds: an interrupted cell leaves no server
+            when_parent_ends(lambda: os._exit(0))  # at once: checkpoints are whole at any moment
         from mobillm_kit.server.disk import disk_of
         from mobillm_kit.server.process import ServiceStart, serve_forever
 
@@ -157,7 +160,6 @@ class Server(ServiceSettings, Command, frozen=True, kw_only=True):
             keys=self.keys,
             advertise=self.advertise,
             announce=announce,
-            with_parent=self.with_parent,
         )
         return 0
 

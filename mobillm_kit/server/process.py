@@ -27,7 +27,7 @@ from mobillm_kit.channel.ends import ServerSocket
 from mobillm_kit.channel.join import JoinString
 from mobillm_kit.channel.keys import Door
 from mobillm_kit.channel.timings import TIMINGS
-from mobillm_kit.common import fresh_environment, when_parent_ends
+from mobillm_kit.common import fresh_environment
 from mobillm_kit.errors import ServerGone
 from mobillm_kit.server import ServiceSettings
 from mobillm_kit.server.service import Service, service_limits
@@ -169,7 +169,6 @@ def serve_forever(
     keys: Path | None = None,
     advertise: str | None = None,
     announce: Callable[[ServiceStart], None],
-    with_parent: bool = False,
 ) -> None:
     """Listen and serve until a signal ends it.
 
@@ -179,7 +178,6 @@ def serve_forever(
         keys: folder of the server's key, the allow-list and the codes; None serves loopback without encryption.
         advertise: the host that devices reach this machine by; the bound one by default.
         announce: told where the server listens and how to join.
-        with_parent: end too when the process that holds our standard input ends.
 
     Raises:
         BadInput: a bind that is not loopback without keys, or an address in use.
@@ -191,8 +189,6 @@ def serve_forever(
     service = Service(socket, settings, door)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: service.stop())
-    if with_parent:  # at once: checkpoints are whole at any moment, and an orderly end takes a busy machine seconds
-        when_parent_ends(lambda: os._exit(0))
     join = ""
     if door is not None:
         port = socket.address.rsplit(":", 1)[1]
