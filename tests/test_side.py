@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mobillm_kit.errors import BackboneMismatch, BadInput
-from mobillm_kit.methods import load_method, mobillm
+from mobillm_kit.methods import mobillm
 from mobillm_kit.side.adapter import SideAdapter, attach, build_side, new_adapter
 from mobillm_kit.side.description import USUAL, SideSpec, chosen_layers
 from mobillm_kit.side.full_width import FullWidthSide
@@ -368,43 +368,6 @@ def test_a_folder_of_before_the_description_was_one_part_still_loads(tmp_path, k
     loaded = SideAdapter.from_pretrained(tmp_path)
     assert loaded.spec == adapter.spec
     assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in adapter.state_dict().items())
-
-
-def with_idle_gate(tensors: dict[str, torch.Tensor], value: float = 0.0) -> dict[str, torch.Tensor]:
-    """As files of protocol 2 and before have it: a gate of the first layer too."""
-    idle = torch.tensor([value])
-    return {name: torch.cat([idle, t]) if name.endswith("gates") and t.ndim else t for name, t in tensors.items()}
-
-
-@pytest.mark.parametrize("kind", [*SIDES, "pruned"])
-def test_a_folder_with_a_gate_of_the_first_layer_still_loads(tmp_path, kind):
-    if kind == "pruned":
-        adapter = stirred(started(tiny_task_model("bert"), reduction=2, layers=3))
-    else:
-        adapter = stirred(new_adapter(tiny_task_model().backbone, kind=kind, n_labels=2, rank=4, reduction=2))
-    adapter.save_pretrained(tmp_path)
-    file = tmp_path / "model.safetensors"
-    save_file(with_idle_gate(load_file(file), 0.3), file, metadata={"format": "pt"})
-    loaded = SideAdapter.from_pretrained(tmp_path)
-    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in adapter.state_dict().items())
-
-
-@pytest.mark.parametrize("name", ["lst", "mobillm-full-width", "mobillm-ladder"])
-def test_a_checkpoint_with_a_gate_of_the_first_layer_goes_on_to_the_same_bytes(name):
-    batch = random_batch()
-    ends = []
-    for old in (False, True):
-        method = load_method(name)(tiny_task_model(), seed=0)
-        for _ in range(3):
-            method.step(batch, 0.01)
-        state = method.state()
-        (gates,) = (value for key, value in state.items() if key.startswith("weight/") and key.endswith("gates"))
-        assert gates.any()  # the gates that there are have an effect
-        method = load_method(name)(tiny_task_model(), seed=0)
-        method.load_state(with_idle_gate(state) if old else state)
-        method.step(batch, 0.01)
-        ends.append(method.state())
-    assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
 
 
 class IdleGate(FullWidthSide):

@@ -46,7 +46,6 @@ from mobillm_kit.side.heads import LabelWordHead
 from mobillm_kit.side.portable_head import checked_result, describe_head
 from mobillm_kit.texts.batches import Batches, StepBatch
 from mobillm_kit.texts.encode import Batch
-from mobillm_kit.training.adamw import without_idle_gate
 from mobillm_kit.training.ledger import storage_bytes
 from mobillm_kit.training.method import StepResult
 
@@ -321,7 +320,7 @@ class Wire:
     def _put_weights(self, tensors: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             for name, parameter in self._local.parameters.items():
-                parameter.copy_(without_idle_gate(name, tensors[name], parameter))
+                parameter.copy_(tensors[name])
 
     def first_weights(self) -> bytes:
         """As they are sent, made anew from the backbone: training has gone over the local ones."""

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mobillm_kit.side.description import check_layers, check_rank
-from mobillm_kit.training.adamw import without_idle_gate
 
 
 class FullWidthSide(nn.Module):
@@ -41,7 +40,6 @@ class FullWidthSide(nn.Module):
         self.down = nn.ModuleList(linear(width, rank, generator) for _ in self.layers)
         self.up = nn.ModuleList(zero_linear(rank, width) for _ in self.layers)  # zero: the side starts as nothing
         self.norms = nn.ModuleList(nn.LayerNorm(width) if normalization == "layer" else nn.Identity() for _ in layers)
-        self.register_load_state_dict_pre_hook(take_gates)
 
     def forward(self, taps: Sequence[Tensor], mask: Tensor) -> Tensor:
         """Taps and mask (B, T) to what is added to the last state, (B, T, d)."""
@@ -54,12 +52,6 @@ class FullWidthSide(nn.Module):
             delta = change if gate is None else gate * delta + change
             state = x + change
         return delta
-
-
-def take_gates(side: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Before weights are loaded: of L gates in a file the last L - 1."""
-    if (name := f"{prefix}gates") in state:
-        state[name] = without_idle_gate(name, state[name], side.get_parameter("gates"))
 
 
 def linear(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:

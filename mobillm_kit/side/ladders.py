@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from mobillm_kit.errors import BadInput
 from mobillm_kit.side.description import check_ladder, check_layers
-from mobillm_kit.side.full_width import linear, take_gates, zero_linear
+from mobillm_kit.side.full_width import linear, zero_linear
 
 OWN_STATE_FIRST = 0.2
 """alpha of blocks that begin as the backbone's: sigmoid(0.2 / 0.1) = 0.88 of the side's own state, 0.12 of the tap."""
@@ -54,7 +54,6 @@ class LadderSide(nn.Module):
         self.blocks = nn.ModuleList(LadderBlock(narrow, heads, generator) for _ in self.layers)
         self.norm = nn.LayerNorm(narrow)
         self.up = zero_linear(narrow, width)  # zero: the side starts as nothing
-        self.register_load_state_dict_pre_hook(take_gates)
 
     def forward(self, taps: Sequence[Tensor], mask: Tensor) -> Tensor:
         """Taps and mask (B, T) to what is added to the last state, (B, T, d)."""
@@ -117,7 +116,6 @@ class PrunedLadderSide(nn.Module):
         self.down = nn.ModuleList(linear(width, narrow, generator) for _ in fed)
         self.blocks = nn.ModuleList(PostNormBlock(narrow, heads, feed_forward, norm_eps, generator) for _ in fed)
         self.up = zero_linear(narrow, width)  # zero: the side starts as nothing
-        self.register_load_state_dict_pre_hook(take_gates)
 
     def forward(self, taps: Sequence[Tensor], mask: Tensor) -> Tensor:
         """Taps and mask (B, T) to what is added to the last state, (B, T, d)."""

@@ -20,11 +20,6 @@ from mobillm_kit.training.ledger import SavedActivations, storage_bytes
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def without_idle_gate(name: str, saved: Tensor, now: Tensor) -> Tensor:
-    """A side network's L - 1 gates out of files that hold L: nothing depended on the first layer's gate."""
-    return saved[1:] if name.endswith("gates") and saved.shape == (now.numel() + 1,) else saved
-
-
 class Trained:
     """Parameters by name under AdamW (0.9, 0.999), whose memory and checkpoints are complete from step 0.
 
@@ -75,7 +70,7 @@ class Trained:
         """Take back what :meth:`state` gave, in place."""
         with torch.no_grad():
             for key, tensor in self._table().items():
-                tensor.copy_(without_idle_gate(key, state[key], tensor))
+                tensor.copy_(state[key])
 
     def _table(self) -> dict[str, Tensor]:
         table: dict[str, Tensor] = {}
