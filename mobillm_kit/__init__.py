@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from mobillm_kit.runs.spec import RunSpec
     from mobillm_kit.server.process import serve
     from mobillm_kit.show.chart import Chart
-    from mobillm_kit.show.panels import CodecPanel, FitPanel, LinkPanel, MemoryPanel, RankPanel
+    from mobillm_kit.show.panels import CodecPanel, FitPanel, LinkPanel, MemoryPanel
     from mobillm_kit.show.plots_activations import (
         accuracies_in_order,
         accuracy_by_bits,

@@ -153,14 +153,6 @@ def test_spinning_workers_are_advised_against(monkeypatch, policy, quiet):
     assert (check.remedy == "") == quiet
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux's")
-def test_the_allocator_check_reads_this_process_s_threshold(monkeypatch):
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "131072")
-    assert "131072" in doctor.allocator()[0].detail
-    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_")
-    assert "131072" not in doctor.allocator()[0].detail
-
-
 def test_widgets_need_the_front_end_too(monkeypatch, tmp_path):
     (check,) = doctor.widgets()
     assert check.ok

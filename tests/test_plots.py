@@ -20,7 +20,10 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from mobillm_kit.errors import BadInput, SaveFailed
+from mobillm_kit.memory.live_tensors import Alive
+from mobillm_kit.memory.prediction import MemoryNeed
 from mobillm_kit.methods import CONTROLS, LABELS
+from mobillm_kit.record import CountedMemory
 from mobillm_kit.show import chart, plots_memory, plots_runs
 from mobillm_kit.show.chart import Chart, spread_out
 from mobillm_kit.show.plots_runs import Point, pareto_front
@@ -301,6 +304,18 @@ def test_a_method_keeps_its_look_when_others_are_left_out():
     assert to_hex(both[1].get_color()) == to_hex(alone.get_color())
     assert both[1].get_marker() == alone.get_marker()
     assert to_hex(both[0].get_color()) != to_hex(both[1].get_color())
+
+
+def test_what_memory_is_made_of_has_no_colour_of_a_method():
+    assert not {color for _, color in plots_memory.PARTS.values()} & set(chart.COLORS)
+
+
+def test_a_method_has_one_colour_in_every_figure():
+    need = MemoryNeed("device", CountedMemory(party="device", weights_bytes=1), Alive(weights=1))
+    curves = {LABELS[name]: [(1, need), (2, need)] for name in ("lora", "full")}
+    growth = {line.get_color() for line in plots_memory.memory_growth(curves, "tokens").axes[0].lines}
+    accuracy = {plots_runs.convergence([a_record(n)], "step").axes[0].lines[0].get_color() for n in ("lora", "full")}
+    assert {to_hex(color) for color in growth} == {to_hex(color) for color in accuracy}
 
 
 @pytest.mark.parametrize("ground", ["#ffffff", "#161a1f"])

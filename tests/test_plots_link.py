@@ -43,10 +43,23 @@ def test_in_the_steady_state_the_slowest_row_has_no_gap():
 
 
 def test_the_sentence_says_what_the_picture_shows():
-    words = "2 to 3: device busy 100%, link busy 50%, server busy 75%."
+    words = "2 to 3, measured here. The device sets the pace: device busy 100%, link busy 50%, server busy 75%."
     assert gantt(spans(), first=2, steps=2).alt.endswith(words)
     with pytest.raises(BadInput, match="no spans of steps 9 to 10"):
         gantt(spans(), first=9, steps=2)
+
+
+def test_the_title_says_who_sets_the_pace_and_whose_seconds_these_are():
+    title, subtitle = (
+        text.get_text() for text in gantt(spans(), first=2, steps=2, whose="predicted").axes[0].texts[:2]
+    )
+    assert title == "The device sets the pace"
+    assert subtitle.startswith("predicted; numbers are steps; device busy 100%")
+
+
+def test_where_all_wait_the_title_says_so():
+    rare = [Span(stage="forward", step=n, start_s=float(n), seconds=0.03) for n in range(4)]
+    assert gantt(rare, first=0, steps=3).axes[0].texts[0].get_text() == "All of them wait most of the time"
 
 
 def test_time_that_two_sends_share_counts_once():

@@ -71,9 +71,9 @@ def test_the_panel_answers_its_sliders():
 
 
 def test_the_rank_multiplies_what_is_trained_and_moves_the_bars():
-    from mobillm_kit.show.panels import RankPanel
+    from mobillm_kit.show.panels import MemoryPanel
 
-    panel = RankPanel(models=("pocket",))
+    panel = MemoryPanel(("pocket",), ("full", "lora", "lora-fa"), batches=(16,), lengths=(46,), ranks=(8, 64))
     assert (
         "LoRA trains 16,384, LoRA-FA trains 8,192 parameters" in panel.text.value
     )  # 4 layers x q, v x 8 x (128 + 128)

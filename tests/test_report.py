@@ -185,21 +185,29 @@ def test_findings_by_hand():
         a_control("threshold"),
         a_control("majority"),
     ]
-    full, device, server = runs[0].counted[0], *runs[1].counted
-    share = 100 * device.total_bytes / full.total_bytes
-    assert findings(rows(runs)) == [
+    assert findings(rows(runs), 1000) == [
         "Without training a language model, the best control reaches 73.1 % (One threshold).",
-        "The highest accuracy is 98.0 % (Full fine-tuning), with 131.8 MiB counted on the device.",
-        "Of the methods that keep no activations on the device for a backward pass, MobiLLM, full width reaches most: "
-        f"95.0 %, with {device.total_bytes / MIB:.1f} MiB on the device, {share:.0f} % of what "
-        "Full fine-tuning needs there.",
-        f"For that its device sends 1,680.0 MB to a server, which needs {server.total_bytes / MIB:.1f} MiB.",
+        "The highest accuracy is 98.0 % (Full fine-tuning).",
+        "The cheapest of these is Full fine-tuning: 131.8 MiB counted on the device, and it needs no server.",
     ]
+    device = runs[1].counted[0]
+    assert findings(rows(runs), 100)[2:] == [  # 2 sqrt(2 · 0.98 · 0.02 / 100) = 0.0396
+        "On 100 texts 4.0 points are noise; as good within them: MobiLLM, full width.",
+        "The cheapest of these is Full fine-tuning: 131.8 MiB counted on the device, and it needs no server.",
+    ]
+    probe = a_record("probe", scores={"test_accuracy": 0.95})
+    assert findings(rows([*runs, probe]), 100)[-1].startswith("The cheapest of these is Linear probe: ")
+    assert findings(rows([runs[1]]), 100)[-1] == (
+        f"The cheapest of these is MobiLLM, full width: {device.total_bytes / MIB:.1f} MiB counted on the device, "
+        "and it sends 1,680.0 MB to a server."
+    )
 
 
 def test_what_the_rows_do_not_allow_is_not_found():
-    assert findings(rows([a_record("full", scores={})])) == []
-    assert len(findings(rows([a_record("mezo")]))) == 1
+    assert findings(rows([a_record("full", scores={})]), 100) == []
+    assert findings(rows([a_control("majority")]), 100) == [
+        "Without training a language model, the best control reaches 50.3 % (Majority class)."
+    ]
 
 
 def test_figures_without_data_are_left_out():

@@ -356,20 +356,6 @@ def test_a_pruned_ladder_comes_back_as_it_was_without_its_backbone(tmp_path):
     assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in adapter.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", SIDES)
-def test_a_folder_of_before_the_description_was_one_part_still_loads(tmp_path, kind):
-    adapter = stirred(new_adapter(tiny_task_model().backbone, kind=kind, n_labels=2, rank=4, reduction=2))
-    adapter.save_pretrained(tmp_path)
-    file = tmp_path / "config.json"
-    config = json.loads(file.read_text())
-    fields = config.pop("side")
-    del fields["start"], fields["norm_eps"]  # older still: from before they were there
-    file.write_text(json.dumps({**config, **fields, "side": fields.pop("kind")}))
-    loaded = SideAdapter.from_pretrained(tmp_path)
-    assert loaded.spec == adapter.spec
-    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in adapter.state_dict().items())
-
-
 class IdleGate(FullWidthSide):
     """The side network as it was: the first gate mixes the first tap with itself."""
 

@@ -15,14 +15,12 @@ Taught in: notebooks/08_device_and_server.ipynb
 
 from __future__ import annotations
 
-import csv
 import math
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from mobillm_kit.common import derived_seed
@@ -41,7 +39,7 @@ _DELAYS = (
 )
 """Field, its word in a link's text, its largest value, and what to do about another."""
 
-_UNSORTED = ("The times of a trace do not start at 0 and rise.", "Begin with second 0 and sort the lines.")
+_UNSORTED = ("The times of a trace do not start at 0 and rise.", "Begin with second 0, and sort them.")
 
 
 @dataclass(frozen=True)
@@ -77,9 +75,7 @@ class Link:
     @classmethod
     def trace(cls, rates: Sequence[tuple[float, float]], **others: Any) -> Link:
         """A link whose rate changes at these seconds, the first of them 0, to the Mb/s beside them."""
-        if not rates:
-            raise BadInput("A trace has 0 times and 0 rates.", "Give one rate for each time, at least one.")
-        if rates[0][0] != 0:
+        if not rates or rates[0][0] != 0:
             raise BadInput(*_UNSORTED)
         return cls(rates[0][1], steps=tuple(rates[1:]), **others)
 
@@ -211,7 +207,7 @@ _WORDS = {
     "repeat_s": re.compile(r"repeat=([0-9.eE+-]+)\s*(?i:s)"),
 }
 _IN_MBIT = {"k": 1e-3, "m": 1.0, "g": 1e3}
-_FORM = "Write '20mbit,10ms,jitter=2ms,loss=0.5%', 'trace=FILE.csv,10ms', or a name of these: " + ", ".join(LINKS)
+_FORM = "Write '20mbit,10ms,jitter=2ms,loss=0.5%', 'steps=0:20/2.5:0,10ms', or a name of these: " + ", ".join(LINKS)
 
 
 def parse_link(value: str | Link) -> Link:
@@ -219,12 +215,11 @@ def parse_link(value: str | Link) -> Link:
 
         "wifi-60" or "wifi-60,loss=1%"           a name in `LINKS`
         "20mbit,10ms,jitter=2ms,loss=0.5%"       rate (kbit, mbit or gbit per second) first, the rest as wanted
-        "trace=FILE.csv,10ms"                    rate from a file, see `read_trace`; repeat=60s starts it again
         "steps=0:20/2.5:0/4:20,10ms"             rate from these seconds on, in Mb/s; repeat=60s starts it again
 
     Raises:
         UnknownName: a name that is no preset.
-        BadInput: words, numbers or a file that make no link.
+        BadInput: words or numbers that make no link.
     """
     if isinstance(value, Link):
         return value
@@ -240,50 +235,8 @@ def parse_link(value: str | Link) -> Link:
     return _of_rate(first, value, found)
 
 
-def read_trace(file: str | Path, **delays: float) -> Link:
-    """A trace from a CSV file with the header ``seconds,mbit_per_s``; lines that begin with ``#`` are remarks.
-
-    ``delays`` are further fields of `Link`.
-
-    Raises:
-        BadInput: no such file, another header, or a line that is not two numbers; the line is named.
-    """
-    path = Path(file)
-    steps: list[tuple[float, float]] = []
-    for number, cells in _csv_lines(path):
-        try:
-            second, rate = map(float, cells)
-        except ValueError:
-            problem = f"{path}, line {number}: {','.join(cells)!r} is not two numbers."
-            raise BadInput(problem, "Write seconds,mbit_per_s: 12.5,20") from None
-        steps.append((second, rate))
-    try:
-        return Link.trace(steps, **delays)
-    except BadInput as error:
-        raise BadInput(f"{path}: {error.problem}", error.remedy) from None
-
-
-def _csv_lines(path: Path) -> list[tuple[int, list[str]]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise BadInput(f"The trace {path} cannot be read: {error.strerror}.", "Give the path of a CSV file.") from None
-    except UnicodeDecodeError:
-        raise BadInput(f"{path} is not a text file.", "Save the trace as CSV in UTF-8.") from None
-    lines = [
-        (number, next(csv.reader([line])))
-        for number, line in enumerate(text.splitlines(), 1)
-        if line.strip() and not line.lstrip().startswith("#")
-    ]
-    if not lines or [cell.strip() for cell in lines[0][1]] != ["seconds", "mbit_per_s"]:
-        raise BadInput(f"{path} does not begin with its column names.", "Make 'seconds,mbit_per_s' the first line.")
-    return lines[1:]
-
-
 def _of_rate(word: str, text: str, delays: Mapping[str, Any]) -> Link:
     kind, _, rest = word.partition("=")
-    if kind == "trace":
-        return read_trace(rest, **delays)
     if kind == "steps":
         steps = [step.partition(":") for step in rest.split("/")]
         return Link.trace([(_number(second, text), _number(rate, text)) for second, _, rate in steps], **delays)

@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a link until standard input ends; 0, or 2 where target, link or port is none."""
     parser = argparse.ArgumentParser(prog="python -m mobillm_kit.link.shaping", description="A slow link to a server.")
     parser.add_argument("--target", required=True, help="host:port of the server")
-    parser.add_argument("--link", help="20mbit,10ms or wifi-60 or trace=FILE.csv,10ms; else the first input line")
+    parser.add_argument("--link", help="20mbit,10ms or wifi-60; else the first input line")
     parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 takes a free one")
     parser.add_argument("--seed", type=int, default=0, help="of jitter and losses")
     parser.add_argument("--up-only", action="store_true", help="hold back only what goes to the server")

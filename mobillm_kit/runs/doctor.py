@@ -20,7 +20,7 @@ from typing import TypeAlias
 
 from packaging.requirements import Requirement
 
-from mobillm_kit.common import MIB, MMAP_THRESHOLD, installed_version, usable_cores
+from mobillm_kit.common import MIB, installed_version, usable_cores
 from mobillm_kit.errors import KitError
 from mobillm_kit.files import data_folder
 from mobillm_kit.texts.tasks import PACKAGED
@@ -159,15 +159,6 @@ def threads() -> list[Check]:
     return [Check("threads", True, detail, "" if passive else remedy)]
 
 
-def allocator() -> list[Check]:
-    """The memory allocator: measured peaks depend on it, and compared runs set glibc's threshold in their processes."""
-    name, version = platform.libc_ver()
-    threshold = os.environ.get(MMAP_THRESHOLD, "")
-    setting = f"{MMAP_THRESHOLD}={threshold}" if threshold else "default threshold in this process"
-    elsewhere = "not glibc: compare counted memory across systems, not measured peaks"
-    return [Check("allocator", True, f"glibc {version}, {setting}" if name == "glibc" else elsewhere)]
-
-
 def widgets() -> list[Check]:
     """ipywidgets in the kernel and its extension in JupyterLab's front end; sliders need both."""
     remedy = f'Run: pip install "{DISTRIBUTION}[lab]", then restart JupyterLab.'
@@ -233,6 +224,6 @@ def sockets(limit_s: float = SOCKET_LIMIT_S) -> list[Check]:
 
 _BLOCKED = "Allow programs to talk over the loopback interface (firewall, security software), or reinstall pyzmq."
 Probe: TypeAlias = Callable[[], list[Check]]
-_IN_ORDER: tuple[Probe, ...] = python, packages, accelerators, memory, disk, threads, allocator, widgets, packaged_data
+_IN_ORDER: tuple[Probe, ...] = python, packages, accelerators, memory, disk, threads, widgets, packaged_data
 PROBES: dict[Probe, float] = dict.fromkeys(_IN_ORDER, QUICK_LIMIT_S) | {accelerators: 60.0, sockets: 3 * SOCKET_LIMIT_S}
 """In the order of :func:`examine`, with time limits: torch is imported, sockets wait for each other."""

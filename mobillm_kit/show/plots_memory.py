@@ -1,32 +1,36 @@
 """Charts of memory: counted beside measured, predicted at the worst moment of a step, how it grows, where it fits.
 
-Knows: run records, predictions (mobillm_kit/memory/prediction.py).  Knows nothing of: methods, processes, widgets.
+Knows: run records, predictions, methods' labels.  Knows nothing of: how a method trains, processes, widgets.
 Taught in: notebooks/01_where_memory_goes.ipynb, notebooks/09_comparison.ipynb, notebooks/10_real_models.ipynb
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from textwrap import fill
-from typing import Any
+from typing import Any, TypeAlias
 
 from mobillm_kit.common import GIB, MIB
 from mobillm_kit.errors import BadInput
 from mobillm_kit.memory.live_tensors import Alive, Category
 from mobillm_kit.memory.prediction import MemoryNeed
+from mobillm_kit.methods import LABELS
 from mobillm_kit.record import RunRecord
 from mobillm_kit.show import chart
 from mobillm_kit.show.chart import Axes, Chart, styled
 from mobillm_kit.show.tables import finished, grouped, ledger, measured_mib
 
 PARTS: Mapping[Category, tuple[str, str]] = {
-    "weights": ("weights", "#7d8590"),
-    "gradients": ("gradients", "#d98a00"),
-    "optimizer": ("optimizer state", "#d55e00"),
-    "saved": ("saved activations", "#0072b2"),
-    "messages": ("messages", "#009e73"),
-    "transient": ("transient", "#cc79a7"),
+    "weights": ("weights", "#76818d"),
+    "gradients": ("gradients", "#b8935a"),
+    "optimizer": ("optimizer state", "#7c5a82"),
+    "saved": ("saved activations", "#4f86a8"),
+    "messages": ("messages", "#6b9b7a"),
+    "transient": ("transient", "#c58a9c"),
 }
-"""Name and colour of what is held or alive, in the order in which it is stacked."""
+"""Name and colour of what is held or alive, in the order in which it is stacked; duller than any method's colour."""
+
+Needs: TypeAlias = Mapping[str, Sequence[MemoryNeed]]
+"""By label, what each party of a method needs."""
 
 BUDGETS = (2 * GIB, 4 * GIB, 8 * GIB, 16 * GIB)
 """Memories of devices, smallest first."""
@@ -44,6 +48,8 @@ class _Bar:
     parts: Alive
     measured_bytes: float | None = None
     """The weights and the process's growth, mean over the seeds."""
+    before: Alive | None = None
+    """Of the setting before this one."""
 
 
 @styled
@@ -69,19 +75,27 @@ def device_memory(records: Iterable[RunRecord]) -> Chart:
 
 
 @styled
-def step_memory(needs: Mapping[str, Sequence[MemoryNeed]], subtitle: str = "") -> Chart:
-    """One bar per method and party: the bytes of tensors alive when most are, stacked by what they are."""
-    bars = [
-        _Bar(f"{label}, {need.party}" if len(parties) > 1 else label, need.party, need.at_peak)
-        for label, parties in needs.items()
-        for need in parties
-    ]
+def step_memory(needs: Needs, subtitle: str = "", *, before: Needs | None = None, end_bytes: int = 0) -> Chart:
+    """One bar per method and party: the bytes of tensors alive when most are, stacked by what they are.
+
+    Above each stands, thin, the bar that it had ``before``; the axis reaches ``end_bytes`` at least.
+    """
+    last = {bar.label: bar.parts for bar in _step_bars(before or {})}
+    bars = [replace(bar, before=last.get(bar.label)) for bar in _step_bars(needs)]
     if not bars:
         raise BadInput("There is nothing to draw.", "Give at least one prediction.")
     bars.sort(key=lambda bar: bar.party == "server")
     named = ", ".join(f"{bar.label} {bar.parts.total / MIB:,.0f} MiB" for bar in bars)
     alt = f"Stacked bars of tensors alive at the peak of one training step: {named}."
-    return _stacked(bars, "Alive at the worst moment of a step", subtitle, alt)
+    return _stacked(bars, "Alive at the worst moment of a step", subtitle, alt, end_bytes)
+
+
+def _step_bars(needs: Needs) -> list[_Bar]:
+    return [
+        _Bar(f"{label}, {need.party}" if len(parties) > 1 else label, need.party, need.at_peak)
+        for label, parties in needs.items()
+        for need in parties
+    ]
 
 
 def _counted_bars(label: str, runs: Sequence[RunRecord]) -> list[_Bar]:
@@ -96,7 +110,7 @@ def _counted_bars(label: str, runs: Sequence[RunRecord]) -> list[_Bar]:
     return bars
 
 
-def _stacked(bars: Sequence[_Bar], title: str, subtitle: str, alt: str) -> Chart:
+def _stacked(bars: Sequence[_Bar], title: str, subtitle: str, alt: str, end_bytes: int = 0) -> Chart:
     """Devices first; the servers below them, behind a gap."""
     bars = sorted(bars, key=lambda bar: bar.party == "server")
     devices = sum(bar.party == "device" for bar in bars)
@@ -104,7 +118,7 @@ def _stacked(bars: Sequence[_Bar], title: str, subtitle: str, alt: str) -> Chart
     height = 1.55 + 0.36 * (places[-1] + 1)
     figure, axes = chart.canvas(9.0, height, title, subtitle, alt, right=0.86, legend_above=True)
     ends = [_stack(axes, place, bar) for place, bar in zip(places, bars, strict=True)]
-    chart.lying_bars(axes, places, [bar.label for bar in bars], max(ends), "memory, MiB")
+    chart.lying_bars(axes, places, [bar.label for bar in bars], max(*ends, end_bytes / MIB), "memory, MiB")
     axes.grid(axis="x")
     used = [look for part, look in PARTS.items() if any(getattr(bar.parts, part) for bar in bars)]
     keys: list[chart.Patch | chart.Line2D] = [chart.Patch(color=color, label=name) for name, color in used]
@@ -114,19 +128,18 @@ def _stacked(bars: Sequence[_Bar], title: str, subtitle: str, alt: str) -> Chart
         measured = ["" if bar.measured_bytes is None else _mib(bar.measured_bytes) for bar in bars]
         chart.numbers_beside(axes, places, measured, 1.2, "measured")
         keys.append(chart.Line2D([], [], marker="D", ls="", ms=7, mfc=chart.INK, mec=chart.PAPER, label="measured"))
+    if any(bar.before for bar in bars):
+        keys.append(chart.Line2D([], [], lw=2, color=chart.MUTED, label="thin: before the last move"))
     chart.legend_above(axes, keys)
     return figure
 
 
 def _stack(axes: Axes, place: float, bar: _Bar) -> float:
-    """Draw one bar and its diamond; returns where they end, in MiB."""
-    left = 0.0
-    for part, (_, color) in PARTS.items():
-        width = getattr(bar.parts, part) / MIB
-        if width:
-            hatch = "////" if bar.party == "server" else None
-            axes.barh(place, width, 0.66, left, color=color, hatch=hatch, edgecolor=chart.PAPER, linewidth=0.6)
-        left += width
+    """Draw one bar, the one before it and its diamond; returns where they end, in MiB."""
+    hatch = "////" if bar.party == "server" else None
+    left = _pieces(axes, place, 0.66 if bar.before is None else 0.54, bar.parts, hatch=hatch, linewidth=0.6)
+    if bar.before is not None:
+        return max(left, _pieces(axes, place - 0.36, 0.1, bar.before, alpha=0.75, linewidth=0))
     if bar.measured_bytes is None:
         return left
     peak = bar.measured_bytes / MIB
@@ -134,6 +147,16 @@ def _stack(axes: Axes, place: float, bar: _Bar) -> float:
         axes.plot([left, peak], [place, place], color=chart.INK, lw=1.0, zorder=4)
     axes.plot([peak], [place], "D", ms=7, mfc=chart.INK, mec=chart.PAPER, mew=1.4, zorder=5)
     return max(left, peak)
+
+
+def _pieces(axes: Axes, place: float, height: float, parts: Alive, **look: Any) -> float:
+    """The pieces of one bar, end to end; returns where the last one ends, in MiB."""
+    left = 0.0
+    for part, (_, color) in PARTS.items():
+        if width := getattr(parts, part) / MIB:
+            axes.barh(place, width, height, left, color=color, edgecolor=chart.PAPER, **look)
+        left += width
+    return left
 
 
 def _mib(n_bytes: float) -> str:
@@ -148,8 +171,8 @@ def memory_growth(curves: Mapping[str, Sequence[tuple[int, MemoryNeed]]], x_labe
     named = ", ".join(f"{label} from {ys[0]:,.0f} to {ys[-1]:,.0f} MiB" for label, ys in mib.items())
     alt = f"Lines of peak memory against {x_label}: {named}."
     figure, axes = chart.canvas(7.2, 3.9, "What grows, and what does not", subtitle, alt, left=0.12, right=0.76)
-    for place, (label, points) in enumerate(curves.items()):
-        color, marker, dashes = chart.method_look(place)
+    for label, points in curves.items():
+        color, marker, dashes = chart.method_look([*LABELS.values(), *curves].index(label))
         xs, ys = [x for x, _ in points], mib[label]
         axes.plot(xs, ys, color=color, marker=marker, linestyle=dashes, linewidth=1.8)
         end: dict[str, Any] = {"xytext": (7, 0), "textcoords": "offset points", "annotation_clip": False}

@@ -43,6 +43,8 @@ STAGES = {
 """Party and colour of each stage; a batch that waits in the server's queue occupies nobody."""
 
 PARTIES = ("device", "link", "server")
+SETS_THE_PACE = 0.5
+"""Share of the time from which on a party that works is what the others wait for."""
 NUMBERED_SHARE = 0.02
 """Bars at least this share of the axis wide carry their step's number."""
 
@@ -233,9 +235,8 @@ def _trained(records: Sequence[RunRecord]) -> list[tuple[int, str, list[RunRecor
     The place comes from the table of methods, so that a method keeps its look when others are left out.
     """
     groups = [group for group in grouped(records) if group[0] not in CONTROLS]
-    known = [name for name in LABELS if name not in CONTROLS]
-    order = {name: place for place, name in enumerate(dict.fromkeys([*known, *(name for name, *_ in groups)]))}
-    return [(order[name], label, finished(runs)) for name, label, runs in groups]
+    order = [*LABELS, *(name for name, *_ in groups)]
+    return [(order.index(name), label, finished(runs)) for name, label, runs in groups]
 
 
 def _levels(records: Sequence[RunRecord], score: str) -> list[tuple[float, str, None]]:
@@ -270,18 +271,20 @@ def _seeds_subtitle(records: Sequence[RunRecord], mark: str = "band") -> str:
 
 
 @styled
-def gantt(spans: Sequence[Span], first: int = 8, steps: int = 8) -> Chart:
+def gantt(spans: Sequence[Span], first: int = 8, steps: int = 8, whose: str = "measured here") -> Chart:
     """When device, link and server worked on which step, from the forward of step ``first`` on for ``steps`` forwards.
 
+    Its title says which of them was busy longest, its subtitle ``whose`` seconds these are.
     The first steps of a run are not its steady state. What link and server do meanwhile belongs to earlier steps.
     """
     begin, end = _window(spans, first, steps)
     shown = cut(spans, begin, end)
-    shares = ", ".join(f"{party} busy {share:.0%}" for party, share in busy(shown, begin, end).items())
-    figure, axes = chart.canvas(
-        7.6, 2.9, "Device, link and server work at the same time", f"numbers are steps; {shares}",
-        f"Timeline of steps {first} to {first + steps - 1}: {shares}.", legend_above=True,
-    )  # fmt: skip
+    found = busy(shown, begin, end)
+    shares = ", ".join(f"{party} busy {share:.0%}" for party, share in found.items())
+    slowest = max(found, key=lambda party: found[party])
+    title = f"The {slowest} sets the pace" if found[slowest] >= SETS_THE_PACE else "All of them wait most of the time"
+    alt = f"Timeline of steps {first} to {first + steps - 1}, {whose}. {title}: {shares}."
+    figure, axes = chart.canvas(7.6, 2.9, title, f"{whose}; numbers are steps; {shares}", alt, legend_above=True)
     for span in shown:
         _span_bar(axes, span, begin, end)
     axes.set_yticks(range(len(PARTIES)), PARTIES)

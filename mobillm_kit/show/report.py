@@ -90,7 +90,7 @@ def page(records: Sequence[RunRecord], shown: Sequence[Picture]) -> str:
         title=f"{Path(first.backbone.name).name} on {first.task.name}",
         task=first.task,
         backbone=first.backbone,
-        findings=findings(table),
+        findings=findings(table, first.task.test),
         results=_cells(table, RESULTS),
         memory=_cells([row for row in table if not row.control], MEMORY),
         pictures=[(picture, _inline(picture)) for picture in shown],
@@ -102,37 +102,34 @@ def page(records: Sequence[RunRecord], shown: Sequence[Picture]) -> str:
     )
 
 
-def findings(table: Sequence[Row]) -> list[str]:
-    """What the table says, in a few sentences; only those that its rows allow."""
-    percent = {row.method: 100 * row.test_accuracy.mean for row in table if row.test_accuracy}
-    scored = sorted((row for row in table if row.method in percent), key=lambda row: -percent[row.method])
+def findings(table: Sequence[Row], n_test: int) -> list[str]:
+    """What the table says of ``n_test`` texts, in a few sentences; only those that its rows allow."""
+    scored = sorted((row for row in table if row.test_accuracy), key=_percent, reverse=True)
     controls = [row for row in scored if row.control]
-    counted = {row.method: row.device_mib["total"] for row in scored if row.device_mib.get("total")}
+    trained = [row for row in scored if row.device_mib.get("total")]
     sentences = []
     if controls:
-        reached = f"{percent[controls[0].method]:.1f} % ({controls[0].label})"
+        reached = f"{_percent(controls[0]):.1f} % ({controls[0].label})"
         sentences.append(f"Without training a language model, the best control reaches {reached}.")
-    if not counted:
+    if not trained:
         return sentences
-    best = next(row for row in scored if row.method in counted)
-    sentences.append(
-        f"The highest accuracy is {percent[best.method]:.1f} % ({best.label}), "
-        f"with {counted[best.method]:,.1f} MiB counted on the device."
-    )
-    without = [row for row in scored if row.method in counted and row.device_mib["saved"] == 0]
-    if without and best not in without:
-        small = without[0]
-        sentences.append(
-            f"Of the methods that keep no activations on the device for a backward pass, {small.label} reaches "
-            f"most: {percent[small.method]:.1f} %, with {counted[small.method]:,.1f} MiB on the device, "
-            f"{100 * counted[small.method] / counted[best.method]:.0f} % of what {best.label} needs there."
-        )
-        if small.server_mib:
-            sentences.append(
-                f"For that its device sends {small.sent_mb:,.1f} MB to a server, which needs "
-                f"{small.server_mib['total']:,.1f} MiB."
-            )
+    best, share = trained[0], _percent(trained[0]) / 100
+    noise = 200 * (2 * share * (1 - share) / n_test) ** 0.5  # two standard errors of a difference
+    ties = [row for row in trained if _percent(best) - _percent(row) <= noise]
+    cheapest = min(ties, key=lambda row: (row.sent_mb or 0, row.device_mib["total"]))
+    sentences.append(f"The highest accuracy is {_percent(best):.1f} % ({best.label}).")
+    if len(ties) > 1:
+        others = ", ".join(row.label for row in ties if row is not best)
+        sentences.append(f"On {n_test} texts {noise:.1f} points are noise; as good within them: {others}.")
+    server = f"sends {cheapest.sent_mb:,.1f} MB to a server" if cheapest.sent_mb else "needs no server"
+    counted = f"{cheapest.device_mib['total']:,.1f} MiB counted on the device"
+    sentences.append(f"The cheapest of these is {cheapest.label}: {counted}, and it {server}.")
     return sentences
+
+
+def _percent(row: Row) -> float:
+    """Mean test accuracy."""
+    return 100 * row.test_accuracy.mean if row.test_accuracy else 0.0
 
 
 def _inline(picture: Picture) -> str:

@@ -21,7 +21,7 @@ from torch import nn
 
 from mobillm_kit.errors import BackboneMismatch, BadInput
 from mobillm_kit.files import write_with
-from mobillm_kit.side.description import USUAL, SideSpec, chosen_layers
+from mobillm_kit.side.description import SideSpec, chosen_layers
 from mobillm_kit.side.full_width import FullWidthSide
 from mobillm_kit.side.heads import LabelWordHead, SideTuned
 from mobillm_kit.side.ladders import LadderSide, PrunedLadderSide
@@ -90,21 +90,12 @@ class SideAdapter(
         if not Path(model_id).is_dir():
             file = Path(hf_hub_download(repo_id=model_id, filename=WEIGHTS_FILE, **hub))
         try:
-            adapter = cls(**{**kwargs, "side": _described(config)})
+            adapter = cls(**{**kwargs, "side": msgspec.convert(config["side"], SideSpec)})
             load_model(adapter, str(file), strict=True, device=map_location)
         except (OSError, SafetensorError, RuntimeError, TypeError, KeyError, msgspec.ValidationError) as error:
             problem = f"{model_id}: not a side network that can be loaded ({str(error).strip().splitlines()[0]})."
             raise BadInput(problem, "Name a folder that `mobillm train` or `save_pretrained` wrote.") from error
         return adapter.eval()
-
-
-def _described(config: Mapping[str, Any]) -> SideSpec:
-    """The description in a folder's config.json; folders of before it was one part hold its fields side by side."""
-    side = config["side"]
-    if isinstance(side, str):
-        names = SideSpec.__struct_fields__
-        side = msgspec.to_builtins(USUAL) | {name: config[name] for name in names if name in config} | {"kind": side}
-    return msgspec.convert(side, SideSpec)
 
 
 HUB_ARGUMENTS = ("revision", "cache_dir", "force_download", "local_files_only", "token", "strict")
