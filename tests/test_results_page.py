@@ -208,9 +208,9 @@ def test_what_can_be_read_back():
         assert sentence in text
 
 
-def test_the_figure_of_notebook_08_is_the_record():
-    notebook = json.loads((ROOT / "notebooks" / "08_device_and_server.ipynb").read_text(encoding="utf-8"))
-    (cell,) = ("".join(cell["source"]) for cell in notebook["cells"] if cell["id"] == "cell-37-costs")
+def test_the_figure_of_notebook_11_is_the_record():
+    notebook = json.loads((ROOT / "notebooks" / "11_what_the_server_sees.ipynb").read_text(encoding="utf-8"))
+    (cell,) = ("".join(cell["source"]) for cell in notebook["cells"] if cell["id"] == "11-costs")
     shown: dict[str, object] = {}
     exec(cell.split("kit.")[0], shown)
     for name, defence in {"noise × signal": "noise", "fewer bits": "bits", "tokens sent": "tokens"}.items():

@@ -10,7 +10,7 @@ held against its session's plan, and only then, beside the server's loop, its pa
 has no session, or sends what the plan does not allow, makes a server hash.
 
 Knows: bytes and messages.  Knows nothing of: sockets, tensors, sessions.
-Taught in: notebooks/08_device_and_server.ipynb
+Taught in: notebooks/08_device_and_server.ipynb, notebooks/11_what_the_server_sees.ipynb
 """
 
 import hashlib

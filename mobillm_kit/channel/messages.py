@@ -4,7 +4,7 @@ Field types are strict: a bool or a float is no whole number, an unknown or miss
 text has a longest length.  docs/protocol.md is the same in prose, for clients in other languages.
 
 Knows: fields and their bounds.  Knows nothing of: frames, sockets, tensors, sessions.
-Taught in: notebooks/08_device_and_server.ipynb
+Taught in: notebooks/08_device_and_server.ipynb, notebooks/11_what_the_server_sees.ipynb
 """
 
 from __future__ import annotations

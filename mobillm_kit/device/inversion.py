@@ -9,7 +9,7 @@ e_v is row v of the backbone's embedding, centred and of length 1.  All of it is
 that a server can do the same.  What is recovered is a floor of what can be read, not a ceiling.
 
 Knows: backbones, devices, activations.  Knows nothing of: training the side network, sockets.
-Taught in: notebooks/08_device_and_server.ipynb
+Taught in: notebooks/11_what_the_server_sees.ipynb
 """
 
 from collections.abc import Callable

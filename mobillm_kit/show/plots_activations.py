@@ -1,7 +1,7 @@
 """Charts of activations: channels that stand out, what codecs do to them, what each layer gives, what a defence costs.
 
 Knows: tensors and codecs.  Knows nothing of: models, training, widgets.
-Taught in: notebooks/06_side_network.ipynb, 07_quantized_activations.ipynb, 08_device_and_server.ipynb
+Taught in: notebooks/06_side_network.ipynb, 07_quantized_activations.ipynb, 11_what_the_server_sees.ipynb
 """
 
 from collections.abc import Mapping, Sequence
