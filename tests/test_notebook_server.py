@@ -12,10 +12,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-jupyter_client = pytest.importorskip("jupyter_client")
-
-START_S = 180.0
-"""Kernel, torch and a server process may start slowly on a busy machine; what is claimed is how fast they end."""
+from tests.kernels import START_S, Kernel
 
 
 def gone_s() -> float:
@@ -38,57 +35,6 @@ def kernel() -> Iterator[Kernel]:
         yield started
     finally:
         started.end()
-
-
-class Kernel:
-    """A real IPython kernel, and what its cells say."""
-
-    def __init__(self) -> None:
-        self.manager = jupyter_client.KernelManager(kernel_name="python3")
-        self.manager.start_kernel(extra_arguments=["--IPKernelApp.log_level=ERROR"])
-        self.client = self.manager.client()
-        self.client.start_channels()
-        self.client.wait_for_ready(timeout=START_S)
-
-    def start(self, code: str) -> str:
-        return self.client.execute(code)
-
-    def until_said(self, cell: str, word: str) -> str:
-        """The rest of the first line printed by a cell that begins with a word."""
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline:
-            message = self.client.get_iopub_msg(timeout=START_S)
-            if message["parent_header"].get("msg_id") != cell:
-                continue
-            if message["msg_type"] == "error":
-                raise AssertionError(message["content"]["evalue"])
-            for line in message["content"].get("text", "").splitlines():
-                if line.startswith(word):
-                    return line.removeprefix(word).strip()
-        raise AssertionError(f"{word!r} was not said")
-
-    def until_it_has_a_server(self) -> int:
-        """A server process that has begun, and has not said anything yet."""
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline:
-            for child in psutil.Process(self.manager.provisioner.pid).children():
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    if "mobillm_kit.cli" in child.cmdline():
-                        return child.pid
-            time.sleep(0.01)
-        raise AssertionError("no server process was started")
-
-    def until_done(self, cell: str) -> str:
-        """``ok``, or the name of the error that ended a cell."""
-        while True:
-            reply = self.client.get_shell_msg(timeout=START_S)
-            if reply["parent_header"].get("msg_id") == cell:
-                return reply["content"].get("ename", reply["content"]["status"])
-
-    def end(self) -> None:
-        self.client.stop_channels()
-        if self.manager.has_kernel:
-            self.manager.shutdown_kernel(now=True)
 
 
 def assert_gone(pid: int) -> None:

@@ -14,6 +14,7 @@ from mobillm_kit.common import MIB
 from mobillm_kit.memory.prediction import predict
 from mobillm_kit.show import panels
 from mobillm_kit.show.panels import BATCHES, LENGTHS, STEP_METHODS, STEP_MODELS, CodecPanel, FitPanel, MemoryPanel
+from tests.kernels import Kernel
 
 
 @pytest.mark.parametrize(
@@ -78,18 +79,16 @@ def test_the_axis_stays_while_one_slider_moves_and_the_last_setting_is_shown(mon
     assert seen[-1][0] < moved[0][0]
 
 
-class Kernel:
-    """What a panel asks of the kernel: which message it works on."""
-
-    def __init__(self, kind: str) -> None:
-        self.kernel = SimpleNamespace(get_parent=lambda: {"header": {"msg_type": kind}})
+def at_work_on(kind: str) -> SimpleNamespace:
+    """What a panel asks IPython for: which kind of message the kernel works on."""
+    return SimpleNamespace(kernel=SimpleNamespace(get_parent=lambda: {"header": {"msg_type": kind}}))
 
 
 def test_of_moves_of_a_hand_that_are_faster_than_pictures_the_last_one_counts(monkeypatch):
     async def _moved() -> list[str]:
         panel = MemoryPanel()
         seen = drawn(monkeypatch)
-        monkeypatch.setattr(panels, "get_ipython", lambda: Kernel("comm_msg"))
+        monkeypatch.setattr(panels, "get_ipython", lambda: at_work_on("comm_msg"))
         for batch in (1, 2, 4, 16):
             panel.batch.value = batch
         said = [panel.text.value]
@@ -106,7 +105,7 @@ def test_of_moves_of_a_hand_that_are_faster_than_pictures_the_last_one_counts(mo
 def test_what_takes_seconds_hides_its_old_picture_meanwhile(monkeypatch):
     async def _moved() -> list[str]:
         panel = FitPanel(models=("pocket",), methods=("full",))
-        monkeypatch.setattr(panels, "get_ipython", lambda: Kernel("comm_msg"))
+        monkeypatch.setattr(panels, "get_ipython", lambda: at_work_on("comm_msg"))
         panel.batch.value = 1
         seen = [panel.picture.layout.visibility]
         await asyncio.sleep(10 * panels.GATHER_S)
@@ -116,7 +115,7 @@ def test_what_takes_seconds_hides_its_old_picture_meanwhile(monkeypatch):
 
 
 def test_a_cell_that_moves_a_slider_has_the_answer_in_its_next_line(monkeypatch):
-    monkeypatch.setattr(panels, "get_ipython", lambda: Kernel("execute_request"))
+    monkeypatch.setattr(panels, "get_ipython", lambda: at_work_on("execute_request"))
     panel = MemoryPanel()
     panel.batch.value = 1
     assert panel.text.value != "Working …"
@@ -131,3 +130,26 @@ def test_a_codec_without_a_scale_says_so_and_its_slider_rests():
     assert panel.text.value.endswith("It has no scale, so its slider rests.")
     panel.codec.value = "int4"
     assert not panel.group.disabled
+
+
+PANEL = """
+import mobillm_kit as kit
+panel = kit.MemoryPanel()
+print("ids", panel.batch.model_id, panel.text.model_id)
+"""
+
+
+def test_a_real_kernel_takes_three_fast_moves_of_a_front_end_for_one():
+    kernel = Kernel()
+    try:
+        slider, text = kernel.until_said(kernel.start(PANEL), "ids").split()
+        for place in (0, 1, 5):
+            kernel.move(slider, index=place)
+        said = [kernel.told(text, "value")]
+        while said[-1] == "Working …":
+            said.append(kernel.told(text, "value"))
+    finally:
+        kernel.end()
+    (need,) = panels._needs("opt-125m", "lora", BATCHES[5], 128)
+    assert said[:-1] == ["Working …"]  # said once: a value that stays is not sent again
+    assert f"LoRA {need.peak_bytes / MIB:,.0f} MiB" in said[-1]
