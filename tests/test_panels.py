@@ -52,6 +52,15 @@ def test_what_has_no_picture_says_why_there_too():
     assert "has no biases to train" in bundle["text/plain"]
 
 
+def test_a_setting_that_cannot_be_is_explained_and_the_next_one_is_drawn():
+    panel = MemoryPanel(("pocket",), ("lora",))
+    panel.length.value = 512
+    assert "512 tokens are more than this model reads" in panel.text.value
+    assert not panel.picture.value
+    panel.length.value = 32
+    assert panel.picture.value
+
+
 def drawn(monkeypatch) -> list[tuple[float, int]]:
     """Of each picture of memory from now on: where its axis ends, and how many bars it has."""
     found = []

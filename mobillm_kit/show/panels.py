@@ -99,7 +99,10 @@ class Panel(widgets.VBox):
     def _redraw(self, moves: int | None = None) -> None:
         if moves not in (None, self._moves):
             return  # a later move has come
-        chart, self.text.value = self.show()
+        try:
+            chart, self.text.value = self.show()
+        except KitError as refusal:  # what cannot be is explained
+            chart, self.text.value = None, escape(str(refusal))
         self.picture.layout.visibility = "visible"
         self.picture.value, size = (b"", {}) if chart is None else chart._repr_png_()
         self.picture.width = str(size.get("width", ""))
@@ -176,15 +179,12 @@ class FitPanel(Panel):
         self.budget = _slider([(f"{size} GiB", size) for size in BUDGETS_GIB], 2, "memory")
         super().__init__([self.model, self.method], [self.batch, self.length, self.budget], text_first=True)
 
-    def show(self) -> tuple[Chart | None, str]:
-        """The method's bar and those of ways that fit instead, with their prices; or why it cannot be."""
+    def show(self) -> tuple[Chart, str]:
+        """The method's bar and those of ways that fit instead, with their prices."""
         model, method, batch, length = (c.value for c in (self.model, self.method, self.batch, self.length))
         ram_bytes = self.budget.value * GIB
-        try:
-            need = _needs(model, method, batch, length)[0]
-            ways = () if need.process_bytes <= ram_bytes else _ways(model, method, batch, length, ram_bytes)
-        except KitError as refusal:
-            return None, escape(str(refusal))
+        need = _needs(model, method, batch, length)[0]
+        ways = () if need.process_bytes <= ram_bytes else _ways(model, method, batch, length, ram_bytes)
         bars = {LABELS[method]: need.process_bytes, **{way.label: way.device_bytes for way in ways}}
         subtitle = f"{model}, batch {batch} × {length} tokens, float32 unless said; predicted"
         prices = "".join(f"<br>{escape(way.label)} fits; its price: {escape(way.price)}." for way in ways)
