@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from mobillm_kit.quant.parcels import pack
     from mobillm_kit.record import packaged_records
     from mobillm_kit.runs.doctor import examine
-    from mobillm_kit.runs.inference import load_side
+    from mobillm_kit.runs.inference import Predictor, load_side
     from mobillm_kit.runs.loop import evaluate
     from mobillm_kit.runs.prepare import build_method, fit_settings, prepare
     from mobillm_kit.runs.run import run, untrained_logits
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from mobillm_kit.server.process import serve
     from mobillm_kit.show.chart import Chart
     from mobillm_kit.show.panels import CodecPanel, FitPanel, LinkPanel, MemoryPanel
+    from mobillm_kit.show.panels_learning import GatePanel, MezoMapPanel, MonitorPanel, SentencePanel, mezo_runs
     from mobillm_kit.show.plots_activations import (
         accuracies_in_order,
         accuracy_by_bits,

@@ -98,9 +98,10 @@ class Memory(Command, frozen=True, kw_only=True):
         from mobillm_kit.memory.budget import Step, alternatives, parse_bytes, reason
 
         ram_bytes = None if self.device_ram is None else parse_bytes(self.device_ram)
-        options = method_options(self.option, method_row(self.method).name)
-        step = Step(architecture(self.model), self.method, self.batch, self.length, self.dtype, options)
-        title = f"{self.model}, {LABELS[self.method]}, batch {self.batch} × {self.length} tokens, {self.dtype}"
+        method = method_row(self.method).name
+        options = method_options(self.option, method)
+        step = Step(architecture(self.model), method, self.batch, self.length, self.dtype, options)
+        title = f"{self.model}, {LABELS[method]}, batch {self.batch} × {self.length} tokens, {self.dtype}"
         needs = step.needs()
         for need in needs:
             screen.print(_need_table(need, title))

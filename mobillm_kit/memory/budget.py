@@ -22,7 +22,7 @@ from transformers import PreTrainedConfig
 
 from mobillm_kit.errors import BadInput
 from mobillm_kit.memory.prediction import RUNTIME_BYTES, MemoryNeed, predict, shape_model, shapes_only
-from mobillm_kit.methods import LABELS
+from mobillm_kit.methods import LABELS, method_row
 from mobillm_kit.training.ledger import storage_bytes
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b", re.IGNORECASE)
@@ -111,7 +111,7 @@ def alternatives(step: Step, ram_bytes: int) -> Iterator[Way]:
     if largest is not None and largest[0] != step.batch_size:
         size, needs = largest
         times = -(-step.batch_size // size)
-        yield _way(f"{LABELS[step.method]}, batch {size}", needs, f"{times} × the steps for the same texts")
+        yield _way(f"{method_row(step.method).label}, batch {size}", needs, f"{times} × the steps for the same texts")
     for method, price in ALTERNATIVES.items():
         with suppress(BadInput):  # MeZO takes no rounded weights
             if method != step.method:

@@ -50,11 +50,15 @@ METHODS = {name: msgspec.convert(row | {"name": name}, MethodRow) for name, row 
 LABELS: dict[str, str] = {row.name: row.label for row in METHODS.values()}
 """For tables and figures, in their order."""
 
+USUAL = {"mobillm": "mobillm-full-width"}
+"""What a family of methods means when no member is named."""
+
 CONTROLS = tuple(row.name for row in METHODS.values() if not row.trained)
 
 
 def method_row(name: str) -> MethodRow:
     """The row of a method; of an unknown one the closest name is given."""
+    name = USUAL.get(name, name)
     if name in METHODS:
         return METHODS[name]
     close = get_close_matches(name, METHODS, n=1)

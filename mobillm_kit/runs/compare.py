@@ -49,7 +49,7 @@ class Job:
     """How a server is reached: not in the run's files, where a one-time code would stay."""
 
 
-Listener = Callable[[Job, Progress], None]
+Listener = Callable[[Job, Progress], object]
 
 
 def compare(

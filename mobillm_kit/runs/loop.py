@@ -71,13 +71,17 @@ def fit(
     checkpoint: Path | None = None,
     callbacks: Sequence[Told] = (),
 ) -> FitResult:
-    """Train ``method`` and evaluate it on ``dev`` as it goes; where ``checkpoint`` exists, from there on."""
+    """Train ``method`` and evaluate it on ``dev`` as it goes; where ``checkpoint`` exists, from there on.
+
+    A callback that returns True stops it after the step, as Ctrl-C does.
+    """
     settings = batches.settings
     progress = _resume(method, settings, checkpoint)
     if not progress.curve:
         _evaluate(method, dev, batches, progress)
     with stop_after_step() as asked_to_stop:
-        while progress.steps < settings.steps and not progress.stopped and not asked_to_stop():
+        stop = asked_to_stop()
+        while progress.steps < settings.steps and not progress.stopped and not stop:
             loss = _timed_step(method, batches, progress)
             accuracy = None
             if progress.steps % settings.eval_every == 0 or progress.steps == settings.steps:
@@ -86,9 +90,9 @@ def fit(
                 accuracy = point.dev_accuracy
                 _judge(progress, settings, point)
                 _save(method, progress, checkpoint)
-            for callback in callbacks:
-                callback(Progress(step=progress.steps, steps=settings.steps, loss=loss, dev_accuracy=accuracy))
-        if asked_to_stop() and progress.steps < settings.steps:
+            said = Progress(step=progress.steps, steps=settings.steps, loss=loss, dev_accuracy=accuracy)
+            stop = True in [callback(said) for callback in callbacks] or asked_to_stop()
+        if stop and progress.steps < settings.steps:
             _settle(method, progress)
             _save(method, progress, checkpoint)
             progress.stopped = INTERRUPTED  # not in the checkpoint: from there it goes on

@@ -34,7 +34,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     remedy: str = ""
 
 
-Told = Callable[[Progress], None]
+Told = Callable[[Progress], object]
 
 
 class Bars:

@@ -47,7 +47,7 @@ def run(
     Args:
         folder: keeps ``checkpoint.safetensors``, ``record.json`` and, for MobiLLM, ``side/``; a run that was
             interrupted there goes on.  None keeps nothing.
-        callbacks: told of the texts, after each step, and then how many of the held-out texts are labelled.
+        callbacks: told of the texts, after each step (True stops the run there), and how many held-out texts are done.
         measured: memory measured in processes of their own, to be kept in the record.
     """
 

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from mobillm_kit.errors import BadInput
+from mobillm_kit.methods import USUAL
 from mobillm_kit.record import Scalar
 
 Count = Annotated[int, Meta(ge=1)]
@@ -95,13 +96,14 @@ class RunSpec(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One run: a method, a seed, and the settings."""
 
     method: str
-    """A name from `mobillm methods`."""
+    """A name from `mobillm methods`; 'mobillm' is its usual side network, full width."""
     seed: int = 0
     """Of initial weights, the order of texts and whatever else a method draws."""
     options: dict[str, Scalar | list[int]] = {}
     """Of the method, over the preset's."""
 
     def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "method", USUAL.get(self.method, self.method))
         if not 0 <= self.seed < 2**63:
             raise BadInput(f"The seed is {self.seed}.", "Give a whole number from 0 to 9223372036854775807 (2^63 - 1).")
 

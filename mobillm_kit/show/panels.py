@@ -108,7 +108,8 @@ class Panel(widgets.VBox):
         self.picture.width = str(size.get("width", ""))
 
 
-def _slider(options: Sequence[Any], value: Any, description: str) -> Any:
+def slider(options: Sequence[Any], value: Any, description: str) -> Any:
+    """One that stops at each of the options; what it shows is drawn when the hand has let go."""
     return widgets.SelectionSlider(options=options, value=value, description=description, continuous_update=False)
 
 
@@ -131,9 +132,9 @@ class MemoryPanel(Panel):
         self._before: Needs | None = None
         self.slow = not {*models} <= {*STEP_MODELS, "pocket"}
         self.model = widgets.Dropdown(options=models, description="model")
-        self.batch = _slider(batches, 8 if 8 in batches else batches[0], "batch")
-        self.length = _slider(lengths, 128 if 128 in lengths else lengths[0], "length")
-        self.rank = _slider(ranks or (0,), 8 if 8 in ranks else (*ranks, 0)[0], "rank")
+        self.batch = slider(batches, 8 if 8 in batches else batches[0], "batch")
+        self.length = slider(lengths, 128 if 128 in lengths else lengths[0], "length")
+        self.rank = slider(ranks or (0,), 8 if 8 in ranks else (*ranks, 0)[0], "rank")
         self._controls = (self.model, self.batch, self.length, self.rank)
         super().__init__([control for control in self._controls if len(control.options) > 1])
 
@@ -174,9 +175,9 @@ class FitPanel(Panel):
         named = [(LABELS[name], name) for name in methods]
         self.model = widgets.Dropdown(options=models, value=model, description="model")
         self.method = widgets.Dropdown(options=named, value=method, description="method")
-        self.batch = _slider(BATCHES, 8, "batch")
-        self.length = _slider(LENGTHS, 128, "length")
-        self.budget = _slider([(f"{size} GiB", size) for size in BUDGETS_GIB], 2, "memory")
+        self.batch = slider(BATCHES, 8, "batch")
+        self.length = slider(LENGTHS, 128, "length")
+        self.budget = slider([(f"{size} GiB", size) for size in BUDGETS_GIB], 2, "memory")
         super().__init__([self.model, self.method], [self.batch, self.length, self.budget], text_first=True)
 
     def show(self) -> tuple[Chart, str]:
@@ -200,9 +201,9 @@ class CodecPanel(Panel):
 
     def __init__(self, x: Tensor, token: Tensor) -> None:
         self._x, self._token = x, token
-        self.codec = _slider(["sign", "int2", "int4", "nf4", "int8", "fp16"], "int4", "codec")
+        self.codec = slider(["sign", "int2", "int4", "nf4", "int8", "fp16"], "int4", "codec")
         groups = [(str(group) if group else "a token", group) for group in (0, *reversed(GROUPS[1:]))]
-        self.group = _slider(groups, 0, "scale per")
+        self.group = slider(groups, 0, "scale per")
         super().__init__([self.codec, self.group])
 
     def show(self) -> tuple[Chart, str]:
@@ -226,7 +227,7 @@ class LinkPanel(Panel):
         if not costs:
             raise BadInput("No costs of a step to choose from.", "Give at least one StepCost with a name.")
         self._costs = dict(costs)
-        self.bandwidth = _slider(BANDWIDTHS, 20, "Mb/s")
+        self.bandwidth = slider(BANDWIDTHS, 20, "Mb/s")
         self.sent = widgets.Dropdown(options=list(self._costs), description="sent")
         super().__init__([self.bandwidth, self.sent])
 

@@ -171,16 +171,22 @@ def attach(adapter: SideAdapter, backbone: Backbone, head: LabelWordHead | Poole
 def gate_shares(side: FullWidthSide | LadderSide) -> tuple[float, ...]:
     """Each tapped layer's share in the side state at the end, adapters and blocks left out; they sum to 1.
 
+    Its gates are sigmoid(alpha), of the ladder sigmoid(alpha / 0.1).
+    """
+    return shares_of_gates((side.gates if side.token_wise else side.gates / 0.1).detach().sigmoid().double().tolist())
+
+
+def shares_of_gates(gates: Sequence[float]) -> tuple[float, ...]:
+    """The same for gates mu_2 … mu_L, each 0..1.
+
         share_i = (1 - mu_i) prod_{j>i} mu_j            share_1 = prod_{j>1} mu_j
 
-    since the first tap enters whole, mu_1 = 0.  mu is the gate: sigmoid(alpha), of the ladder sigmoid(alpha / 0.1).
+    since the first tap enters whole, mu_1 = 0.
     """
-    mus = (side.gates if side.token_wise else side.gates / 0.1).detach().sigmoid().double()
-    gates = [0.0, *mus.tolist()]
     shares, kept = [], 1.0
-    for place in range(len(gates) - 1, -1, -1):
-        shares.append((1 - gates[place]) * kept)
-        kept *= gates[place]
+    for gate in reversed([0.0, *gates]):
+        shares.append((1 - gate) * kept)
+        kept *= gate
     return tuple(reversed(shares))
 
 

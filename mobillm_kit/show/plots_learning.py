@@ -1,0 +1,61 @@
+"""Charts of learning while it goes on, and of many short runs at once.
+
+Knows: numbers by step, and the look of a chart.  Knows nothing of: runs, widgets.
+Taught in: notebooks/04_mezo.ipynb, notebooks/09_comparison.ipynb
+"""
+
+from collections.abc import Mapping, Sequence
+
+from mobillm_kit.show import chart
+from mobillm_kit.show.chart import Chart, styled
+
+CLIP_NATS = 0.2
+"""A change of the loss from which on the map's colours no longer deepen."""
+DARK = 0.6
+"""Share of that from which on a cell's number is light."""
+
+
+@styled
+def progress_so_far(losses: Mapping[int, float], accuracies: Mapping[int, float]) -> Chart:
+    """The training loss of each step so far, nats, and dev accuracies, 0..1, where they were measured."""
+    last = f"loss {list(losses.values())[-1]:.2f} at step {max(losses)}" if losses else "no step yet"
+    said = ", ".join(f"{value:.0%} at step {step}" for step, value in accuracies.items())
+    alt = f"Line of the training loss by step: {last}. Dev accuracy: {said or 'not measured yet'}."
+    figure, axes = chart.canvas(7.2, 3.4, "The loss so far", f"one batch a step; dev accuracy: {said or 'later'}", alt)
+    axes.plot(list(losses), list(losses.values()), color=chart.COLORS[0], lw=1.4)
+    for step, value in accuracies.items():
+        axes.axvline(step, color=chart.MUTED, lw=0.8, ls=":")
+        axes.annotate(f"{value:.0%}", (step, 1), xycoords=axes.get_xaxis_transform(), ha="center", va="top", fontsize=9)
+    axes.set(xlabel="step", ylabel="training loss, nats", ylim=(0, None))
+    return figure
+
+
+@styled
+def mezo_map(
+    rates: Sequence[float], epsilons: Sequence[float], losses: Sequence[Sequence[Sequence[float]]], steps: int,
+    chosen: tuple[float, float] | None = None,
+) -> Chart:  # fmt: skip
+    """Change of the dev loss, nats, by learning rate (across) and ε (down); the ``chosen`` cell is framed.
+
+    ``losses`` are per ε and rate those of one run, the first before training, the last after ``steps``.
+    """
+    change = [[run[-1] - run[0] for run in row] for row in losses]
+    cells = [(change[y][x], rate, eps) for y, eps in enumerate(epsilons) for x, rate in enumerate(rates)]
+    least, rate, eps = min(cells)
+    alt = f"Map of MeZO's dev loss after {steps} steps, minus before: lowest {least:+.2f} at η = {rate:g}, ε = {eps:g}."
+    subtitle = f"dev loss after {steps} steps, minus before, nats; purple is better, orange worse than no training"
+    figure, axes = chart.canvas(7.2, 3.8, "η decides; ε only has to lie between too coarse and rounding", subtitle, alt)
+    axes.imshow(change, cmap="PuOr_r", vmin=-CLIP_NATS, vmax=CLIP_NATS, aspect="auto")
+    for y, row in enumerate(change):
+        for x, value in enumerate(row):
+            ink = chart.ON_DARK if abs(value) > DARK * CLIP_NATS else chart.ON_LIGHT
+            axes.text(x, y, f"{value:+.2f}", ha="center", va="center", color=ink)
+    axes.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+    axes.set_yticks(range(len(epsilons)), [f"{eps:g}" for eps in epsilons])
+    axes.set(xlabel="learning rate η", ylabel="ε")
+    axes.grid(visible=False)
+    if chosen is not None:
+        x, y = rates.index(chosen[0]), epsilons.index(chosen[1])
+        frame = [(x + right - 0.5, y + down - 0.5) for right, down in ((0, 0), (1, 0), (1, 1), (0, 1), (0, 0))]
+        axes.plot(*zip(*frame, strict=True), color=chart.ON_LIGHT, lw=2.5, clip_on=False)
+    return figure
