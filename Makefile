@@ -32,12 +32,13 @@ ASKED := ask
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compare test faults mutants lab student docs lint benchmarks-check clean ask
+.PHONY: help setup compare test faults browser mutants lab student docs lint benchmarks-check clean ask
 
 help:
 	@echo "make compare           train and compare the methods on the packaged model's two tasks: runs/pocket/, runs/pocket-turns/"
 	@echo "make test              style, tests and notebooks, each notebook compared with its stored outputs"
 	@echo "make faults            every fault and every bad input, at length: tens of minutes"
+	@echo "make browser           the notebooks, the app and the report in a real Chromium: half an hour"
 	@echo "make mutants           put small faults into the mathematics one by one; tests must fail: an hour or two"
 	@echo "make lab               open JupyterLab at notebooks/00_start_here.ipynb"
 	@echo "make student           copies of the notebooks without solutions, for a class: student/"
@@ -75,6 +76,11 @@ test: lint
 # The short ones of them run in `make test` too.  Real processes are killed; nothing outside tests/ is touched.
 faults: setup
 	$(TEST_ENV) $(FUZZ) $(BIN)/python -m pytest -q $(PARALLEL) -m "faults or not faults" $(FAULTS)
+
+# Real pages in a real browser; it needs Chromium (Debian and Ubuntu: apt install chromium).  Pictures: runs/browser/.
+browser: setup
+	@$(PIP) install -e '.[browser]'
+	$(TEST_ENV) $(BIN)/python -m pytest -q -m browser tests/browser
 
 # WORDS="quant side" takes the modules whose path holds one of them.
 mutants: setup

@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from mobillm_kit.side.full_width import FullWidthSide
     from mobillm_kit.texts.batches import batch_indices
     from mobillm_kit.texts.metrics import accuracy
+    from mobillm_kit.texts.tasks import Example
     from mobillm_kit.training.ledger import saved_for_backward
 
 __version__ = "0.1.0"

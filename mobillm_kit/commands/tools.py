@@ -1,4 +1,4 @@
-"""The commands around runs: `mobillm doctor | methods | tasks | memory | server | quantize`.
+"""The commands around runs: `mobillm doctor | methods | tasks | memory | app | server | quantize`.
 
 Knows: every room.  Knows nothing that a function below it does not know better.
 Taught in: notebooks/00_start_here.ipynb
@@ -7,6 +7,9 @@ Taught in: notebooks/00_start_here.ipynb
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +20,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from mobillm_kit.commands.run import Command, method_options, say, screen
 from mobillm_kit.common import MIB, when_parent_ends
+from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import LABELS, METHODS, method_row, options_of
 from mobillm_kit.server import ServiceSettings
 
@@ -163,6 +167,23 @@ class Server(ServiceSettings, Command, frozen=True, kw_only=True):
             announce=announce,
         )
         return 0
+
+
+class App(Command, frozen=True, kw_only=True):
+    """Open the course's panels as one page in a browser, without a notebook, until Ctrl-C."""
+
+    port: int = 8866
+    """Of the page, on this machine alone."""
+    browser: bool = True
+    """Open it at once."""
+
+    def __call__(self) -> int:
+        if find_spec("voila") is None:
+            raise BadInput("The app needs voila, which is not installed.", "Run: pip install 'mobillm-kit[app]'.")
+        page = Path(__file__).parents[1] / "show" / "app.ipynb"
+        given = [f"--port={self.port}", "--Voila.ip=127.0.0.1", *([] if self.browser else ["--no-browser"])]
+        say(f"http://127.0.0.1:{self.port}/ has the panels after half a minute; Ctrl-C ends it.")
+        return subprocess.run([sys.executable, "-m", "voila", str(page), *given], check=False).returncode
 
 
 class Quantize(Command, frozen=True, kw_only=True):

@@ -51,7 +51,7 @@ BANDWIDTHS = (1, 2, 5, 10, 20, 60, 200, 1000)
 """Mb/s to choose from."""
 
 GATHER_S = 0.03  # moves of a hand that follow each other within this time are one
-LATENCY_MS = 4.0  # of a link, one way
+LATENCIES_MS = (0.1, 1.0, 4.0, 15.0, 60.0)  # of a link, one way
 ENOUGH_WAYS = 3  # of those that fit, shown beside a method that does not; further ones are not predicted
 FIRST, STEPS = 8, 6  # steps that a link's panel draws
 
@@ -220,22 +220,25 @@ class CodecPanel(Panel):
 class LinkPanel(Panel):
     """The predicted pace of a run across a link: who sets it, and the timeline that follows.
 
-    ``costs`` says, by what is sent, what a step costs each side.
+    ``costs`` says, by what is sent, what a step costs each side; an epoch has ``epoch_steps``.
     """
 
-    def __init__(self, costs: Mapping[str, StepCost]) -> None:
+    def __init__(self, costs: Mapping[str, StepCost], epoch_steps: int = 0) -> None:
         if not costs:
             raise BadInput("No costs of a step to choose from.", "Give at least one StepCost with a name.")
-        self._costs = dict(costs)
+        self._costs, self._epoch_steps = dict(costs), epoch_steps
         self.bandwidth = slider(BANDWIDTHS, 20, "Mb/s")
+        self.latency = slider(LATENCIES_MS, 4.0, "latency, ms")
         self.sent = widgets.Dropdown(options=list(self._costs), description="sent")
-        super().__init__([self.bandwidth, self.sent])
+        super().__init__([self.bandwidth, self.latency, self.sent])
 
     def show(self) -> tuple[Chart, str]:
-        """The timeline at this bandwidth, and who sets the pace."""
-        cost, link = self._costs[self.sent.value], Link(float(self.bandwidth.value), LATENCY_MS)
+        """The timeline at this bandwidth and latency, and who sets the pace."""
+        cost, link = self._costs[self.sent.value], Link(float(self.bandwidth.value), float(self.latency.value))
         times = schedule([cost] * (FIRST + STEPS + 1), link)
-        return gantt(spans(times), first=FIRST, steps=STEPS, whose="predicted"), pace_text(cost, link)
+        seconds = self._epoch_steps * slowest(cost, link)[1]
+        epoch = f" An epoch of {self._epoch_steps:,} steps takes {seconds:.1f} s." if self._epoch_steps else ""
+        return gantt(spans(times), first=FIRST, steps=STEPS, whose="predicted"), pace_text(cost, link) + epoch
 
 
 def pace_text(cost: StepCost, link: Link) -> str:

@@ -188,5 +188,5 @@ def layer_shares(shares: Mapping[str, Sequence[float]], subtitle: str = "") -> C
         axes.bar_label(bars, fmt="%.0f", fontsize=8, color=chart.INK, padding=1)
     axes.margins(y=0.12)
     axes.set(xticks=range(1, max(map(len, shares.values())) + 1), xlabel="layer", ylabel="%")
-    axes.legend(loc="upper left")
+    axes.legend(loc="best")
     return figure

@@ -21,7 +21,7 @@ def progress_so_far(losses: Mapping[int, float], accuracies: Mapping[int, float]
     last = f"loss {list(losses.values())[-1]:.2f} at step {max(losses)}" if losses else "no step yet"
     said = ", ".join(f"{value:.0%} at step {step}" for step, value in accuracies.items())
     alt = f"Line of the training loss by step: {last}. Dev accuracy: {said or 'not measured yet'}."
-    figure, axes = chart.canvas(7.2, 3.4, "The loss so far", f"one batch a step; dev accuracy: {said or 'later'}", alt)
+    figure, axes = chart.canvas(7.2, 3.4, "The loss so far", "one batch a step; at the dotted lines: dev accuracy", alt)
     axes.plot(list(losses), list(losses.values()), color=chart.COLORS[0], lw=1.4)
     for step, value in accuracies.items():
         axes.axvline(step, color=chart.MUTED, lw=0.8, ls=":")

@@ -25,6 +25,9 @@ from mobillm_kit.show.tables import MEMORY, RESULTS, Columns, Row, cells, csv, g
 if TYPE_CHECKING:
     from mobillm_kit.show.chart import Chart
 
+CHOICE = "pareto_counted"
+"""The chart that stands above the table."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -51,7 +54,8 @@ def write_report(folder: Path, records: Iterable[RunRecord]) -> Path:
     records = list(records)
     table = rows(records)
     shown = pictures(records)
-    text = page(records, shown)
+    links = [file.relative_to(folder).as_posix() for file in sorted(folder.glob("*/record.json"))]
+    text = page(records, shown, links)
     write_bytes(folder / "table.md", markdown(table).encode())
     write_bytes(folder / "table.csv", csv(table).encode())
     for picture in shown:
@@ -82,10 +86,10 @@ def pictures(records: Sequence[RunRecord]) -> list[Picture]:
     return shown
 
 
-def page(records: Sequence[RunRecord], shown: Sequence[Picture]) -> str:
-    """The page as HTML, titled by backbone and task, with the charts ``shown``."""
-    table = rows(records)
-    first = records[0]
+def page(records: Sequence[RunRecord], shown: Sequence[Picture], links: Sequence[str] = ()) -> str:
+    """The page as HTML, titled by backbone and task, with the charts ``shown`` and links to records beside it."""
+    table, first = rows(records), records[0]
+    choice = next((picture for picture in shown if picture.name == CHOICE), None)
     return _template().render(
         title=f"{Path(first.backbone.name).name} on {first.task.name}",
         task=first.task,
@@ -93,7 +97,10 @@ def page(records: Sequence[RunRecord], shown: Sequence[Picture]) -> str:
         findings=findings(table, first.task.test),
         results=_cells(table, RESULTS),
         memory=_cells([row for row in table if not row.control], MEMORY),
-        pictures=[(picture, _inline(picture)) for picture in shown],
+        choice=choice and (choice, _inline(choice)),
+        pictures=[(picture, _inline(picture)) for picture in shown if picture is not choice],
+        links=links,
+        seeds=len({record.seed for record in records}),
         settings=[(label, _values([run.settings for run in runs], ", ")) for _, label, runs in grouped(records)],
         how=list(dict.fromkeys(memory.how for record in records for memory in record.measured)),
         provenance=_provenance(records),
