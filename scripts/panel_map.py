@@ -16,7 +16,7 @@ from mobillm_kit.runs.loop import evaluate
 from mobillm_kit.runs.provenance import provenance
 from mobillm_kit.show.panels_learning import MAP, MezoRuns
 
-RATES = [1e-5, 1e-4, 3e-4, 1e-3, 3e-3]
+RATES = [1e-5, 1e-4, 3e-4, 5e-4, 1e-3]
 EPSILONS = [1e-1, 1e-2, 1e-3, 1e-4, 1e-8]
 LOOKS = [0, 20, 40, 60]
 BATCH, DEV = 16, 100
