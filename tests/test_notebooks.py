@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from scripts import uncompared
+
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 MOST_LINES = 8
 """Of a code cell, blank ones not counted."""
+MOST_UNCOMPARED = 0.15
+"""Of all code cells."""
 IGNORED = "nbval-ignore-output"
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/(?:work|home|root|tmp|usr|opt|var|mnt|Users|private)/|\b[A-Z]:\\")
 
@@ -81,6 +85,11 @@ def test_a_cell_whose_output_is_not_compared_says_why_in_its_first_line(notebook
     for cell in code(notebook):
         ignored = IGNORED in cell["metadata"].get("tags", [])
         assert ignored == source(cell).startswith("# not compared: "), source(cell)
+
+
+def test_nearly_all_cells_are_compared_and_the_others_stand_in_one_table_with_their_reasons():
+    assert uncompared.share() <= MOST_UNCOMPARED
+    assert uncompared.PAGE.read_text(encoding="utf-8") == uncompared.page(), "run: python scripts/uncompared.py"
 
 
 def test_a_notebook_opens_with_its_question_what_one_will_be_able_to_do_and_what_it_costs(notebook):

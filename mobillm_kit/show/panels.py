@@ -67,7 +67,7 @@ class Panel(widgets.VBox):
 
     def __init__(self, *rows: Sequence[Any], text_first: bool = False) -> None:
         self.moved: Any = None  # the control under the hand
-        self._moves = 0
+        self._moves, self._alt = 0, ""
         self.picture = widgets.Image(format="png")
         self.text = widgets.HTML()
         below = [self.text, self.picture] if text_first else [self.picture, self.text]
@@ -80,7 +80,8 @@ class Panel(widgets.VBox):
         """For a page without a kernel: the picture and the words."""
         bundle = super()._repr_mimebundle_(**kwargs)
         still = {"image/png": bytes(self.picture.value)} if self.picture.value else {}
-        return {**bundle, **still, "text/plain": unescape(self.text.value.replace("<br>", "\n"))}
+        words = unescape(self.text.value.replace("<br>", "\n"))
+        return {**bundle, **still, "text/plain": words if self._alt in words else f"{words}\n{self._alt}"}
 
     def show(self) -> tuple[Chart | None, str]:
         """The chart, if there is one, and the text for what is chosen."""
@@ -105,6 +106,7 @@ class Panel(widgets.VBox):
             chart, self.text.value = None, escape(str(refusal))
         self.picture.layout.visibility = "visible"
         self.picture.value, size = (b"", {}) if chart is None else chart._repr_png_()
+        self._alt = "" if chart is None else chart.alt
         self.picture.width = str(size.get("width", ""))
 
 
