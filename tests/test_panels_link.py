@@ -31,7 +31,7 @@ def test_fewer_bytes_do_the_same_on_the_slow_link():
     panel = LinkPanel(COSTS)
     panel.sent.value = "one token"
     assert "device sets the pace" in panel.text.value
-    assert bytes(panel.picture.value).startswith(b"\x89PNG")
+    assert panel.png.startswith(b"\x89PNG")
 
 
 def test_nothing_to_choose_from_is_refused():

@@ -71,7 +71,7 @@ def test_the_panel_answers_what_cannot_be_with_the_sentence_of_the_refusal():
 
     panel = FitPanel(models=("llama-2-7b",), methods=("bitfit",))
     assert "has no biases to train" in panel.text.value
-    assert panel.picture.value == b""
+    assert panel.png == b""
 
 
 def test_the_panel_offers_ways_that_fit_where_the_method_does_not():

@@ -8,6 +8,7 @@ Taught in: notebooks/01_where_memory_goes.ipynb, 03_lora, 07_quantized_activatio
 """
 
 import asyncio
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from functools import cache
 from html import escape, unescape
@@ -67,8 +68,8 @@ class Panel(widgets.VBox):
 
     def __init__(self, *rows: Sequence[Any], text_first: bool = False) -> None:
         self.moved: Any = None  # the control under the hand
-        self._moves, self._alt = 0, ""
-        self.picture = widgets.Image(format="png")
+        self._moves, self._alt, self.png = 0, "", b""
+        self.picture = widgets.HTML()  # an Image widget has no words for those who do not see it
         self.text = widgets.HTML()
         below = [self.text, self.picture] if text_first else [self.picture, self.text]
         super().__init__([*(widgets.HBox(list(row)) for row in rows), *below])
@@ -79,7 +80,7 @@ class Panel(widgets.VBox):
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """For a page without a kernel: the picture and the words."""
         bundle = super()._repr_mimebundle_(**kwargs)
-        still = {"image/png": bytes(self.picture.value)} if self.picture.value else {}
+        still = {"image/png": self.png} if self.png else {}
         words = unescape(self.text.value.replace("<br>", "\n"))
         return {**bundle, **still, "text/plain": words if self._alt in words else f"{words}\n{self._alt}"}
 
@@ -105,9 +106,10 @@ class Panel(widgets.VBox):
         except KitError as refusal:  # what cannot be is explained
             chart, self.text.value = None, escape(str(refusal))
         self.picture.layout.visibility = "visible"
-        self.picture.value, size = (b"", {}) if chart is None else chart._repr_png_()
-        self._alt = "" if chart is None else chart.alt
-        self.picture.width = str(size.get("width", ""))
+        self.png, size = (b"", {"width": 0}) if chart is None else chart._repr_png_()
+        self._alt, data = "" if chart is None else chart.alt, b64encode(self.png).decode()
+        shown = f'<img alt="{escape(self._alt)}" width="{size["width"]}" src="data:image/png;base64,{data}">'
+        self.picture.value = shown if self.png else ""
 
 
 def slider(options: Sequence[Any], value: Any, description: str) -> Any:

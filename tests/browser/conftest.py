@@ -42,13 +42,13 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def open_page(chromium: Any) -> Iterator[Callable[..., Any]]:
-    """Opens an address in a window of its own."""
+    """Opens an address in a window of its own, which stays until the module's tests have ended."""
     contexts = []
 
-    def _open(address: str, *, width: int = 1280, scheme: str = "light", zoom: float = 1.0) -> Any:
-        size = {"width": round(width / zoom), "height": round(900 / zoom)}
+    def _open(address: str, *, width: int = 1280, height: int = 900, scheme: str = "light", zoom: float = 1.0) -> Any:
+        size = {"width": round(width / zoom), "height": round(height / zoom)}
         contexts.append(chromium.new_context(viewport=size, color_scheme=scheme, device_scale_factor=zoom))
         page = contexts[-1].new_page()
         page.goto(address, timeout=1e3 * START_S)
