@@ -125,7 +125,7 @@ def _backbone_bytes() -> tuple[int, int, int]:
 
 
 def accuracy(design: Mapping[str, Any], task: str) -> float:
-    """Dev accuracy of a real training on the pocket model, in float32, with the design's method, layers, codec, tokens."""
+    """Dev accuracy of a real training on the pocket model, in float32; method, layers, codec, tokens are the design's."""
     options: dict[str, Any] = {}
     if design["method"] == SENDS:
         tokens = design["tokens"]
@@ -137,6 +137,6 @@ def accuracy(design: Mapping[str, Any], task: str) -> float:
 
 @cache
 def _trained(method: str, task: str, options: tuple[tuple[str, Any], ...]) -> float:
-    length = {"steps": STEPS[task], "eval_every": STEPS[task], "limit_dev": 120, "limit_test": 1}
+    length: dict[str, Any] = {"steps": STEPS[task], "eval_every": STEPS[task], "limit_dev": 120, "limit_test": 1}
     spec = kit.RunSpec(method=method, task=task, options=dict(options), accelerator="cpu", read_back=False, **length)
     return kit.run(spec).curve[-1].dev_accuracy

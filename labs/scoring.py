@@ -61,7 +61,8 @@ class Goal:
         """Met, or by how much not."""
         if self.value is None:
             return self.instead
-        return "met" if self.met else f"missed by {_short(abs(self.value - self.limit))} {self.unit}"
+        unit = self.unit.replace("%", "percentage points")
+        return "met" if self.met else f"missed by {_short(abs(self.value - self.limit))} {unit}"
 
     def __str__(self) -> str:
         asked = f"{self.limit:,g} {self.unit} at {'least' if self.at_least else 'most'}"
@@ -128,12 +129,15 @@ def used(cards: Sequence[Card]) -> kit.Chart:
         places = [place + (row - (len(cards) - 1) / 2) * high for place in range(len(names))]
         shares = [100 * goal.used for goal in card.goals]
         axes.barh(places, shares, high, color=color, hatch=hatch, edgecolor="white", label=card.name)
-        for place, goal in zip(places, card.goals, strict=True):
-            if goal.value is None:
-                axes.text(1.1, place, goal.instead, va="center", fontsize=8, color=color)
+        for place, goal, share in zip(places, card.goals, shares, strict=True):
+            told = goal.instead if goal.value is None else f"{share:,.0f} %"
+            at, box = 1.0 if goal.value is None else max(1.0, share), {"color": "white", "pad": 1, "linewidth": 0}
+            axes.text(1.12 * at, place, told, va="center", fontsize=9, bbox=box)
     axes.axvline(100, color="black", linewidth=1.5)
-    axes.set(xscale="log", xlim=(1, None), xlabel="share of what is allowed, % (beyond the line: missed)")
+    most = max((100 * goal.used for card in cards for goal in card.goals if goal.value is not None), default=100.0)
+    axes.set(xscale="log", xlim=(1, 8 * max(100.0, most)), ylim=(len(names) - 0.5, -0.5))
+    axes.set_xlabel("share of what is allowed, %; beyond the black line a goal is missed")
+    axes.xaxis.set_major_formatter(lambda share, _: f"{share:,.0f}")
     axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=len(cards), frameon=False, fontsize=9)
     return figure

@@ -4,7 +4,7 @@
         …
     tap.messages()                               what crossed, as lists of frames
 
-ZMTP 3: 64 bytes of greeting, then frames: a byte of flags (1 more follow, 2 long, 4 command), 1 or 8 bytes of size, body.
+ZMTP 3: 64 bytes of greeting, then frames: a byte of flags (1 more follow, 2 long, 4 command), 1 or 8 of size, body.
 
 Knows: sockets, how ZeroMQ frames bytes.  Knows nothing of: what the messages say.
 """

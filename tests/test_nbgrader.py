@@ -37,7 +37,9 @@ def course(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def nbgrader(course: Path, *words: str) -> None:
     command = [sys.executable, "-m", "nbgrader", *words]
-    done = subprocess.run(command, cwd=course, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))  # it calls its `alembic` by name
+    env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=course, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
