@@ -125,7 +125,7 @@ def _backbone_bytes() -> tuple[int, int, int]:
 
 
 def accuracy(design: Mapping[str, Any], task: str) -> float:
-    """Dev accuracy of a real training on the pocket model, in float32; method, layers, codec, tokens are the design's."""
+    """Dev accuracy of a real training on the pocket model, in float32; method, layers and so on are the design's."""
     options: dict[str, Any] = {}
     if design["method"] == SENDS:
         tokens = design["tokens"]
