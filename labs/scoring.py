@@ -122,21 +122,22 @@ def total(card: Card, passed: Collection[int], tasks: int) -> str:
 def used(cards: Sequence[Card]) -> kit.Chart:
     """Which share of each limit the designs use, on a logarithmic axis; beyond 100 % a goal is missed."""
     names = [goal.what for goal in cards[0].goals]
-    told = "; ".join(f"{card.name}: {sum(goal.met for goal in card.goals)} of {len(names)} goals" for card in cards)
-    figure = kit.Chart(figsize=(7.6, 0.9 + 0.62 * len(names)), facecolor="white", alt=f"Bars of goals used. {told}.")
+    missed = [(card.name, [goal.what for goal in card.goals if not goal.met] or ["nothing"]) for card in cards]
+    alt = "; ".join(f"{name} misses {', '.join(which)}" for name, which in missed)
+    figure = kit.Chart(figsize=(7.6, 0.9 + 0.62 * len(names)), facecolor="white", alt=f"Bars of the goals: {alt}.")
     axes, high = figure.subplots(), 0.8 / len(cards)
     for row, (card, color, hatch) in enumerate(zip(cards, cycle(_COLORS), cycle(_HATCHES), strict=False)):
         places = [place + (row - (len(cards) - 1) / 2) * high for place in range(len(names))]
         shares = [100 * goal.used for goal in card.goals]
         axes.barh(places, shares, high, color=color, hatch=hatch, edgecolor="white", label=card.name)
         for place, goal, share in zip(places, card.goals, shares, strict=True):
-            told = goal.instead if goal.value is None else f"{share:,.0f} %"
+            told = goal.instead if goal.value is None else f"{_short(goal.value)} {goal.unit}"
             at, box = 1.0 if goal.value is None else max(1.0, share), {"color": "white", "pad": 1, "linewidth": 0}
             axes.text(1.12 * at, place, told, va="center", fontsize=9, bbox=box)
     axes.axvline(100, color="black", linewidth=1.5)
     most = max((100 * goal.used for card in cards for goal in card.goals if goal.value is not None), default=100.0)
     axes.set(xscale="log", xlim=(1, 8 * max(100.0, most)), ylim=(len(names) - 0.5, -0.5))
-    axes.set_xlabel("share of what is allowed, %; beyond the black line a goal is missed")
+    axes.set_xlabel("figure / limit in % (accuracy: limit / figure); beyond the black line: missed")
     axes.xaxis.set_major_formatter(lambda share, _: f"{share:,.0f}")
     axes.set_yticks(range(len(names)), names)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=len(cards), frameon=False, fontsize=9)
