@@ -1,4 +1,4 @@
-"""The modules beside the labs: points by hand, prices, naive designs that fail and others that pass, an ear on a line."""
+"""The modules beside the labs: points by hand, prices, naive designs that fail, others that pass, an ear on a line."""
 
 from __future__ import annotations
 
