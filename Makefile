@@ -32,7 +32,7 @@ ASKED := ask
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compare test faults browser mutants lab student docs lint benchmarks-check clean ask
+.PHONY: help setup compare test faults browser mutants lab student nbgrader docs lint benchmarks-check clean ask
 
 help:
 	@echo "make compare           train and compare the methods on the packaged model's two tasks: runs/pocket/, runs/pocket-turns/"
@@ -41,7 +41,8 @@ help:
 	@echo "make browser           the notebooks, the app and the report in a real Chromium: half an hour"
 	@echo "make mutants           put small faults into the mathematics one by one; tests must fail: an hour or two"
 	@echo "make lab               open JupyterLab at notebooks/00_start_here.ipynb"
-	@echo "make student           copies of the notebooks without solutions, for a class: student/"
+	@echo "make student           copies of the notebooks and labs without solutions, for a class: student/"
+	@echo "make nbgrader          install nbgrader and grade a solved and an empty sheet with it: some minutes"
 	@echo "make docs              build the pages of docs/ into site/, without a warning"
 	@echo "make setup             build .venv only (the others do it when needed)"
 	@echo "make lint              style, types, floors and size of the house"
@@ -71,7 +72,7 @@ compare: setup
 
 test: lint
 	$(TEST_ENV) $(BIN)/python -m pytest -q $(PARALLEL) tests
-	$(TEST_ENV) $(BIN)/python -m pytest -q --nbval --nbval-current-env --nbval-cell-timeout 300 $(PARALLEL) notebooks
+	$(TEST_ENV) $(BIN)/python -m pytest -q --nbval --nbval-current-env --nbval-cell-timeout 300 $(PARALLEL) notebooks labs
 
 # The short ones of them run in `make test` too.  Real processes are killed; nothing outside tests/ is touched.
 faults: setup
@@ -99,6 +100,11 @@ lab: setup
 
 student: setup
 	@$(BIN)/python scripts/student.py
+
+# The extra stays out of `make setup`: it brings a second notebook server and a database.
+nbgrader: setup
+	@$(PIP) install -e '.[nbgrader]'
+	$(TEST_ENV) $(BIN)/python -m pytest -q -m nbgrader tests/test_nbgrader.py
 
 docs: setup
 	@$(PIP) install -e '.[docs]'

@@ -1,10 +1,14 @@
-"""Student copies of the notebooks: without solutions, and without what the exercises print.
+"""Student copies of the notebooks and labs: without solutions, and without what the exercises print.
 
     python scripts/student.py [--to student]
+    python scripts/student.py --nbgrader course       the same sheets as the source of a course for nbgrader
 
 A solution stands between nbgrader's markers inside the body of a function.  It gives way to one line that raises a
 sentence, so a copy is valid Python from top to bottom, and the check below an empty exercise says which one it is.
 That check is tagged `raises-exception`: "Run all" shows the sentence and goes on with the next exercise.
+
+nbgrader gets the sheets with their solutions: it takes them out itself, by the same markers, and knows the cells of an
+exercise by the metadata that they carry (`grade_id`, `points`).
 
 Knows: notebook files.  Knows nothing of: what stands in them, the package.
 """
@@ -15,6 +19,8 @@ import argparse
 import copy
 import json
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +28,22 @@ ROOT = Path(__file__).resolve().parents[1]
 SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n.*?^ *### END SOLUTION$", re.MULTILINE | re.DOTALL)
 ANSWER = re.compile(r"exercise-(\d+)")
 CHECK = re.compile(r"exercise-(\d+)-check")
+SCORE = "score"
+"""The cell of a lab that adds its points up; it prints what the solution earns."""
+HINT = "Write the body of this function in place of this line, and end it with `return`"
+CONFIG = f"""# Written by scripts/student.py.
+c = get_config()
+c.CourseDirectory.course_id = "mobillm"
+c.ClearSolutions.code_stub = {{"python": 'raise NotImplementedError("{HINT}")'}}
+c.Execute.timeout = 900
+c.ExecutePreprocessor.timeout = 900
+"""
+
+
+def sheets() -> Iterator[tuple[Path, str]]:
+    """Every notebook and lab, and the folder that its copy goes to, seen from the folder of all copies."""
+    yield from ((path, "") for path in sorted((ROOT / "notebooks").glob("*.ipynb")))
+    yield from ((path, "labs") for path in sorted((ROOT / "labs").glob("*.ipynb")))
 
 
 def stub(source: str, number: str) -> str:
@@ -36,7 +58,7 @@ def student_copy(notebook: dict[str, Any]) -> dict[str, Any]:
     twin = copy.deepcopy(notebook)
     for cell in twin["cells"]:
         answer, check = ANSWER.fullmatch(cell["id"]), CHECK.fullmatch(cell["id"])
-        if answer or check:
+        if answer or check or cell["id"] == SCORE:
             cell.update(outputs=[], execution_count=None)
         if answer:
             cell["source"] = stub("".join(cell["source"]), answer[1]).splitlines(keepends=True)
@@ -46,18 +68,42 @@ def student_copy(notebook: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_copies(to: Path) -> list[Path]:
-    """A copy of every notebook in the folder ``to``, which is made if it is missing."""
-    to.mkdir(parents=True, exist_ok=True)
+    """A copy of every notebook in the folder ``to``, of every lab in ``to/labs``; folders are made if missing."""
     written = []
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+    for path, below in sheets():
         twin = student_copy(json.loads(path.read_text(encoding="utf-8")))
-        written.append(to / path.name)
+        written.append(to / below / path.name)
+        written[-1].parent.mkdir(parents=True, exist_ok=True)
         written[-1].write_text(json.dumps(twin, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        copy_helpers(path.parent, written[-1].parent)
     return written
 
 
+def write_course(to: Path) -> list[str]:
+    """A course folder for nbgrader: its settings, and one assignment a sheet, called as the sheet is."""
+    names = []
+    for path, _ in sheets():
+        names.append(path.stem)
+        folder = to / "source" / path.stem
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder)
+        copy_helpers(path.parent, folder)
+    (to / "nbgrader_config.py").write_text(CONFIG, encoding="utf-8")
+    return names
+
+
+def copy_helpers(source: Path, to: Path) -> None:
+    """The modules that stand beside a sheet and that it imports."""
+    for module in source.glob("*.py"):
+        shutil.copy(module, to)
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Write the notebooks without solutions.")
+    parser = argparse.ArgumentParser(description="Write the notebooks and labs without solutions.")
     parser.add_argument("--to", type=Path, default=ROOT / "student", help="folder of the copies (default: student/)")
-    folder = parser.parse_args().to
-    print(f"{len(write_copies(folder))} notebooks without solutions in {folder}/")
+    parser.add_argument("--nbgrader", type=Path, metavar="COURSE", help="write a course folder for nbgrader instead")
+    asked = parser.parse_args()
+    if asked.nbgrader:
+        print(f"{len(write_course(asked.nbgrader))} assignments for nbgrader in {asked.nbgrader}/source/")
+    else:
+        print(f"{len(write_copies(asked.to))} notebooks and labs without solutions in {asked.to}/")

@@ -10,7 +10,9 @@ import pytest
 
 from scripts import uncompared
 
-NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+LABS = sorted((ROOT / "labs").glob("*.ipynb"))
 MOST_LINES = 8
 """Of a code cell, blank ones not counted."""
 MOST_UNCOMPARED = 0.15
@@ -19,8 +21,18 @@ IGNORED = "nbval-ignore-output"
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/(?:work|home|root|tmp|usr|opt|var|mnt|Users|private)/|\b[A-Z]:\\")
 
 
-@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.fixture(params=[*NOTEBOOKS, *LABS], ids=lambda path: path.stem)
 def notebook(request: pytest.FixtureRequest) -> dict:
+    return json.loads(request.param.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def lesson(request: pytest.FixtureRequest) -> dict:
+    return json.loads(request.param.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(params=LABS, ids=lambda path: path.stem)
+def lab(request: pytest.FixtureRequest) -> dict:
     return json.loads(request.param.read_text(encoding="utf-8"))
 
 
@@ -92,14 +104,14 @@ def test_nearly_all_cells_are_compared_and_the_others_stand_in_one_table_with_th
     assert uncompared.PAGE.read_text(encoding="utf-8") == uncompared.page(), "run: python scripts/uncompared.py"
 
 
-def test_a_notebook_opens_with_its_question_what_one_will_be_able_to_do_and_what_it_costs(notebook):
-    opening = source(notebook["cells"][0])
+def test_a_notebook_opens_with_its_question_what_one_will_be_able_to_do_and_what_it_costs(lesson):
+    opening = source(lesson["cells"][0])
     for part in ("**Question.**", "**You will be able to**", "**Run time**", "**memory**"):
         assert part in opening
 
 
-def test_a_notebook_has_three_to_five_sections_between_setup_and_summary(notebook):
-    found = headings(notebook)
+def test_a_notebook_has_three_to_five_sections_between_setup_and_summary(lesson):
+    found = headings(lesson)
     assert found[0] == "Setup"
     assert found[-3:] == ["What we saw", "Exercises", "Read more"]
     numbered = [heading for heading in found[1:-3] if re.match(r"\d\. ", heading)]
@@ -125,8 +137,28 @@ def test_nbgrader_is_told_which_cell_is_the_answer_and_which_is_the_check(notebo
     for cell in notebook["cells"]:
         graded, is_check = cell["metadata"].get("nbgrader"), cell["id"].endswith("-check")
         exercise = cell["id"].startswith("exercise-") and cell["cell_type"] == "code"
-        assert (graded is not None) == exercise
+        is_check = is_check or cell["id"] == "score"
+        assert (graded is not None) == (exercise or cell["id"] == "score")
         assert graded is None or (graded["grade"], graded["solution"]) == (is_check, not is_check)
+
+
+def test_there_are_two_labs():
+    assert {path.stem for path in LABS} == {"budget", "outage_and_eavesdropper"}
+
+
+def test_a_lab_opens_with_aims_materials_and_a_timetable_of_90_minutes(lab):
+    opening = source(lab["cells"][0])
+    for part in ("**Question.**", "**Aims.**", "**Materials.**", "**Timetable**", "**Run time**", "**memory**"):
+        assert part in opening
+    assert sum(int(minutes) for minutes in re.findall(r"^\| (\d+) \|", opening, re.MULTILINE)) == 90
+
+
+def test_a_labs_points_are_100_and_its_last_code_cell_adds_them_up(lab):
+    assert code(lab)[-1]["id"] == "score"
+    points = [cell["metadata"]["nbgrader"].get("points", 0) for cell in code(lab) if "nbgrader" in cell["metadata"]]
+    assert sum(points) == 100
+    assert "SCORE 100 of 100" in written_out(code(lab)[-1])
+    assert "\n*Your text:*\n" in source(lab["cells"][-1])
 
 
 def test_no_line_is_a_bare_verdict(notebook):

@@ -10,6 +10,7 @@ import dis
 import importlib.util
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType
@@ -19,7 +20,8 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+LABS = sorted((ROOT / "labs").glob("*.ipynb"))
+NOTEBOOKS = [*sorted((ROOT / "notebooks").glob("*.ipynb")), *LABS]
 _spec = importlib.util.spec_from_file_location("student", ROOT / "scripts" / "student.py")
 student = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(student)
@@ -91,11 +93,18 @@ class Bench:
         self.numbers = [found[1] for cell_id in self.solved if (found := student.ANSWER.fullmatch(cell_id))]
         self.closed = [number for number in self.numbers if "(open)" not in texts[f"exercise-{number}-text"]]
         self.space: dict[str, Any] = {}
+        if path in LABS and str(path.parent) not in sys.path:
+            sys.path.insert(0, str(path.parent))  # a lab imports the modules beside it
         for cell_id in needed(self.solved):
             exec(compile(self.solved[cell_id], cell_id, "exec"), self.space)
 
     def check(self, number: str) -> None:
         exec(compile(self.solved[f"exercise-{number}-check"], "check", "exec"), self.space)
+
+    def score(self) -> int:
+        """What the last cell of a lab gives to nbgrader."""
+        exec(compile(self.solved[student.SCORE], "score", "exec"), self.space)
+        return self.space["final"].points
 
     def answer(self, cells: dict[str, str], number: str) -> str:
         """Run the cell of the answer; gives the name of its function."""
@@ -119,11 +128,16 @@ def bench(request: pytest.FixtureRequest) -> Bench:
     return Bench(request.param)
 
 
-def test_every_empty_exercise_fails_with_a_sentence_that_names_it(bench):
+def test_every_empty_exercise_fails_with_a_sentence_that_names_it(bench, capsys):
     for number in bench.numbers:
         name = bench.answer(bench.empty, number)
         with pytest.raises(NotImplementedError, match=f"^Exercise {number}: .*`{name}`"):
             bench.check(number)
+    if student.SCORE in bench.empty:
+        assert bench.score() == 0
+        said = capsys.readouterr().out
+        assert "SCORE 0 of 100" in said
+        assert re.search(r"Exercise \d: write the body of `my_\w+`", said)
 
 
 def test_every_solution_passes_its_check_and_a_wrong_answer_fails_with_a_sentence(bench, capsys):
@@ -132,11 +146,16 @@ def test_every_solution_passes_its_check_and_a_wrong_answer_fails_with_a_sentenc
         bench.space[name] = noted(bench.space[name], answers)
         bench.check(number)
         assert re.search(r"\d", capsys.readouterr().out)
+        solved = dict(bench.space)
         if number in bench.closed:
             again = iter(answers)
             bench.space[name] = lambda *args, again=again, **kwargs: spoiled(next(again))
             with pytest.raises(AssertionError, match=f"^Exercise {number}: "):
                 bench.check(number)
+            bench.space[name] = solved[name]
+    if student.SCORE in bench.solved:
+        assert bench.score() == 70
+        assert "SCORE 100 of 100" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -152,8 +171,16 @@ def test_a_copy_is_a_valid_notebook_without_solutions_and_without_what_exercises
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             if cell["cell_type"] == "code":
                 compile(source(cell), cell["id"], "exec")
-                assert bool(cell["execution_count"]) != cell["id"].startswith("exercise-")
-                assert not (cell["outputs"] and cell["id"].startswith("exercise-"))
+                mine = cell["id"].startswith("exercise-") or cell["id"] == student.SCORE
+                assert bool(cell["execution_count"]) != mine
+                assert not (cell["outputs"] and mine)
+
+
+def test_a_lab_takes_along_the_modules_that_it_imports(copies):
+    for path, twin in zip(NOTEBOOKS, copies, strict=True):
+        assert twin.parent.name == (path.parent.name if path in LABS else "student")
+        beside = {module.name: module.read_text(encoding="utf-8") for module in path.parent.glob("*.py")}
+        assert {module.name: module.read_text(encoding="utf-8") for module in twin.parent.glob("*.py")} == beside
 
 
 def test_a_copy_differs_from_its_notebook_in_the_exercises_alone(copies):
@@ -161,7 +188,7 @@ def test_a_copy_differs_from_its_notebook_in_the_exercises_alone(copies):
         cells = [json.loads(each.read_text(encoding="utf-8"))["cells"] for each in (path, twin)]
         changed = [one["id"] for one, other in zip(*cells, strict=True) if one != other]
         assert changed
-        assert all(re.fullmatch(r"exercise-\d+(-check)?", cell_id) for cell_id in changed)
+        assert all(re.fullmatch(r"exercise-\d+(-check)?|score", cell_id) for cell_id in changed)
 
 
 def test_the_cells_that_are_needed_are_found_through_functions_and_the_last_binding_counts():

@@ -193,13 +193,13 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, str, Look | None]]) -> No
     The limits of the axes have to be final. An end without a look is that of a dotted level.
     """
     ends = sorted(ends, key=lambda end: end[0])
-    low, high = axes.get_ylim()
-    height_pt = axes.get_window_extent().height * 72 / axes.figure.dpi
-    heights = spread_out([y for y, _, _ in ends], 13.5 * (high - low) / height_pt, low, high)
-    across: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "clip_on": False}
-    for (y, label, look), at in zip(ends, heights, strict=True):
+    to_axes = axes.transData + axes.transAxes.inverted()  # the scale may be any
+    wanted = [float(to_axes.transform((axes.get_xlim()[0], y))[1]) for y, _, _ in ends]
+    heights = spread_out(wanted, 13.5 * axes.figure.dpi / 72 / axes.get_window_extent().height, 0.0, 1.0)
+    across: dict[str, Any] = {"transform": axes.transAxes, "clip_on": False}
+    for (y, label, look), start, at in zip(ends, wanted, heights, strict=True):
         if look is None:
-            axes.plot([1.0, 1.035], [y, at], color=MUTED, lw=0.9, ls=(0, (1, 2)), **across)
+            axes.plot([1.0, 1.035], [start, at], color=MUTED, lw=0.9, ls=(0, (1, 2)), **across)
             axes.text(1.045, at, f"{label} {y:.1f}", color=MUTED, va="center", fontsize=9, **across)
             continue
         color, marker, dashes = look

@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from mobillm_kit.common import MIB
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import CONTROLS, LABELS
@@ -153,15 +155,17 @@ def pareto(records: Iterable[RunRecord], memory: Memory = "counted") -> Chart:
     )  # fmt: skip
     stairs: dict[str, Any] = {"color": chart.MUTED, "lw": 1.4, "drawstyle": "steps-post", "zorder": 2}
     axes.plot([p.memory_mib for p in front], [p.accuracy for p in front], **stairs)
-    for point in points:
+    for number, point in enumerate(points):
         color, marker, _ = chart.method_look(point.place)
         axes.plot([point.memory_mib] * 2, [point.lowest, point.highest], color=color, lw=1.6, zorder=3)
-        look: dict[str, Any] = {"color": color, "marker": marker, "s": 85, "edgecolor": chart.PAPER, "linewidth": 0.9}
+        size = 85 * (1 + 2 * sum(map(point.beside, points[number + 1 :])))  # it looks out behind those drawn over it
+        look: dict[str, Any] = {"color": color, "marker": marker, "s": size, "edgecolor": chart.PAPER, "linewidth": 0.9}
         axes.scatter([point.memory_mib], [point.accuracy], zorder=4, **look)
     _memory_axis(axes, [point.memory_mib for point in points])
     what = "counted, weights included" if memory == "counted" else "measured peak on top of the loaded model"
     axes.set_xlabel(f"device memory, MiB: {what}")
     _accuracy_axis(axes, "test accuracy, %", [y for p in points for y in (p.lowest, p.highest)], levels)
+    _stretch_the_top(axes)
     chart.label_ends(axes, levels)
     chart.label_points(axes, [(p.memory_mib, p.accuracy, p.label) for p in points], _strokes(points, front))
     return figure
@@ -179,6 +183,10 @@ class Point:
     """Mean of the seeds, percent."""
     lowest: float
     highest: float
+
+    def beside(self, other: "Point") -> bool:
+        """Whether their markers would cover each other."""
+        return abs(self.accuracy - other.accuracy) < 0.3 and abs(math.log(self.memory_mib / other.memory_mib)) < 0.06
 
 
 def pareto_front(points: Iterable[Point]) -> list[Point]:
@@ -209,7 +217,7 @@ def _points(records: Sequence[RunRecord], memory: Memory) -> list[Point]:
 
 def _memory_axis(axes: Axes, values: Sequence[float]) -> None:
     low, high = min(values), max(values)
-    if low > 0 and high / low > 6:
+    if low > 0 and high / low > 4:
         axes.set_xscale("log")
         chart.plain_numbers(axes.xaxis, [m * 10.0**e for e in range(-1, 7) for m in (1, 2, 5)])
         # room on both sides for labels
@@ -261,6 +269,15 @@ def _accuracy_axis(axes: Axes, name: str, values: Sequence[float], levels: Seque
     axes.grid(axis="y")
     for level, *_ in levels:
         axes.axhline(level, color=chart.MUTED, lw=1.2, ls=(0, (1, 2)), zorder=1.5)
+
+
+def _stretch_the_top(axes: Axes) -> None:
+    """Let an accuracy a, percent, stand at -log(102 - a): the nearer to 100, the more a point counts."""
+    low, high = axes.get_ylim()
+    axes.set_yscale("function", functions=(lambda a: -np.log(102 - np.minimum(a, 101.8)), lambda y: 102 - np.exp(-y)))
+    axes.set_ylim(low, min(high, 100.4))
+    ticks = [tick for tick in (0, 20, 40, 50, 60, 70, 80, 85, 90, 95, 97, 98, 99, 100) if low <= tick <= high]
+    chart.plain_numbers(axes.yaxis, ticks)
 
 
 def _seeds_subtitle(records: Sequence[RunRecord], mark: str = "band") -> str:
