@@ -40,9 +40,9 @@ def chosen(count: int, most: int, seed: str) -> list[int]:
 
 def alike(examples: Sequence[Example], seen: Seen) -> Keys:
     """The key of each example: what is seen of its text and of its pair."""
-    texts = seen([example.text for example in examples])
-    pairs = seen([example.pair or "" for example in examples])
-    return dict(zip(examples, zip(texts, pairs, strict=True), strict=True))
+    texts = list({text for example in examples for text in (example.text, example.pair or "")})
+    key = dict(zip(texts, seen(texts), strict=True))
+    return {example: (key[example.text], key[example.pair or ""]) for example in examples}
 
 
 def in_three(examples: Sequence[Example], keys: Keys, seed: int) -> Splits:
