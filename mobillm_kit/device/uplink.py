@@ -159,16 +159,13 @@ class Wire:
         device: forward only.
         local: side network and head as they are at the start; takes the trained weights when they come back.
         server, link, keys: as for :func:`~mobillm_kit.device.client.route_to`; looked for before the first step.
-        codec: how activations become bytes: a name, ``none`` (float32), or ``adaptive``, chosen per step.
+        codec: how activations become bytes: a name, ``none`` (float32), or ``adaptive``, chosen per step; BadInput for
+            an unknown one, and for unknown ``labels``.
         group: values per scale.
         folder: a spawned server's checkpoints go below it.
-        labels: where they go.
         cache: whether the server keeps activations, so that each sample is forwarded and sent once.
         checkpoint_every: steps between the server's checkpoints.
         patience_s: as for :class:`~mobillm_kit.device.conversation.Conversation`.
-
-    Raises:
-        BadInput: an unknown label mode or codec.
     """
 
     def __init__(
