@@ -32,10 +32,7 @@ TABLES = ("token_embd.weight", "output.weight")
 
 
 class GgufTensors(Shards):
-    """The weights of ``model`` by their names in it, and by their own names the codes, one row of bytes a row.
-
-    Args:
-        file: of the model; ``model`` itself needs no values.
+    """The weights of ``model``, which needs no values, by their names there; by their own, the codes as rows of bytes.
 
     Raises:
         BadInput: no GGUF file, or one cut short; a type that cannot be decoded; a tensor that the model does not use.

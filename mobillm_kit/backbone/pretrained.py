@@ -9,7 +9,6 @@ Taught in: notebooks/10_real_models.ipynb
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from transformers.utils import logging as hf_logging
 
 from mobillm_kit.backbone.families import Kind, family_of
 from mobillm_kit.backbone.split import Backbone
-from mobillm_kit.errors import BadInput, UnknownName
+from mobillm_kit.errors import BadInput, UnknownName, nearest
 from mobillm_kit.files import data_folder
 
 _ARCHITECTURES = Path(__file__).with_name("architectures")
@@ -266,7 +265,7 @@ def architecture(name: str | Path) -> PreTrainedConfig:
             model folder, a JSON file like a ``config.json``, or ``organisation/name`` on the Hugging Face hub.
     """
     path = Path(name).expanduser()
-    bare = str(name).lower().rpartition("/")[2]
+    bare, built_in = str(name).lower().rpartition("/")[2], f"Built in: {', '.join(BUILT_IN)}."
     if str(name) == "pocket" or path.is_dir() or is_gguf(str(name)):
         source = resolve(name)
         config = load_config(source) if is_gguf(source) else _from_file(Path(source) / "config.json")
@@ -283,15 +282,13 @@ def architecture(name: str | Path) -> PreTrainedConfig:
             reason = str(error).strip().splitlines()[0]
             raise BadInput(
                 f"{name}: neither a folder, nor built in, nor given by the Hugging Face hub ({reason}).",
-                f"Built in: {', '.join(BUILT_IN)}. Or name a folder or a file with a config.json.",
+                f"{built_in} Or name a folder or a file with a config.json.",
             ) from error
         family_of(config.model_type)
         return config
-    close = get_close_matches(bare, BUILT_IN, n=1)
-    hint = f"Did you mean '{close[0]}'?" if close else f"Built in: {', '.join(BUILT_IN)}."
     raise UnknownName(
         f"There is no model '{name}': no folder, no configuration file, nothing built in.",
-        f"{hint} Or name a folder or a file with a config.json.",
+        f"{nearest(bare, BUILT_IN, built_in)} Or name a folder or a file with a config.json.",
     )
 
 

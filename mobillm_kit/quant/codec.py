@@ -106,7 +106,10 @@ class Codec:
         scales, codes = self.parts(payload, x.shape)
         all_scales = scales.view(torch.float32)
         for piece in _pieces(rows):
-            groups = self._groups(_as_float32(rows[piece]))
+            own = rows[piece]
+            if own.dtype != torch.float32:
+                own = scratch("input", own, torch.float32).copy_(own)
+            groups = self._groups(own)
             all_scales[piece] = found = _scales_of(groups, self.name, _place(where))
             pack(_codes_of(groups, found, self.name), self.bits, codes[piece])
         return payload
@@ -203,12 +206,6 @@ def codec(name: str, group: int = 64) -> Codec:
 
 def _place(where: str) -> str:
     return f"{where}: " if where else ""
-
-
-def _as_float32(rows: Tensor) -> Tensor:
-    if rows.dtype == torch.float32:
-        return rows
-    return scratch("input", rows, torch.float32).copy_(rows)
 
 
 def _encode_floats(rows: Tensor, out: Tensor, place: str) -> None:

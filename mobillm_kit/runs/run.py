@@ -71,11 +71,7 @@ def run(
 
 
 def _trained_record(
-    prepared: Prepared,
-    folder: Path | None,
-    command: str,
-    callbacks: Sequence[Told],
-    measured: Sequence[MeasuredMemory],
+    prepared: Prepared, folder: Path | None, command: str, callbacks: Sequence[Told], measured: Sequence[MeasuredMemory]
 ) -> RunRecord:
     method = build_method(prepared, folder)
     pipeline = method if isinstance(method, Pipelined) else None

@@ -72,11 +72,7 @@ class Row:
 
 
 def rows(records: Iterable[RunRecord]) -> list[Row]:
-    """One row per method, named and ordered as the table of methods has it; methods that it does not have follow.
-
-    Raises:
-        BadInput: no records, or of several tasks or backbones.
-    """
+    """One row per method, ordered as :func:`grouped`; BadInput without records, or of several tasks or backbones."""
     return [_row(name, label, runs) for name, label, runs in grouped(records)]
 
 
@@ -280,8 +276,5 @@ def _flat(row: Row) -> dict[str, object]:
     return flat
 
 
-_COUNTED = {
-    "device_mib": ("weights", "gradients", "optimizer", "saved", "messages", "total"),
-    "server_mib": ("total",),
-}
+_COUNTED = {"device_mib": ("weights", "gradients", "optimizer", "saved", "messages", "total"), "server_mib": ("total",)}
 """What of the parties' ledgers stands in the comma-separated values."""

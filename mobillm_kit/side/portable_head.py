@@ -154,17 +154,16 @@ def _shapes(spec: HeadSpec, tensors: Mapping[str, Tensor]) -> dict[str, tuple[in
     words = tensors.get("words.weight")
     projected = spec.project_out or spec.masked
     inner = words.shape[1] if projected and words is not None and words.ndim == 2 else spec.width
-    shapes: dict[str, tuple[int, ...]] = {"words.weight": (spec.rows, inner)}
-    if spec.bias:
-        shapes["words.bias"] = (spec.rows,)
-    if projected:
-        shapes["project_out.weight"] = (inner, spec.width)
-    shapes |= {"project_out.bias": (inner,)} if spec.masked else {}
-    if spec.norm != "none":
-        shapes["norm.weight"] = (inner if spec.masked else spec.width,)
-    if spec.norm == "layer":
-        shapes["norm.bias"] = shapes["norm.weight"]
-    return shapes
+    normed = (inner if spec.masked else spec.width,)
+    described: dict[str, tuple[tuple[int, ...], bool]] = {
+        "words.weight": ((spec.rows, inner), True),
+        "words.bias": ((spec.rows,), spec.bias),
+        "project_out.weight": ((inner, spec.width), projected),
+        "project_out.bias": ((inner,), spec.masked),
+        "norm.weight": (normed, spec.norm != "none"),
+        "norm.bias": (normed, spec.norm == "layer"),
+    }
+    return {name: shape for name, (shape, there) in described.items() if there}
 
 
 def _form_of(norm: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[NormForm, float]:
