@@ -58,7 +58,5 @@ def family_of(model_type: str) -> Family:
     try:
         return FAMILIES[model_type]
     except KeyError:
-        raise UnknownName(
-            f"Model type '{model_type}' has no row in mobillm_kit/backbone/families.toml.",
-            f"Supported: {', '.join(sorted(FAMILIES))}.",
-        ) from None
+        problem = f"Model type '{model_type}' has no row in mobillm_kit/backbone/families.toml."
+        raise UnknownName(problem, f"Supported: {', '.join(sorted(FAMILIES))}.") from None

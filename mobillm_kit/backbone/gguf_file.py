@@ -137,10 +137,8 @@ def _check_kind(file: Path, name: str, kind: Any) -> None:
     try:
         dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
     except NotImplementedError as error:
-        raise BadInput(
-            f"{file}: '{name}' is stored as {kind.name}, which cannot be decoded here.",
-            "Take a file of the model in another type, such as Q4_K, Q8_0 or F16.",
-        ) from error
+        problem = f"{file}: '{name}' is stored as {kind.name}, which cannot be decoded here."
+        raise BadInput(problem, "Take a file of the model in another type, such as Q4_K, Q8_0 or F16.") from error
 
 
 def _decoded(name: str, kind: Any, heads: Any, codes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -65,10 +65,8 @@ def load_backbone(
     source = resolve(name)
     low_bit = read_low_bit(source)
     if low_bit:
-        raise BadInput(
-            f"{source}: holds {low_bit.kind} weights, which are not loaded whole.",
-            "Use stream_backbone, or load the unquantized model and call quantize_in_memory.",
-        )
+        problem = f"{source}: holds {low_bit.kind} weights, which are not loaded whole."
+        raise BadInput(problem, "Use stream_backbone, or load the unquantized model and call quantize_in_memory.")
     config = load_config(source, revision)
     if is_gguf(source):
         model = load_gguf(source, config, torch_dtype(dtype))
@@ -124,10 +122,8 @@ def resolve(name: str | Path) -> str:
 def _no_pointer(file: Path) -> None:
     small = file.is_file() and file.stat().st_size < LARGEST_POINTER_BYTES
     if small and file.read_bytes().startswith(b"version https://git-lfs"):
-        raise BadInput(
-            f"{file}: is a pointer of Git's large-file store, a few lines in place of the file.",
-            "Run `git lfs pull` where it was cloned, or download the file itself.",
-        )
+        problem = f"{file}: is a pointer of Git's large-file store, a few lines in place of the file."
+        raise BadInput(problem, "Run `git lfs pull` where it was cloned, or download the file itself.")
 
 
 def gguf_in(path: Path) -> Path | None:
@@ -144,10 +140,8 @@ def gguf_in(path: Path) -> Path | None:
         raise BadInput(f"{file}: no such file.", "Name a GGUF file, a model folder, a name on the hub, or 'pocket'.")
     _no_pointer(file)
     if find_spec("gguf") is None:
-        raise BadInput(
-            f"{file}: a GGUF file is read with the package gguf, which is not installed.",
-            "Install it with: pip install 'mobillm-kit[gguf]'",
-        )
+        problem = f"{file}: a GGUF file is read with the package gguf, which is not installed."
+        raise BadInput(problem, "Install it with: pip install 'mobillm-kit[gguf]'")
     return file
 
 
@@ -194,10 +188,8 @@ def from_pretrained(loader: Any, source: str, **kwargs: Any) -> Any:
             return loader.from_pretrained(place, trust_remote_code=False, **kwargs)
     except failures as error:
         if "trust_remote_code" in str(error):
-            raise BadInput(
-                f"{source}: needs code of its own (auto_map), and code that comes with a model is never run here.",
-                "Name a model that transformers itself knows.",
-            ) from error
+            problem = f"{source}: needs code of its own (auto_map), and code that comes with a model is never run here."
+            raise BadInput(problem, "Name a model that transformers itself knows.") from error
         first_line = str(error).strip().splitlines()[0]
         if is_gguf(source):
             raise BadInput(
@@ -280,16 +272,12 @@ def architecture(name: str | Path) -> PreTrainedConfig:
             config = AutoConfig.from_pretrained(str(name), trust_remote_code=False)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise BadInput(
-                f"{name}: neither a folder, nor built in, nor given by the Hugging Face hub ({reason}).",
-                f"{built_in} Or name a folder or a file with a config.json.",
-            ) from error
+            problem = f"{name}: neither a folder, nor built in, nor given by the Hugging Face hub ({reason})."
+            raise BadInput(problem, f"{built_in} Or name a folder or a file with a config.json.") from error
         family_of(config.model_type)
         return config
-    raise UnknownName(
-        f"There is no model '{name}': no folder, no configuration file, nothing built in.",
-        f"{nearest(bare, BUILT_IN, built_in)} Or name a folder or a file with a config.json.",
-    )
+    problem = f"There is no model '{name}': no folder, no configuration file, nothing built in."
+    raise UnknownName(problem, f"{nearest(bare, BUILT_IN, built_in)} Or name a folder or a file with a config.json.")
 
 
 def _from_file(path: Path) -> PreTrainedConfig:

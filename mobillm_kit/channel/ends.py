@@ -65,10 +65,8 @@ class ServerSocket(End):
     def __init__(self, bind: str, *, door: Door | None = None, limits: Limits, high_water: int = 8) -> None:
         host, _ = split_address(bind)
         if door is None and not is_loopback(host):
-            raise BadInput(
-                f"{bind} can be reached by others, and the server has no keys and no allow-list.",
-                "Give it both, or bind to tcp://127.0.0.1:0.",
-            )
+            problem = f"{bind} can be reached by others, and the server has no keys and no allow-list."
+            raise BadInput(problem, "Give it both, or bind to tcp://127.0.0.1:0.")
         threshold.make_routes_unpredictable()
         super().__init__(zmq.ROUTER, limits, high_water, high_water, events=_ARRIVALS, events_wake=False)
         self._encrypted = door is not None

@@ -57,10 +57,8 @@ class JoinString:
         if self.server_key:
             check_key(self.server_key, "server key in the join string")
         elif not is_loopback(host):
-            raise BadInput(
-                f"The join string for {host} holds no server key.",
-                "Without a key only this machine's own loopback address (127.0.0.1) can be joined.",
-            )
+            problem = f"The join string for {host} holds no server key."
+            raise BadInput(problem, "Without a key only this machine's own loopback address (127.0.0.1) can be joined.")
         if self.code:
             check_code(self.code)
 

@@ -212,10 +212,8 @@ class Wire:
             BadInput: a batch that does not know its place in training, so that nobody could make it again.
         """
         if not isinstance(batch, StepBatch) or batch.step != self._sequence:
-            raise BadInput(
-                f"Step {self._sequence + 1} needs its own batch: what is lost on the way is made again from it.",
-                "Take batches from Batches.step, in their order.",
-            )
+            problem = f"Step {self._sequence + 1} needs its own batch: what is lost on the way is made again from it."
+            raise BadInput(problem, "Take batches from Batches.step, in their order.")
         self.begin(batch.batches)
         messages = self.messages
         messages.given, messages.rates[batch.step] = batch, lr

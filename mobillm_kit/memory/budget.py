@@ -81,10 +81,8 @@ def parse_bytes(text: str) -> int:
     number, prefix, binary = found.groups()
     size = int(float(number) * (1024 if binary else 1000) ** " kmgt".index((prefix or " ").lower()))
     if size < RUNTIME_BYTES:
-        raise BadInput(
-            f"'{text}' is less than Python and torch take before any model ({RUNTIME_BYTES // 2**20} MiB).",
-            "Write the memory of the whole device, such as 4GiB.",
-        )
+        problem = f"'{text}' is less than Python and torch take before any model ({RUNTIME_BYTES // 2**20} MiB)."
+        raise BadInput(problem, "Write the memory of the whole device, such as 4GiB.")
     return size
 
 

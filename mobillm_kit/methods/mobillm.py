@@ -160,10 +160,8 @@ def build(
 
 def _in_process(device: Device, trainer: SideTrainer, codec: str, group: int, options: Mapping[str, Any]) -> InProcess:
     if options or codec == "adaptive":
-        raise BadInput(
-            f"Without a server there is no {', '.join(options) or 'adaptive codec'}.",
-            "Give server=spawn, an address, or a join string.",
-        )
+        problem = f"Without a server there is no {', '.join(options) or 'adaptive codec'}."
+        raise BadInput(problem, "Give server=spawn, an address, or a join string.")
     return InProcess(device, trainer, None if codec == "none" else quant.codec(codec, group))
 
 
@@ -171,8 +169,6 @@ def _one_token(tokens: str, *, exact: bool) -> bool:
     if tokens not in ("auto", "all", "prediction"):
         raise BadInput(f"tokens is '{tokens}'.", "Choose 'auto', 'all' or 'prediction'.")
     if tokens == "prediction" and not exact:
-        raise BadInput(
-            "tokens='prediction' is not exact here: the side network or the head reads other tokens too.",
-            "Choose tokens='all', or a full-width side network with a head that reads one token.",
-        )
+        problem = "tokens='prediction' is not exact here: the side network or the head reads other tokens too."
+        raise BadInput(problem, "Choose tokens='all', or a full-width side network with a head that reads one token.")
     return exact and tokens != "all"

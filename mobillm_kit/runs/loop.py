@@ -193,10 +193,8 @@ def _settle(method: Method, progress: FitResult) -> None:
 def _add_losses(method: Method, losses: Sequence[float], progress: FitResult) -> None:
     for loss in losses:
         if not math.isfinite(loss):
-            raise TrainingDiverged(
-                f"{method.name}: the loss of step {progress.losses_known + 1} is {loss}.",
-                "Lower the learning rate; the last good checkpoint is kept.",
-            )
+            problem = f"{method.name}: the loss of step {progress.losses_known + 1} is {loss}."
+            raise TrainingDiverged(problem, "Lower the learning rate; the last good checkpoint is kept.")
         progress.loss_sum += loss
         progress.loss_count += 1
         progress.losses_known += 1

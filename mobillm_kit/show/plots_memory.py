@@ -273,10 +273,8 @@ def _shade(n_bytes: int, budgets: Sequence[int]) -> dict[str, Any]:
 
 def _check_budgets(budgets: Sequence[int]) -> None:
     if not 1 <= len(budgets) <= len(_FITS) or list(budgets) != sorted(set(budgets)):
-        raise BadInput(
-            f"These are not budgets to compare with: {list(budgets)}.",
-            f"Give 1 to {len(_FITS)} numbers of bytes, smallest first.",
-        )
+        problem = f"These are not budgets to compare with: {list(budgets)}."
+        raise BadInput(problem, f"Give 1 to {len(_FITS)} numbers of bytes, smallest first.")
 
 
 def _budget_keys(axes: Axes, budgets: Sequence[int], shown: Sequence[int]) -> None:

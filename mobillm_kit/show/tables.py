@@ -249,10 +249,8 @@ def _check_comparable(records: Sequence[RunRecord]) -> None:
         ("backbones", {record.backbone.name for record in records}),
     ):
         if len(found) > 1:
-            raise BadInput(
-                f"The records are of several {what}: {', '.join(sorted(found))}.",
-                "A comparison needs one task and one backbone.",
-            )
+            problem = f"The records are of several {what}: {', '.join(sorted(found))}."
+            raise BadInput(problem, "A comparison needs one task and one backbone.")
 
 
 def _markdown(table: Sequence[Row], columns: Columns) -> str:

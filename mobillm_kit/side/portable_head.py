@@ -180,10 +180,8 @@ def _form_of(norm: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[NormForm, 
                 possible = ("norm.bias" in tensors) == (form == "layer")
                 if possible and torch.equal(_norm(form, eps, tensors)(probe), expected):
                     return form, eps
-    raise BadInput(
-        f"The final norm {type(norm).__name__} has none of the known forms ({', '.join(NORMS)}).",
-        "Train in one process, or add the norm's form to side/portable_head.py.",
-    )
+    problem = f"The final norm {type(norm).__name__} has none of the known forms ({', '.join(NORMS)})."
+    raise BadInput(problem, "Train in one process, or add the norm's form to side/portable_head.py.")
 
 
 def _norm(form: str, eps: float, tensors: Mapping[str, Tensor]) -> nn.Module:

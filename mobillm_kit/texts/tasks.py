@@ -84,10 +84,8 @@ class Task:
                 "Give at least two labels and one word for each, in the order of the labels.",
             )
         if not all(word.strip() for word in self.label_words) or len(set(self.label_words)) < len(self.labels):
-            raise BadInput(
-                f"Task '{self.name}': the label words {self.label_words} are not all different words.",
-                "Give each label its own word: --label-words ' bad| good'.",
-            )
+            problem = f"Task '{self.name}': the label words {self.label_words} are not all different words."
+            raise BadInput(problem, "Give each label its own word: --label-words ' bad| good'.")
         if self.metric not in METRIC_NAMES:
             raise BadInput(
                 f"Task '{self.name}': there is no metric '{self.metric}'.", f"Known: {', '.join(METRIC_NAMES)}."
@@ -124,7 +122,5 @@ def get_task(name: str) -> Task:
     """The task called ``name``."""
     if name in TASKS:
         return TASKS[name]
-    raise UnknownName(
-        f"There is no task '{name}'. {nearest(name.lower(), TASKS)}".rstrip(),
-        f"Known: {', '.join(TASKS)}; for a file of your own use custom_task (--data FILE).",
-    )
+    problem = f"There is no task '{name}'. {nearest(name.lower(), TASKS)}".rstrip()
+    raise UnknownName(problem, f"Known: {', '.join(TASKS)}; for a file of your own use custom_task (--data FILE).")
