@@ -5,8 +5,9 @@ The command line prints the sentence and exits; a notebook shows it as an ordina
 Knows: words.  Knows nothing of: tensors, models, files.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 SHOWN = 4
 """Numbers of a list that a sentence quotes."""
@@ -16,6 +17,17 @@ def few(values: Collection[object]) -> str:
     """The first few of a list that a user or a peer gave: sentences have a longest length."""
     more = ", …" if len(values) > SHOWN else ""
     return f"[{', '.join(map(str, list(values)[:SHOWN]))}{more}]"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's words, cut short; its kind where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]
+
+
+def nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """Asks whether the known name that comes nearest was meant; ``otherwise`` where none comes near."""
+    close = get_close_matches(name, known, n=1)
+    return f"Did you mean '{close[0]}'?" if close else otherwise
 
 
 class KitError(Exception):

@@ -35,10 +35,8 @@ def write_with(path: Path, write: Callable[[Path], object], mode: int = 0o666) -
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        raise SaveFailed(
-            f"{path}: could not be written ({error.strerror or error}); what stood there before is untouched.",
-            "Free some space or choose another folder.",
-        ) from error
+        problem = f"{path}: could not be written ({error.strerror or error}); what stood there before is untouched."
+        raise SaveFailed(problem, "Free some space or choose another folder.") from error
     finally:
         with suppress(OSError):  # already moved, or its folder could not be made
             partial.unlink()
@@ -64,7 +62,5 @@ def data_folder(name: str) -> Path:
     for place in places:
         if place.is_dir():
             return place
-    raise KitError(
-        f"The packaged data '{name}' is missing: looked in {places[0]} and {places[1]}.",
-        "Install mobillm-kit again, or work in a complete checkout of the project.",
-    )
+    problem = f"The packaged data '{name}' is missing: looked in {places[0]} and {places[1]}."
+    raise KitError(problem, "Install mobillm-kit again, or work in a complete checkout of the project.")

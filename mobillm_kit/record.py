@@ -194,10 +194,8 @@ def load_record(path: str | Path) -> RunRecord:
     except msgspec.DecodeError as error:
         raise RecordError(f"{path}: not a run record ({error}).") from error
     if version != FORMAT:
-        raise RecordError(
-            f"{path}: a record of format {version}, this version of mobillm_kit reads format {FORMAT}.",
-            "Read it with the version that wrote it, or run it again.",
-        )
+        problem = f"{path}: a record of format {version}, this version of mobillm_kit reads format {FORMAT}."
+        raise RecordError(problem, "Read it with the version that wrote it, or run it again.")
     try:
         return msgspec.json.decode(raw, type=RunRecord)
     except msgspec.DecodeError as error:

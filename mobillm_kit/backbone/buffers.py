@@ -42,10 +42,8 @@ class RowsOnDisk:
     ) -> Tensor:
         """``F.embedding(rows, self)``, however a model's own embedding module calls it, and nothing else."""
         if function is not F.embedding:
-            raise BadInput(
-                f"'{function.__name__}' needs the whole embedding, which a streamed backbone leaves in its file.",
-                "Use the whole model: load_backbone.",
-            )
+            problem = f"'{function.__name__}' needs the whole embedding, which a streamed backbone leaves in its file."
+            raise BadInput(problem, "Use the whole model: load_backbone.")
         matrix = args[1] if len(args) > 1 else (kwargs or {})["weight"]
         return matrix[args[0] if args else (kwargs or {})["input"]]
 
@@ -126,7 +124,5 @@ class BufferedBlocks:
             reading[1].result(READ_LIMIT_S)
             return reading[0]
         except TimeoutError:
-            raise KitError(
-                f"{self._shards.folder}: a block was not read within {READ_LIMIT_S:g} s.",
-                "Copy the model to a faster disk.",
-            ) from None
+            problem = f"{self._shards.folder}: a block was not read within {READ_LIMIT_S:g} s."
+            raise KitError(problem, "Copy the model to a faster disk.") from None

@@ -6,7 +6,6 @@ Knows: names.  Knows nothing of: tensors, tasks, training.
 Taught in: notebooks/00_start_here.ipynb
 """
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -49,7 +48,7 @@ class Family:
     """Of ``AutoModelForMaskedLM``: the head's matrix, its norm, and the setting of what is between, empty for gelu."""
 
 
-_ROWS = tomllib.loads(Path(__file__).with_name("families.toml").read_text(encoding="utf-8"))
+_ROWS = msgspec.toml.decode(Path(__file__).with_name("families.toml").read_bytes())
 FAMILIES = {name: msgspec.convert(row, Family) for row in _ROWS.values() for name in row["types"]}
 """By transformers' model type."""
 
@@ -59,7 +58,5 @@ def family_of(model_type: str) -> Family:
     try:
         return FAMILIES[model_type]
     except KeyError:
-        raise UnknownName(
-            f"Model type '{model_type}' has no row in mobillm_kit/backbone/families.toml.",
-            f"Supported: {', '.join(sorted(FAMILIES))}.",
-        ) from None
+        problem = f"Model type '{model_type}' has no row in mobillm_kit/backbone/families.toml."
+        raise UnknownName(problem, f"Supported: {', '.join(sorted(FAMILIES))}.") from None

@@ -32,10 +32,7 @@ TABLES = ("token_embd.weight", "output.weight")
 
 
 class GgufTensors(Shards):
-    """The weights of ``model`` by their names in it, and by their own names the codes, one row of bytes a row.
-
-    Args:
-        file: of the model; ``model`` itself needs no values.
+    """The weights of ``model``, which needs no values, by their names there; by their own, the codes as rows of bytes.
 
     Raises:
         BadInput: no GGUF file, or one cut short; a type that cannot be decoded; a tensor that the model does not use.
@@ -140,10 +137,8 @@ def _check_kind(file: Path, name: str, kind: Any) -> None:
     try:
         dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
     except NotImplementedError as error:
-        raise BadInput(
-            f"{file}: '{name}' is stored as {kind.name}, which cannot be decoded here.",
-            "Take a file of the model in another type, such as Q4_K, Q8_0 or F16.",
-        ) from error
+        problem = f"{file}: '{name}' is stored as {kind.name}, which cannot be decoded here."
+        raise BadInput(problem, "Take a file of the model in another type, such as Q4_K, Q8_0 or F16.") from error
 
 
 def _decoded(name: str, kind: Any, heads: Any, codes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

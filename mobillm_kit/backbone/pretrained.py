@@ -9,7 +9,6 @@ Taught in: notebooks/10_real_models.ipynb
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from transformers.utils import logging as hf_logging
 
 from mobillm_kit.backbone.families import Kind, family_of
 from mobillm_kit.backbone.split import Backbone
-from mobillm_kit.errors import BadInput, UnknownName
+from mobillm_kit.errors import BadInput, UnknownName, nearest
 from mobillm_kit.files import data_folder
 
 _ARCHITECTURES = Path(__file__).with_name("architectures")
@@ -66,10 +65,8 @@ def load_backbone(
     source = resolve(name)
     low_bit = read_low_bit(source)
     if low_bit:
-        raise BadInput(
-            f"{source}: holds {low_bit.kind} weights, which are not loaded whole.",
-            "Use stream_backbone, or load the unquantized model and call quantize_in_memory.",
-        )
+        problem = f"{source}: holds {low_bit.kind} weights, which are not loaded whole."
+        raise BadInput(problem, "Use stream_backbone, or load the unquantized model and call quantize_in_memory.")
     config = load_config(source, revision)
     if is_gguf(source):
         model = load_gguf(source, config, torch_dtype(dtype))
@@ -125,10 +122,8 @@ def resolve(name: str | Path) -> str:
 def _no_pointer(file: Path) -> None:
     small = file.is_file() and file.stat().st_size < LARGEST_POINTER_BYTES
     if small and file.read_bytes().startswith(b"version https://git-lfs"):
-        raise BadInput(
-            f"{file}: is a pointer of Git's large-file store, a few lines in place of the file.",
-            "Run `git lfs pull` where it was cloned, or download the file itself.",
-        )
+        problem = f"{file}: is a pointer of Git's large-file store, a few lines in place of the file."
+        raise BadInput(problem, "Run `git lfs pull` where it was cloned, or download the file itself.")
 
 
 def gguf_in(path: Path) -> Path | None:
@@ -145,10 +140,8 @@ def gguf_in(path: Path) -> Path | None:
         raise BadInput(f"{file}: no such file.", "Name a GGUF file, a model folder, a name on the hub, or 'pocket'.")
     _no_pointer(file)
     if find_spec("gguf") is None:
-        raise BadInput(
-            f"{file}: a GGUF file is read with the package gguf, which is not installed.",
-            "Install it with: pip install 'mobillm-kit[gguf]'",
-        )
+        problem = f"{file}: a GGUF file is read with the package gguf, which is not installed."
+        raise BadInput(problem, "Install it with: pip install 'mobillm-kit[gguf]'")
     return file
 
 
@@ -195,10 +188,8 @@ def from_pretrained(loader: Any, source: str, **kwargs: Any) -> Any:
             return loader.from_pretrained(place, trust_remote_code=False, **kwargs)
     except failures as error:
         if "trust_remote_code" in str(error):
-            raise BadInput(
-                f"{source}: needs code of its own (auto_map), and code that comes with a model is never run here.",
-                "Name a model that transformers itself knows.",
-            ) from error
+            problem = f"{source}: needs code of its own (auto_map), and code that comes with a model is never run here."
+            raise BadInput(problem, "Name a model that transformers itself knows.") from error
         first_line = str(error).strip().splitlines()[0]
         if is_gguf(source):
             raise BadInput(
@@ -266,7 +257,7 @@ def architecture(name: str | Path) -> PreTrainedConfig:
             model folder, a JSON file like a ``config.json``, or ``organisation/name`` on the Hugging Face hub.
     """
     path = Path(name).expanduser()
-    bare = str(name).lower().rpartition("/")[2]
+    bare, built_in = str(name).lower().rpartition("/")[2], f"Built in: {', '.join(BUILT_IN)}."
     if str(name) == "pocket" or path.is_dir() or is_gguf(str(name)):
         source = resolve(name)
         config = load_config(source) if is_gguf(source) else _from_file(Path(source) / "config.json")
@@ -281,18 +272,12 @@ def architecture(name: str | Path) -> PreTrainedConfig:
             config = AutoConfig.from_pretrained(str(name), trust_remote_code=False)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise BadInput(
-                f"{name}: neither a folder, nor built in, nor given by the Hugging Face hub ({reason}).",
-                f"Built in: {', '.join(BUILT_IN)}. Or name a folder or a file with a config.json.",
-            ) from error
+            problem = f"{name}: neither a folder, nor built in, nor given by the Hugging Face hub ({reason})."
+            raise BadInput(problem, f"{built_in} Or name a folder or a file with a config.json.") from error
         family_of(config.model_type)
         return config
-    close = get_close_matches(bare, BUILT_IN, n=1)
-    hint = f"Did you mean '{close[0]}'?" if close else f"Built in: {', '.join(BUILT_IN)}."
-    raise UnknownName(
-        f"There is no model '{name}': no folder, no configuration file, nothing built in.",
-        f"{hint} Or name a folder or a file with a config.json.",
-    )
+    problem = f"There is no model '{name}': no folder, no configuration file, nothing built in."
+    raise UnknownName(problem, f"{nearest(bare, BUILT_IN, built_in)} Or name a folder or a file with a config.json.")
 
 
 def _from_file(path: Path) -> PreTrainedConfig:

@@ -155,10 +155,8 @@ class Shards:
                         raise OSError("it ends too early")
                     view = view[n_bytes:]
         except OSError as error:
-            raise BadInput(
-                f"{entry.file}: could not be read ({error.strerror or error}).",
-                "The file must stay as it was when the model was opened.",
-            ) from error
+            problem = f"{entry.file}: could not be read ({error.strerror or error})."
+            raise BadInput(problem, "The file must stay as it was when the model was opened.") from error
 
 
 def write_shards(folder: Path, parts: Iterable[Mapping[str, Tensor]], count: int) -> None:
@@ -187,14 +185,10 @@ def _files(folder: Path) -> dict[Path, set[str]]:
         return {folder / SINGLE: set()}
     shards = sorted(file.name for file in folder.glob("*.safetensors"))
     if shards:
-        raise BadInput(
-            f"{folder}: holds {shards[0]} but no {INDEX}, which says what lies in which shard.",
-            "Copy the index too.",
-        )
-    raise BadInput(
-        f"{folder}: holds no safetensors files, and only those can be read in parts.",
-        "Load the model once with transformers and write it with save_pretrained.",
-    )
+        problem = f"{folder}: holds {shards[0]} but no {INDEX}, which says what lies in which shard."
+        raise BadInput(problem, "Copy the index too.")
+    problem = f"{folder}: holds no safetensors files, and only those can be read in parts."
+    raise BadInput(problem, "Load the model once with transformers and write it with save_pretrained.")
 
 
 def _indexed(folder: Path) -> dict[Path, set[str]]:
@@ -207,10 +201,8 @@ def _indexed(folder: Path) -> dict[Path, set[str]]:
         raise BadInput(f"{folder / INDEX}: is no index ({error}).", "Copy the model's folder again.") from error
     missing = sorted(file.name for file in promised if not file.is_file())
     if missing:
-        raise BadInput(
-            f"{folder}: {len(missing)} of {len(promised)} shards are missing, the first is {missing[0]}.",
-            "Copy the model's folder again, every file of it.",
-        )
+        problem = f"{folder}: {len(missing)} of {len(promised)} shards are missing, the first is {missing[0]}."
+        raise BadInput(problem, "Copy the model's folder again, every file of it.")
     return promised
 
 
@@ -228,10 +220,8 @@ def _header(file: Path) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     for name, (stored, shape) in listed.items():
         if stored not in STORED_DTYPES:
-            raise BadInput(
-                f"{file}: '{name}' is stored as {stored}, which cannot be read here.",
-                f"Convert the model to one of {', '.join(STORED_DTYPES)}.",
-            )
+            problem = f"{file}: '{name}' is stored as {stored}, which cannot be read here."
+            raise BadInput(problem, f"Convert the model to one of {', '.join(STORED_DTYPES)}.")
         entries[name] = Entry(file, STORED_DTYPES[stored], shape, begin)
         begin += entries[name].n_bytes
     return entries

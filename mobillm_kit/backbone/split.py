@@ -12,6 +12,7 @@ Taught in: notebooks/00_start_here.ipynb
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -171,9 +172,7 @@ class Backbone(nn.Module):
 
     def last_hidden(self, *tokens: Any) -> Tensor:
         """h_L, (B, T, d), before the final norm."""
-        for state in self.hidden_states(*tokens):
-            last = state
-        return last
+        return deque(self.hidden_states(*tokens), maxlen=1).pop()
 
 
 @contextmanager

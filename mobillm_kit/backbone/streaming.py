@@ -94,19 +94,11 @@ class StreamingNeed:
 class StreamedBackbone(Backbone):
     """A backbone whose blocks are read from their files; it runs forward as any other, its weights stay as they are.
 
-    Args:
-        model: without values, as :func:`mobillm_kit.backbone.meta_model.meta_model` gives it.
-        low_bit: what the files' codes are, where the blocks' matrices are codes.
+    ``model`` has no values (``backbone/meta_model.py``); ``low_bit`` says what the files' codes are, if there are.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        shards: Shards,
-        *,
-        name: str = "",
-        revision: str = "",
-        low_bit: LowBit | None = None,
+        self, model: nn.Module, shards: Shards, *, name: str = "", revision: str = "", low_bit: LowBit | None = None
     ) -> None:
         self._low_bit = low_bit
         self._names = checkpoint_names(model, shards, low_bit.shapes if low_bit else {})
@@ -241,11 +233,7 @@ class StreamedBackbone(Backbone):
 
 
 def stream_backbone(
-    name: str | Path,
-    *,
-    revision: str | None = None,
-    dtype: str = "float32",
-    masked: bool = False,
+    name: str | Path, *, revision: str | None = None, dtype: str = "float32", masked: bool = False
 ) -> StreamedBackbone:
     """Open a backbone whose blocks are read when they are needed.
 

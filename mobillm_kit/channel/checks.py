@@ -58,11 +58,7 @@ def samples_bytes(plan: Plan) -> int:
 
 
 def check_plan(plan: Plan) -> None:
-    """Refuse a plan that no side network could be made of.
-
-    Raises:
-        WireError: ``bad-plan``.
-    """
+    """Refuse, by the WireError ``bad-plan``, a plan that no side network could be made of."""
     side = plan.side
     copied = side.start == "backbone"
     if copied != (plan.first is not None) or (copied and not side.feed_forward):

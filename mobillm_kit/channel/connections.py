@@ -45,11 +45,7 @@ class _Connection:
 
 
 class Connections:
-    """The connections of one listening socket, by descriptor.
-
-    Args:
-        message_bytes: what one message may weigh.
-    """
+    """The connections of one listening socket, by descriptor; ``message_bytes`` is what one message may weigh."""
 
     def __init__(self, message_bytes: int) -> None:
         self._most_bytes = 2 * message_bytes + MIB

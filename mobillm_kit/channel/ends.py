@@ -27,6 +27,11 @@ _DEVICE_INBOX = 32  # answers are small; a device that does not read for a while
 _CUTS = 3  # one connection cut during the handshake may be the network's fault, three in a row are not
 
 _ARRIVALS = zmq.EVENT_ACCEPTED | zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED
+_REASONS: dict[int, str] = {
+    zmq.EVENT_CONNECTED: "no-answer",
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "key-not-allowed",
+    zmq.EVENT_CLOSED: "nothing-listens",  # the attempt to reach the port failed
+}
 
 
 @dataclass(frozen=True)
@@ -57,20 +62,11 @@ class ServerSocket(End):
         AddressInUse: somebody listens there.
     """
 
-    def __init__(
-        self,
-        bind: str,
-        *,
-        door: Door | None = None,
-        limits: Limits,
-        high_water: int = 8,
-    ) -> None:
+    def __init__(self, bind: str, *, door: Door | None = None, limits: Limits, high_water: int = 8) -> None:
         host, _ = split_address(bind)
         if door is None and not is_loopback(host):
-            raise BadInput(
-                f"{bind} can be reached by others, and the server has no keys and no allow-list.",
-                "Give it both, or bind to tcp://127.0.0.1:0.",
-            )
+            problem = f"{bind} can be reached by others, and the server has no keys and no allow-list."
+            raise BadInput(problem, "Give it both, or bind to tcp://127.0.0.1:0.")
         threshold.make_routes_unpredictable()
         super().__init__(zmq.ROUTER, limits, high_water, high_water, events=_ARRIVALS, events_wake=False)
         self._encrypted = door is not None
@@ -91,11 +87,7 @@ class ServerSocket(End):
             raise
 
     def receive(self, timeout_s: float) -> tuple[Peer, list[memoryview]] | None:
-        """The next message, from whomever.
-
-        Returns:
-            who sent it and its frames; None when none came in time or :meth:`wake` was called.
-        """
+        """Who sent the next message, and its frames; None when none came in time or :meth:`wake` was called."""
         with self._in_use():
             arrived = self._wait(zmq.POLLIN, timeout_s)
             self._hear_events()
@@ -114,11 +106,7 @@ class ServerSocket(End):
     def send(self, peer: Peer, frames: Sequence[bytes | bytearray | memoryview]) -> bool:
         """Hand a message to ZeroMQ; never waits.  A large frame is not copied: leave its memory unchanged.
 
-        Returns:
-            False when the peer is gone or its queue is full; nothing was sent then.
-
-        Raises:
-            BadInput: a frame is larger, or the message longer, than the limits.
+        False, and nothing sent, when the peer is gone or its queue is full; BadInput beyond the limits.
         """
         parts = checked(frames, self._limits)
         with self._in_use():
@@ -226,14 +214,9 @@ class DeviceSocket(End):
                 raise failure
 
     def send(self, frames: Sequence[bytes | bytearray | memoryview], timeout_s: float) -> bool:
-        """Hand a message to ZeroMQ as soon as there is a connection with room.  Large frames are not copied: leave
-        their memory unchanged.
+        """Hand a message to ZeroMQ as soon as there is a connection with room; leave large frames' memory unchanged.
 
-        Returns:
-            False when there was none in time; nothing was sent then.
-
-        Raises:
-            BadInput: a frame is larger, or the message longer, than the limits.
+        False, and nothing sent, when there was none in time; BadInput beyond the limits.
         """
         parts = checked(frames, self._limits)
         deadline = time.monotonic() + timeout_s
@@ -249,11 +232,7 @@ class DeviceSocket(End):
                 self._wait(zmq.POLLOUT, left_s)
 
     def receive(self, timeout_s: float) -> list[memoryview] | None:
-        """The next message.
-
-        Returns:
-            its frames; None when none came in time, :meth:`wake` was called, or there is no connection, or a new one.
-        """
+        """The next message's frames; None when none came in time, at a :meth:`wake`, without or on a new connection."""
         with self._in_use():
             # while libzmq may have given up, nothing else would end the wait
             arrived = self._wait(zmq.POLLIN, timeout_s if self.connected else min(timeout_s, TIMINGS.given_up_s))
@@ -270,22 +249,17 @@ class DeviceSocket(End):
     def _hear_events(self) -> None:
         for event, value in self._events():
             self._last_event, self._last_event_at = event, time.monotonic()
-            if event == zmq.EVENT_CONNECTED:
-                self._reason = "no-answer"
-            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._reason = _REASONS.get(event, self._reason)
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self.connected = True
                 self.connections += 1
                 self._cuts = 0
-            elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                self._reason = "key-not-allowed"
             elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
                 if value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
                     self._reason = "no-curve"
             elif event == zmq.EVENT_DISCONNECTED:
                 self._cuts += not self.connected
                 self.connected = False
-            elif event == zmq.EVENT_CLOSED:  # the attempt to reach the port failed
-                self._reason = "nothing-listens"
         self._connect_anew_if_given_up()
 
     def _connect_anew_if_given_up(self) -> None:

@@ -23,7 +23,7 @@ import msgspec
 from mobillm_kit.channel import messages
 from mobillm_kit.channel.messages import DIGEST_BYTES, BatchMessage, FrameInfo, Message, Plan, WireError, refusal
 from mobillm_kit.common import FLOAT_BYTES
-from mobillm_kit.errors import BadInput, few
+from mobillm_kit.errors import BadInput, few, first_line
 from mobillm_kit.side.description import MOST_LAYERS
 
 MAGIC = b"MBLM"
@@ -49,7 +49,6 @@ _DECODERS = {
     "device": msgspec.msgpack.Decoder(messages.FromDevice),
     "server": msgspec.msgpack.Decoder(messages.FromServer),
 }
-_ENCODER = msgspec.msgpack.Encoder()
 
 
 def digest(data: Payload) -> bytes:
@@ -62,20 +61,12 @@ def to_frames(message: Message, payloads: Sequence[Payload] = ()) -> list[Payloa
     if payloads:
         described = [FrameInfo(n_bytes=memoryview(payload).nbytes, digest=digest(payload)) for payload in payloads]
         message = msgspec.structs.replace(message, frames=described)
-    header = _ENCODER.encode(message)
+    header = msgspec.msgpack.encode(message)
     return [MAGIC + bytes([messages.VERSION]) + SPARE + digest(header), header, *payloads]
 
 
 def from_frames(frames: Sequence[Payload], *, sender: Party, limits: Limits) -> tuple[Message, list[memoryview]]:
-    """Frames as a message.
-
-    Args:
-        frames: as they came.
-        sender: whose messages are expected.
-        limits: what is too much.
-
-    Returns:
-        The message, and views of its payloads.
+    """The message that frames of the expected ``sender`` are, and views of its payloads.
 
     Raises:
         WireError: names what is wrong; nothing else is raised, whatever the bytes.
@@ -113,8 +104,7 @@ def _decoded(header: memoryview, sender: Party) -> Message:
     try:
         return _DECODERS[sender].decode(header)
     except (ValueError, RecursionError, MemoryError, OverflowError) as error:  # ValueError: all that msgspec raises
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise refusal("header", sender=sender, reason=reason) from error
+        raise refusal("header", sender=sender, reason=first_line(error)) from error
 
 
 def _check_form(message: Message, described: Sequence[FrameInfo], payloads: Sequence[memoryview]) -> None:
@@ -134,23 +124,14 @@ def _check_form(message: Message, described: Sequence[FrameInfo], payloads: Sequ
 
 
 def check_digests(described: Sequence[FrameInfo], payloads: Sequence[memoryview]) -> None:
-    """Refuse payloads that are not those that the header describes.
-
-    Raises:
-        WireError: ``bad-digest``.
-    """
+    """Refuse, by the WireError ``bad-digest``, payloads that are not those that the header describes."""
     for number, (info, payload) in enumerate(zip(described, payloads, strict=True)):
         if info.digest != digest(payload):
             raise refusal("payload-digest", number=number)
 
 
 def check_batch(batch: BatchMessage, plan: Plan, sizes: Sequence[int]) -> None:
-    """Refuse a batch whose numbers do not fit together, or do not fit the plan.
-
-    Args:
-        batch: its header.
-        plan: of the session.
-        sizes: of the payload frames, in bytes.
+    """Refuse a batch whose numbers, or whose payload frames' ``sizes`` in bytes, do not fit together or the plan.
 
     Raises:
         WireError: ``bad-sequence``, ``bad-shape``, ``bad-codec`` or ``bad-values``.

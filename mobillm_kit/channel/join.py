@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from functools import reduce
 from string import ascii_letters, digits
 from urllib.parse import quote, unquote, urlsplit
 
@@ -28,17 +29,14 @@ HOST_CHARACTERS = frozenset(ascii_letters + digits + ".-_:%")
 
 
 def check_key(text: str, what: str) -> str:
-    """Returns: the key text itself.
-
-    Raises:
-        BadInput: it is not 40 characters of the z85 alphabet.
-    """
+    """The key text itself; BadInput where it is not 40 characters of the z85 alphabet."""
     if len(text) != KEY_LENGTH:
         raise BadInput(f"The {what} has {len(text)} characters.", f"A key has {KEY_LENGTH}: copy it whole.")
     strangers = sorted(set(text) - set(Z85))
     if strangers:
         raise BadInput(f"The {what} holds {strangers[0]!r}, which no key can hold.", "Copy the key again.")
-    if any(_z85_value(text[i : i + 5]) >> 32 for i in range(0, KEY_LENGTH, 5)):
+    fives = (text[i : i + 5] for i in range(0, KEY_LENGTH, 5))
+    if any(reduce(lambda value, character: value * 85 + Z85.index(character), five, 0) >> 32 for five in fives):
         raise BadInput(f"The {what} stands for no 32 bytes.", "Copy the key again.")
     return text
 
@@ -59,10 +57,8 @@ class JoinString:
         if self.server_key:
             check_key(self.server_key, "server key in the join string")
         elif not is_loopback(host):
-            raise BadInput(
-                f"The join string for {host} holds no server key.",
-                "Without a key only this machine's own loopback address (127.0.0.1) can be joined.",
-            )
+            problem = f"The join string for {host} holds no server key."
+            raise BadInput(problem, "Without a key only this machine's own loopback address (127.0.0.1) can be joined.")
         if self.code:
             check_code(self.code)
 
@@ -74,11 +70,7 @@ class JoinString:
 
     @staticmethod
     def parse(text: str) -> JoinString:
-        """Read a join string.
-
-        Raises:
-            BadInput: naming the part that is wrong: scheme, host, port, key, code, or a part nobody knows.
-        """
+        """Read a join string; BadInput names what is wrong: scheme, host, port, key, code, or an unknown part."""
         text = text.strip().strip("\"'`")
         host, port = _destination(text.partition("?")[0], "mobillm")
         values: dict[str, str] = {}
@@ -95,11 +87,7 @@ class JoinString:
 
 
 def check_code(text: str) -> str:
-    """Returns: the code as it was made, whatever case and dashes it was typed with.
-
-    Raises:
-        BadInput: it has another length, or a character that no code has.
-    """
+    """The code as it was made, whatever case and dashes it was typed with; BadInput for another length or character."""
     plain = plain_code(text)
     strangers = sorted(set(plain) - set(CODE_ALPHABET))
     if strangers or len(plain) != CODE_GROUPS * CODE_GROUP:
@@ -120,11 +108,7 @@ def is_loopback(host: str) -> bool:
 
 
 def split_address(text: str, scheme: str = "tcp") -> tuple[str, int]:
-    """Host (an IPv6 one without its brackets) and port of ``scheme://host:port``.
-
-    Raises:
-        BadInput: it is nothing of the kind.
-    """
+    """Host (an IPv6 one without its brackets) and port of ``scheme://host:port``; BadInput for anything else."""
     wanted = f"It has the form {scheme}://host:port, the port from 1 to 65535."
     try:
         parts = urlsplit(text)
@@ -155,10 +139,3 @@ def _destination(text: str, scheme: str) -> tuple[str, int]:
 def plain_code(code: str) -> str:
     """A code as people type it: any case, with or without dashes and blanks."""
     return "".join(character for character in code.upper() if character not in "- \t\n\r")
-
-
-def _z85_value(five: str) -> int:
-    value = 0
-    for character in five:
-        value = value * 85 + Z85.index(character)
-    return value

@@ -152,11 +152,7 @@ class OneTimeCodes(_File[list[_Code]]):
         return bool(_in_time(self.read()))
 
     def new_code(self, lifetime_s: float = 600.0) -> str:
-        """Three groups of four characters, 59 bits.
-
-        Raises:
-            BadInput: the lifetime is not between a second and a week.
-        """
+        """Three groups of four characters, 59 bits; BadInput for a lifetime not between a second and a week."""
         if not 1 <= lifetime_s <= 7 * 24 * 3600:
             raise BadInput(f"A code cannot live {lifetime_s} seconds.", "Choose between 1 second and a week.")
         groups = ("".join(secrets.choice(CODE_ALPHABET) for _ in range(CODE_GROUP)) for _ in range(CODE_GROUPS))
@@ -168,11 +164,7 @@ class OneTimeCodes(_File[list[_Code]]):
         return text
 
     def use(self, text: str) -> bool:
-        """Spend a code.
-
-        Returns:
-            True once for a code that is known and in time; False ever after, and for every other text.
-        """
+        """Spend a code: True once for one that is known and in time, False ever after and for every other text."""
         shown = plain_code(text)
         with self.changing() as codes:
             fresh = _in_time(codes)
@@ -184,11 +176,7 @@ class OneTimeCodes(_File[list[_Code]]):
 
 
 class Door:
-    """Who may come in: keys, the list of known devices, one-time codes.
-
-    Args:
-        folder: where they are kept; made where they are not there.
-    """
+    """Who may come in: keys, known devices, one-time codes; kept in ``folder``, made where they are not there."""
 
     def __init__(self, folder: Path) -> None:
         self.keys = load_or_make_keys(folder)

@@ -9,7 +9,6 @@ Taught in: notebooks/08_device_and_server.ipynb, notebooks/11_what_the_server_se
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -74,11 +73,7 @@ ErrorCode = Literal[
 
 
 class WireError(KitError):
-    """A message that may not be sent, or not now.
-
-    Args:
-        code: one of :data:`ErrorCode`.
-    """
+    """A message that may not be sent, or not now; ``code`` is one of :data:`ErrorCode`."""
 
     def __init__(self, code: ErrorCode, problem: str, remedy: str = "") -> None:
         self.code: ErrorCode = code
@@ -96,9 +91,7 @@ class _Refusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     remedy: str = ""
 
 
-_REFUSALS = msgspec.convert(
-    tomllib.loads(Path(__file__).with_name("refusals.toml").read_text(encoding="utf-8")), dict[str, _Refusal]
-)
+_REFUSALS = msgspec.toml.decode(Path(__file__).with_name("refusals.toml").read_bytes(), type=dict[str, _Refusal])
 
 
 def refusal(name: str, **found: object) -> WireError:

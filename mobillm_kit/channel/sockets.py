@@ -60,7 +60,15 @@ class End:
         self._limits = limits
         self._context: zmq.Context[Any] = zmq.Context(io_threads=1)
         self._socket: zmq.Socket[Any] = self._context.socket(kind)
-        _set_common_options(self._socket, limits, outbox, inbox)
+        self._socket.setsockopt(zmq.SNDHWM, outbox)
+        self._socket.setsockopt(zmq.RCVHWM, inbox)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, max(limits.frame_bytes, limits.header_bytes) + _CURVE_BYTES)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.HANDSHAKE_IVL, int(TIMINGS.handshake_limit_s * 1000))
+        self._socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        self._socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
+        self._socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)
+        self._socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
         self._also_close: list[Callable[[], None]] = []
         self._socket.monitor("inproc://events", events)
         self._monitor: zmq.Socket[Any] = self._context.socket(zmq.PAIR)
@@ -113,11 +121,7 @@ class End:
 
     @contextmanager
     def _in_use(self) -> Iterator[None]:
-        """Keep :meth:`close` out while a thread is inside.
-
-        Raises:
-            SocketClosed: it is closed, or being closed.
-        """
+        """Keep :meth:`close` out while a thread is inside; SocketClosed where it is, or is being, closed."""
         with self._using:
             self._refuse_closed()
             yield
@@ -193,18 +197,6 @@ class Bell:
         self._mouth.close()
 
 
-def _set_common_options(socket: zmq.Socket[Any], limits: Limits, outbox: int, inbox: int) -> None:
-    socket.setsockopt(zmq.SNDHWM, outbox)
-    socket.setsockopt(zmq.RCVHWM, inbox)
-    socket.setsockopt(zmq.MAXMSGSIZE, max(limits.frame_bytes, limits.header_bytes) + _CURVE_BYTES)
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.HANDSHAKE_IVL, int(TIMINGS.handshake_limit_s * 1000))
-    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
-
-
 def take_message(socket: zmq.Socket[Any], limits: Limits) -> tuple[str, int, list[memoryview]]:
     """Take the rest of a message off, frame by frame; keep only as much as tells that it is too long.
 
@@ -235,11 +227,7 @@ def _said_of(frame: zmq.Frame, what: str | int, otherwise: Any) -> Any:
 
 
 def checked(frames: Sequence[bytes | bytearray | memoryview], limits: Limits) -> list[memoryview]:
-    """Frames as ZeroMQ takes them; all are looked at before the first leaves, so that none leaves alone.
-
-    Raises:
-        BadInput: no frame, too many, one too large, or too many bytes in all.
-    """
+    """Frames as ZeroMQ takes them, all checked first, so that none leaves alone; BadInput for none or beyond limits."""
     # a view with a zero in its shape cannot be cast
     views = [view.cast("B") if view.nbytes else memoryview(b"") for view in (memoryview(frame) for frame in frames)]
     longest = max((view.nbytes for view in views), default=0)

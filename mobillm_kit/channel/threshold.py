@@ -13,12 +13,12 @@ import socket as plain_socket
 import sys
 import threading
 import time
-import tomllib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import zmq
 from zmq.auth import Authenticator
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 DOMAIN = "mobillm"
 _GREETING_BYTES = 64
 
-_SENTENCES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+_SENTENCES = msgspec.toml.decode(Path(__file__).with_suffix(".toml").read_bytes())
 """Problem and remedy, by reason."""
 
 

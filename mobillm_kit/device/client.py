@@ -94,8 +94,7 @@ class ServerClient:
     def send(self, upto: int) -> None:
         """Make and hand over every batch below ``upto`` that the server wants; one at most waits to be sent.
 
-        Raises:
-            KitError: the server is gone or has refused.
+        KitError where the server is gone or has refused.
         """
         while True:
             with self._cond:
@@ -164,11 +163,7 @@ class ServerClient:
             return done()
 
     def _must(self, done: Callable[[], bool]) -> None:
-        """Wait until ``done``; the lock is held.
-
-        Raises:
-            KitError: the server is gone, has refused, or does nothing.
-        """
+        """Wait, the lock held, until ``done``; KitError where the server is gone, has refused, or does nothing."""
         in_time = self._cond.wait_for(lambda: done() or self._error or self._closing, TIMINGS.stuck_s)
         if self._error is not None:
             raise self._error

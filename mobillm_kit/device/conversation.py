@@ -155,10 +155,7 @@ class Conversation:
         return self._request
 
     def take(self, message: Message, payloads: Sequence[memoryview], now: float) -> Outgoing | None:
-        """A message came.
-
-        Returns:
-            the batch that it acknowledges, if it does.
+        """A message came; returns the batch that it acknowledges, if it does.
 
         Raises:
             ConnectionLost: the server has said farewell, or does not know this connection.
@@ -327,11 +324,7 @@ class Patience:
         return due
 
     def asks_again(self, now: float, waiting: bool, transfer_s: float) -> bool:
-        """Whether to ask where training stands, because an awaited answer does not come.
-
-        Raises:
-            ServerGone: none has come for very long.
-        """
+        """Whether to ask where training stands, as an awaited answer stays away; ServerGone where it does very long."""
         if not waiting:
             self.progress = now
             return False
@@ -348,11 +341,7 @@ class Patience:
         return min(TIMINGS.handshake_s, max(TIMINGS.shortest_handshake_s, left_s))
 
     def lost(self, now: float) -> None:
-        """A connection was lost.
-
-        Raises:
-            ServerGone: too many in a row, or the server is silent for too long.
-        """
+        """A connection was lost; ServerGone after too many in a row, or where the server is silent for too long."""
         if not self._lost_in_a_row:
             self._first_lost = now
         self._lost_in_a_row += 1

@@ -32,10 +32,8 @@ class Device:
         layers: tapped layers, ascending.
         one_token: send the prediction token's activations alone.  Exact only where the server's side network works
             token by token and its head reads that token.
-        top_tokens: k, send that many tokens per text at most; None sends all of them.
-
-    Raises:
-        BadInput: k below 1, or given together with ``one_token``.
+        top_tokens: k, send that many tokens per text at most; None sends all of them.  BadInput for k below 1, or
+            together with ``one_token``.
     """
 
     def __init__(

@@ -159,16 +159,13 @@ class Wire:
         device: forward only.
         local: side network and head as they are at the start; takes the trained weights when they come back.
         server, link, keys: as for :func:`~mobillm_kit.device.client.route_to`; looked for before the first step.
-        codec: how activations become bytes: a name, ``none`` (float32), or ``adaptive``, chosen per step.
+        codec: how activations become bytes: a name, ``none`` (float32), or ``adaptive``, chosen per step; BadInput for
+            an unknown one, and for unknown ``labels``.
         group: values per scale.
         folder: a spawned server's checkpoints go below it.
-        labels: where they go.
         cache: whether the server keeps activations, so that each sample is forwarded and sent once.
         checkpoint_every: steps between the server's checkpoints.
         patience_s: as for :class:`~mobillm_kit.device.conversation.Conversation`.
-
-    Raises:
-        BadInput: an unknown label mode or codec.
     """
 
     def __init__(
@@ -215,10 +212,8 @@ class Wire:
             BadInput: a batch that does not know its place in training, so that nobody could make it again.
         """
         if not isinstance(batch, StepBatch) or batch.step != self._sequence:
-            raise BadInput(
-                f"Step {self._sequence + 1} needs its own batch: what is lost on the way is made again from it.",
-                "Take batches from Batches.step, in their order.",
-            )
+            problem = f"Step {self._sequence + 1} needs its own batch: what is lost on the way is made again from it."
+            raise BadInput(problem, "Take batches from Batches.step, in their order.")
         self.begin(batch.batches)
         messages = self.messages
         messages.given, messages.rates[batch.step] = batch, lr

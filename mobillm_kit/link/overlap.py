@@ -57,10 +57,8 @@ def schedule(
 
     Args:
         link: between device and server, the same both ways; acknowledgements are too small to fill it.
+        credit: batches that may be on their way; BadInput below 1.
         stops: numbers of steps after which the device waits until they are trained, as before an evaluation.
-
-    Raises:
-        BadInput: a credit below 1.
     """
     if credit < 1:
         raise BadInput(f"credit is {credit}; it must be at least 1.")

@@ -97,11 +97,7 @@ class Link:
         return at_s + bits / (mbit_per_s * 1e6) if bits else at_s
 
     def seconds(self, n_bytes: int, start_s: float = 0.0) -> float:
-        """Expected seconds until the last of ``n_bytes`` has arrived (formula above), the first sent at ``start_s``.
-
-        Raises:
-            BadInput: fewer than 0 bytes.
-        """
+        """Expected seconds (formula above) until ``n_bytes`` sent from ``start_s`` on are there; BadInput below 0."""
         if n_bytes < 0:
             raise BadInput(f"{n_bytes} bytes cannot be sent.", "Give a number of bytes of 0 or more.")
         line_s = self.finish_s(n_bytes, start_s) - start_s
@@ -152,12 +148,7 @@ class Link:
 
 
 class Delays:
-    """The jitter and the losses of one direction of one connection: a sequence that its seed alone decides.
-
-    Args:
-        seed: same seed, same sequence.
-        purpose: words that set one stream apart from others of the same seed.
-    """
+    """Jitter and losses of one direction of one connection: a sequence that ``seed`` and ``purpose`` alone decide."""
 
     def __init__(self, seed: int, *purpose: str | int) -> None:
         self._jitter = random.Random(derived_seed(seed, "jitter", *purpose))

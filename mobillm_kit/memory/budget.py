@@ -9,7 +9,6 @@ Taught in: notebooks/01_where_memory_goes.ipynb
 """
 
 import re
-import tomllib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -18,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from transformers import PreTrainedConfig
 
 from mobillm_kit.errors import BadInput
@@ -31,7 +31,7 @@ NF4_BYTES = 0.5 + 4 / 64
 """Of one weight: half a byte of code, and a float32 scale for 64 of them."""
 
 FORWARD_ONLY = "mobillm-full-width"
-_TEXTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+_TEXTS = msgspec.toml.decode(Path(__file__).with_suffix(".toml").read_bytes())
 ALTERNATIVES: Mapping[str, str] = _TEXTS["alternatives"]
 """What is looked at beside the method asked for, in the order in which it is shown, and its price."""
 _WHY: Mapping[str, str] = _TEXTS["why"]
@@ -81,10 +81,8 @@ def parse_bytes(text: str) -> int:
     number, prefix, binary = found.groups()
     size = int(float(number) * (1024 if binary else 1000) ** " kmgt".index((prefix or " ").lower()))
     if size < RUNTIME_BYTES:
-        raise BadInput(
-            f"'{text}' is less than Python and torch take before any model ({RUNTIME_BYTES // 2**20} MiB).",
-            "Write the memory of the whole device, such as 4GiB.",
-        )
+        problem = f"'{text}' is less than Python and torch take before any model ({RUNTIME_BYTES // 2**20} MiB)."
+        raise BadInput(problem, "Write the memory of the whole device, such as 4GiB.")
     return size
 
 

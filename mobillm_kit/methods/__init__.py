@@ -4,10 +4,8 @@ Knows: names and where each method lives.  Knows nothing of: how any of them wor
 Taught in: notebooks/09_comparison.ipynb
 """
 
-import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from mobillm_kit.errors import BadInput, UnknownName
+from mobillm_kit.errors import BadInput, UnknownName, nearest
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class MethodRow:
     """False for the controls, which show what a table's figures have to be compared with."""
 
 
-_ROWS = tomllib.loads(Path(__file__).with_name("methods.toml").read_text(encoding="utf-8"))
+_ROWS = msgspec.toml.decode(Path(__file__).with_name("methods.toml").read_bytes())
 METHODS = {name: msgspec.convert(row | {"name": name}, MethodRow) for name, row in _ROWS.items()}
 
 LABELS: dict[str, str] = {row.name: row.label for row in METHODS.values()}
@@ -61,9 +59,7 @@ def method_row(name: str) -> MethodRow:
     name = USUAL.get(name, name)
     if name in METHODS:
         return METHODS[name]
-    close = get_close_matches(name, METHODS, n=1)
-    hint = f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(METHODS)}."
-    raise UnknownName(f"There is no method '{name}'.", hint)
+    raise UnknownName(f"There is no method '{name}'.", nearest(name, METHODS, f"Known: {', '.join(METHODS)}."))
 
 
 def load_method(name: str) -> Callable[..., Any]:
@@ -93,6 +89,5 @@ def check_options(method: str, options: Iterable[str]) -> None:
     known = options_of(method)
     for name in options:
         if name not in known:
-            close = get_close_matches(name, known, n=1)
-            hint = f"Did you mean '{close[0]}'? " if close else ""
-            raise BadInput(f"The method '{method}' has no option '{name}'.", f"{hint}See `mobillm methods {method}`.")
+            remedy = f"{nearest(name, known)} See `mobillm methods {method}`.".lstrip()
+            raise BadInput(f"The method '{method}' has no option '{name}'.", remedy)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mobillm_kit.errors import BadInput, MissingExtra
+from mobillm_kit.errors import BadInput, lab
 from mobillm_kit.texts.tasks import Example
 
 
@@ -41,14 +41,10 @@ def threshold(logits: Tensor, t: float) -> Tensor:
 
 def bag_of_words(train: Sequence[Example], texts: Sequence[Example]) -> Tensor:
     """Labels of ``texts``, (N,), by scikit-learn's logistic regression on the training texts' word counts."""
-    try:
+    with lab("The bag-of-words control needs scikit-learn"):
         from sklearn.feature_extraction.text import CountVectorizer
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
-    except ImportError as error:
-        raise MissingExtra(
-            "The bag-of-words control needs scikit-learn.", "Install it with: pip install 'mobillm-kit[lab]'"
-        ) from error
     model = make_pipeline(CountVectorizer(token_pattern=r"\S+"), LogisticRegression(max_iter=1000))
     model.fit([_words(example) for example in train], [example.label for example in train])
     return torch.tensor(model.predict([_words(example) for example in texts]))

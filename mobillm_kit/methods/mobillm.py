@@ -83,9 +83,8 @@ class InProcess:
 class MobiLLM:
     """Device and server of one run, joined by an uplink, which makes the steps: forward here, train there.
 
-    Args:
-        server: trains; where the uplink leads to another process, it holds the weights that come back.
-        device_weights: what the device holds once it has run, for the ledger.
+    ``server`` trains, or holds the weights that come back from another process; ``device_weights``, for the ledger, is
+    what the device holds once it has run.
     """
 
     def __init__(
@@ -98,21 +97,13 @@ class MobiLLM:
         self.uplink = uplink
         self.step, self.settle, self.logits = uplink.step, uplink.settle, uplink.logits
         self.state, self.load_state, self.close = uplink.state, uplink.load_state, uplink.close
+        self.trained, self.timeline = server.trained, uplink.timeline
         self._device_weights = device_weights
-
-    @property
-    def timeline(self) -> Timeline:
-        """Spans of the stages, where they run beside each other."""
-        return self.uplink.timeline
 
     @property
     def codecs(self) -> tuple[str, ...]:
         """Per step, where a controller chose them."""
         return self.uplink.codecs
-
-    def trained(self) -> dict[str, Tensor]:
-        """The side network's parameters, and the classifier's of encoders."""
-        return {name: parameter.detach() for name, parameter in self.server.parameters.items()}
 
     def count_memory(self, batch: Batch) -> tuple[CountedMemory, ...]:
         """The ledger of the device and of the server."""
@@ -169,10 +160,8 @@ def build(
 
 def _in_process(device: Device, trainer: SideTrainer, codec: str, group: int, options: Mapping[str, Any]) -> InProcess:
     if options or codec == "adaptive":
-        raise BadInput(
-            f"Without a server there is no {', '.join(options) or 'adaptive codec'}.",
-            "Give server=spawn, an address, or a join string.",
-        )
+        problem = f"Without a server there is no {', '.join(options) or 'adaptive codec'}."
+        raise BadInput(problem, "Give server=spawn, an address, or a join string.")
     return InProcess(device, trainer, None if codec == "none" else quant.codec(codec, group))
 
 
@@ -180,8 +169,6 @@ def _one_token(tokens: str, *, exact: bool) -> bool:
     if tokens not in ("auto", "all", "prediction"):
         raise BadInput(f"tokens is '{tokens}'.", "Choose 'auto', 'all' or 'prediction'.")
     if tokens == "prediction" and not exact:
-        raise BadInput(
-            "tokens='prediction' is not exact here: the side network or the head reads other tokens too.",
-            "Choose tokens='all', or a full-width side network with a head that reads one token.",
-        )
+        problem = "tokens='prediction' is not exact here: the side network or the head reads other tokens too."
+        raise BadInput(problem, "Choose tokens='all', or a full-width side network with a head that reads one token.")
     return exact and tokens != "all"

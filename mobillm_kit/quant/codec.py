@@ -106,7 +106,10 @@ class Codec:
         scales, codes = self.parts(payload, x.shape)
         all_scales = scales.view(torch.float32)
         for piece in _pieces(rows):
-            groups = self._groups(_as_float32(rows[piece]))
+            own = rows[piece]
+            if own.dtype != torch.float32:
+                own = scratch("input", own, torch.float32).copy_(own)
+            groups = self._groups(own)
             all_scales[piece] = found = _scales_of(groups, self.name, _place(where))
             pack(_codes_of(groups, found, self.name), self.bits, codes[piece])
         return payload
@@ -177,10 +180,8 @@ class Codec:
         width = shape[-1]
         if self.group and width % self.group:
             fitting = [str(group) for group in GROUPS if group and width % group == 0]
-            raise BadInput(
-                f"Groups of {self.group} values do not divide the width d = {width}.",
-                f"Possible here: {', '.join([*fitting, '0 (one scale per token)'])}.",
-            )
+            problem = f"Groups of {self.group} values do not divide the width d = {width}."
+            raise BadInput(problem, f"Possible here: {', '.join([*fitting, '0 (one scale per token)'])}.")
         return math.prod(shape[:-1]), width
 
     def _token_bytes(self, width: int) -> tuple[int, int]:
@@ -203,12 +204,6 @@ def codec(name: str, group: int = 64) -> Codec:
 
 def _place(where: str) -> str:
     return f"{where}: " if where else ""
-
-
-def _as_float32(rows: Tensor) -> Tensor:
-    if rows.dtype == torch.float32:
-        return rows
-    return scratch("input", rows, torch.float32).copy_(rows)
 
 
 def _encode_floats(rows: Tensor, out: Tensor, place: str) -> None:
@@ -247,10 +242,8 @@ def _check_peaks(peaks: Tensor, largest: float, place: str) -> None:
     if (peaks <= largest).all():
         return
     if peaks.isfinite().all():
-        raise BadInput(
-            f"{place}an activation of {peaks.max().item():.3g} is too large for this codec.",
-            f"The largest possible is {largest:.3g}; choose bf16 or fp32.",
-        )
+        problem = f"{place}an activation of {peaks.max().item():.3g} is too large for this codec."
+        raise BadInput(problem, f"The largest possible is {largest:.3g}; choose bf16 or fp32.")
     kind = "NaN" if peaks.isnan().any() else "Inf"
     raise BadInput(f"{place}activations are not finite ({kind}).", "Look for an overflow in the backbone's forward.")
 

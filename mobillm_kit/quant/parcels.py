@@ -39,8 +39,7 @@ class Upload:
     @property
     def n_bytes(self) -> int:
         """Of all that is sent."""
-        tensors = (*self.activations, self.mask, self.positions, self.labels)
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(tensor.nbytes for tensor in (*self.activations, self.mask, self.positions, self.labels))
 
 
 @dataclass(frozen=True)
@@ -71,12 +70,7 @@ class Parcel:
 
 
 def pack(upload: Upload, coder: Codec, layers: Sequence[int], rows: Sequence[int] | None = None) -> Parcel:
-    """Encode the real tokens of an upload.
-
-    Args:
-        layers: the layers' numbers, for the errors and for the server.
-        rows: which samples; all by default.
-    """
+    """Encode an upload's real tokens, of all samples or ``rows``; ``layers`` are numbers for errors and the server."""
     chosen = torch.arange(upload.mask.shape[0]) if rows is None else torch.tensor(list(rows), dtype=torch.long)
     real = upload.mask[chosen].bool()
     places = real.long().cumsum(dim=1) - 1

@@ -68,8 +68,7 @@ def compare(
         folder: made if it is not there.
         specs: one per method and seed; the records come in their order.
         measure: also measure memory, in a fresh process per method and party.
-        jobs: processes at a time; more than one is faster and makes seconds less comparable.
-        threads: of each process.
+        jobs: processes at a time, each of so many ``threads``; more than one makes seconds less comparable.
         command: for the records.
         listener: told of every line of progress.
 

@@ -32,10 +32,8 @@ def lay_out(place: Path, spec: RunSpec) -> None:
     there, here = _settings(load_spec(place)), _settings(spec)
     differing = [name for name in sorted({**there, **here}) if there.get(name) != here.get(name)]
     if differing:
-        raise BadInput(
-            f"{place}: holds a run with other settings ({', '.join(differing)}).",
-            "Choose another folder, or delete that one.",
-        )
+        problem = f"{place}: holds a run with other settings ({', '.join(differing)})."
+        raise BadInput(problem, "Choose another folder, or delete that one.")
 
 
 def _settings(spec: RunSpec) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from mobillm_kit.errors import BadInput, NotEnoughMemory, TrainingDiverged
+from mobillm_kit.errors import BadInput, NotEnoughMemory, TrainingDiverged, first_line
 from mobillm_kit.files import write_with
 from mobillm_kit.record import CurvePoint
 from mobillm_kit.runs.progress import Progress, Told
@@ -193,10 +193,8 @@ def _settle(method: Method, progress: FitResult) -> None:
 def _add_losses(method: Method, losses: Sequence[float], progress: FitResult) -> None:
     for loss in losses:
         if not math.isfinite(loss):
-            raise TrainingDiverged(
-                f"{method.name}: the loss of step {progress.losses_known + 1} is {loss}.",
-                "Lower the learning rate; the last good checkpoint is kept.",
-            )
+            problem = f"{method.name}: the loss of step {progress.losses_known + 1} is {loss}."
+            raise TrainingDiverged(problem, "Lower the learning rate; the last good checkpoint is kept.")
         progress.loss_sum += loss
         progress.loss_count += 1
         progress.losses_known += 1
@@ -213,7 +211,7 @@ def fit_memory_error(method: Method, batch: Batch) -> Iterator[None]:
             raise
         raise NotEnoughMemory(
             f"{method.name}: a batch of {batch.rows} x {batch.input_ids.shape[1]} tokens does not fit into memory "
-            f"({_first_line(error)}); {counted_need(method, batch)}.",
+            f"({first_line(error)}); {counted_need(method, batch)}.",
             "Take a smaller batch or shorter texts, or a method that keeps less: see `mobillm methods`.",
         ) from error
 
@@ -226,10 +224,6 @@ def counted_need(method: Method, batch: Batch) -> str:
     except (MemoryError, RuntimeError):
         trained = sum(tensor.numel() * tensor.element_size() for tensor in method.trained().values())
         return f"the trained parameters alone take {trained / 2**20:.0f} MiB, their gradients and moments as much again"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
 
 
 def _evaluate(method: Method, dev: Sequence[Encoded], batches: Batches, progress: FitResult) -> CurvePoint:
@@ -275,7 +269,7 @@ def _resume(method: Method, settings: FitSettings, checkpoint: Path | None) -> F
             progress = msgspec.json.decode(file.metadata()["progress"], type=FitResult)
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, KeyError, TypeError, msgspec.DecodeError) as error:
-        problem = f"{checkpoint}: not a checkpoint ({_first_line(error)})."
+        problem = f"{checkpoint}: not a checkpoint ({first_line(error)})."
         raise BadInput(problem, "Delete it to start again.") from error
     if progress.settings != name:
         raise BadInput(

@@ -89,25 +89,20 @@ def open_backbone(spec: RunSpec, device: str) -> Backbone:
             f"Method '{spec.method}' trains through the backbone, which must be whole and in floating point for that.",
             f"Leave --stream and --weights out, or choose one of: {able}.",
         )
-    if spec.stream:
-        return _streamed(spec, device)
     masked = spec.head == "label-words"
+    if spec.stream:
+        if spec.random_weights or spec.weights:
+            raise BadInput(
+                "A streamed backbone has the weights that its files hold.",
+                "Leave --random-weights and --weights out; write a folder of codes with `mobillm quantize` first.",
+            )
+        if device != "cpu":
+            raise BadInput(f"Blocks are streamed into the CPU's memory, not '{device}'.", "Use --accelerator cpu.")
+        return stream_backbone(spec.backbone, revision=spec.revision, dtype=spec.dtype, masked=masked)
     backbone = load_backbone(spec.backbone, revision=spec.revision, dtype=spec.dtype, device=device, masked=masked)
     if spec.random_weights:
         backbone = random_backbone(backbone, seed=spec.seed)
     return quantize_in_memory(backbone, spec.weights) if spec.weights else backbone
-
-
-def _streamed(spec: RunSpec, device: str) -> Backbone:
-    if spec.random_weights or spec.weights:
-        raise BadInput(
-            "A streamed backbone has the weights that its files hold.",
-            "Leave --random-weights and --weights out; write a folder of codes with `mobillm quantize` first.",
-        )
-    if device != "cpu":
-        raise BadInput(f"Blocks are streamed into the CPU's memory, not '{device}'.", "Use --accelerator cpu.")
-    masked = spec.head == "label-words"
-    return stream_backbone(spec.backbone, revision=spec.revision, dtype=spec.dtype, masked=masked)
 
 
 def load_data(spec: RunSpec, seen: Seen = list) -> TaskData:
@@ -119,18 +114,8 @@ def load_data(spec: RunSpec, seen: Seen = list) -> TaskData:
     if spec.data is None or spec.text is None or spec.label is None:
         problem = "A task of your own needs a file and its columns."
         raise BadInput(problem, "Give --data FILE --text COLUMN --label COLUMN.")
-    return custom_task(
-        Path(spec.data),
-        text=spec.text,
-        pair=spec.pair,
-        label=spec.label,
-        labels=spec.label_names,
-        prompt=spec.prompt,
-        label_words=spec.label_words,
-        limit=limit,
-        seed=0,
-        seen=seen,
-    )
+    columns: dict[str, Any] = {name: getattr(spec, name) for name in ("text", "pair", "label", "prompt", "label_words")}
+    return custom_task(Path(spec.data), labels=spec.label_names, limit=limit, seed=0, seen=seen, **columns)
 
 
 def choose_device(accelerator: str) -> str:
@@ -165,15 +150,10 @@ def training_batches(prepared: Prepared) -> Batches:
     return Batches(prepared.train, prepared.encoder, fit_settings(prepared), prepared.device)
 
 
-def method_options(prepared: Prepared) -> dict[str, Any]:
-    """The method's options: what the specification gives, over the preset."""
-    return {**chosen_preset(prepared).options, **prepared.spec.options}
-
-
 def build_method(prepared: Prepared, folder: Path | None = None) -> Method:
     """The method of the specification on the prepared model; ``folder`` is the run's, where it has one."""
     spec = prepared.spec
-    options = method_options(prepared)
+    options = {**chosen_preset(prepared).options, **spec.options}
     check_options(spec.method, options)
     extra = {"about": _about(prepared), "folder": folder} if method_row(spec.method).module == "mobillm" else {}
     method: Method = load_method(spec.method)(prepared.model, seed=spec.seed, **extra, **options)

@@ -4,9 +4,10 @@ Knows: numbers.  Knows nothing of: what they do.
 Taught in: notebooks/09_comparison.ipynb
 """
 
-import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import msgspec
 
 from mobillm_kit.errors import UnknownName
 from mobillm_kit.runs.spec import Settings
@@ -22,7 +23,7 @@ class Preset(NamedTuple):
 
 
 def _presets() -> dict[str, dict[str, Preset]]:
-    kinds = tomllib.loads(Path(__file__).with_name("presets.toml").read_text(encoding="utf-8"))
+    kinds = msgspec.toml.decode(Path(__file__).with_name("presets.toml").read_bytes())
     alike = kinds.pop("alike")
     for rows in kinds.values():
         for method, row in rows.items():

@@ -6,6 +6,7 @@ Knows: steps, and how rich draws them.  Knows nothing of: what a step does.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -37,7 +38,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 Told = Callable[[Progress], object]
 
 
-class Bars:
+class Bars(AbstractContextManager["Bars"]):
     """Bars with name, steps, dev accuracy and time left; each shows from its first word on."""
 
     def __init__(self, console: Console) -> None:
@@ -48,9 +49,6 @@ class Bars:
         self._bars = rich.Progress(name, bar, steps, note, rich.TimeRemainingColumn(), console=console)
         self._tasks: dict[str, Any] = {}
         self._said: set[str] = set()
-
-    def __enter__(self) -> Bars:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self._bars.stop()

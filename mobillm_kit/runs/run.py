@@ -71,11 +71,7 @@ def run(
 
 
 def _trained_record(
-    prepared: Prepared,
-    folder: Path | None,
-    command: str,
-    callbacks: Sequence[Told],
-    measured: Sequence[MeasuredMemory],
+    prepared: Prepared, folder: Path | None, command: str, callbacks: Sequence[Told], measured: Sequence[MeasuredMemory]
 ) -> RunRecord:
     method = build_method(prepared, folder)
     pipeline = method if isinstance(method, Pipelined) else None
@@ -165,10 +161,8 @@ def _control(prepared: Prepared, rows: Sequence[Encoded], texts: Sequence[Exampl
     if name == "bag-of-words":
         return controls.bag_of_words(prepared.data.train, texts)
     if prepared.backbone.lm_head is None:
-        raise BadInput(
-            f"'{name}' reads label words after a prompt; '{prepared.backbone.name}' is an encoder and has none.",
-            "Its controls are bag-of-words and majority, or take --head label-words.",
-        )
+        problem = f"'{name}' reads label words after a prompt; '{prepared.backbone.name}' is an encoder and has none."
+        raise BadInput(problem, "Its controls are bag-of-words and majority, or take --head label-words.")
     logits = untrained_logits(prepared, rows)
     if name == "zero-shot":
         return logits.argmax(dim=-1)

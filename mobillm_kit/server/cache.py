@@ -42,7 +42,16 @@ class ActivationCache:
             self._in_memory[sample] = parcel
             self._memory_used += parcel.n_bytes
             return True
-        return self._put_on_disk(sample, parcel)
+        data = _written(parcel)
+        if self._disk_used + len(data) > self._disk_bytes:
+            return False
+        try:
+            write_bytes(self._path(sample), data)
+        except SaveFailed:  # a full disk is a full quota: training goes on, the device sends again
+            return False
+        self._on_disk[sample] = len(data)
+        self._disk_used += len(data)
+        return True
 
     def get(self, sample: int) -> Parcel | None:
         """A sample's parcel; None where it is not held, or its file is damaged."""
@@ -60,18 +69,6 @@ class ActivationCache:
     def held(self) -> list[tuple[int, int]]:
         """The numbers held, as inclusive ranges, ascending."""
         return ranges({*self._in_memory, *self._on_disk})
-
-    def _put_on_disk(self, sample: int, parcel: Parcel) -> bool:
-        data = _written(parcel)
-        if self._disk_used + len(data) > self._disk_bytes:
-            return False
-        try:
-            write_bytes(self._path(sample), data)
-        except SaveFailed:  # a full disk is a full quota: training goes on, the device sends again
-            return False
-        self._on_disk[sample] = len(data)
-        self._disk_used += len(data)
-        return True
 
     def _path(self, sample: int) -> Path:
         return self._folder / f"{sample}.parcel"

@@ -30,12 +30,9 @@ _SESSION = "*/" + 32 * "[0-9a-f]"
 
 
 class Disk:
-    """The folders of a server's sessions.
+    """The folders of a server's sessions; one that nobody trained for ``keep_s`` is removed.
 
-    Args:
-        root: the server's folder.
-        total_bytes: of all sessions together; those in training count with what they may come to need.
-        keep_s: a session that nobody trained for so long is removed.
+    All of them together take ``total_bytes``; those in training count with what they may come to need.
     """
 
     def __init__(self, root: Path, *, total_bytes: int, keep_s: float) -> None:
@@ -49,9 +46,7 @@ class Disk:
     def session(self, owner: str, name: str, need_bytes: int) -> Iterator[Path]:
         """A session's folder, held; others go where there is no room for ``need_bytes``, the longest unused first.
 
-        Raises:
-            WireError: ``server-trouble``, who trained this session before has not ended; or ``over-quota``, what is
-                left is in training.
+        The WireError is ``server-trouble`` if who trained it has not ended, ``over-quota`` if the rest is in training.
         """
         folder = self._root / owner / name
         with ExitStack() as held:
@@ -71,12 +66,7 @@ class Disk:
                 del self._needs[folder]
 
     def make_room(self) -> tuple[int, int]:
-        """Remove what nobody used for too long, and what is beyond the total.
-
-        Returns:
-            removed: sessions.
-            used_bytes: of those that are left.
-        """
+        """Remove what is unused for too long or beyond the total; how many sessions went, and the bytes of the rest."""
         with self._one_at_a_time:
             found = (folder for folder in self._root.glob(_SESSION) if folder.is_dir())
             unused_s = {folder: time.time() - folder.stat().st_mtime for folder in found}

@@ -38,12 +38,7 @@ class Place:
 
 
 class Places:
-    """The sessions of one server.
-
-    Args:
-        socket: told which connections a session stands on.
-        most: sessions at a time.
-    """
+    """The sessions of one server, ``most`` at a time; ``socket`` is told which connections a session stands on."""
 
     def __init__(self, socket: ServerSocket, most: int) -> None:
         self._socket = socket
@@ -60,22 +55,14 @@ class Places:
         return self._by_route.get(peer.route)
 
     def of(self, peer: Peer, name: str) -> Place | None:
-        """A session that this key began.
-
-        Raises:
-            WireError: ``not-your-session``.
-        """
+        """A session that this key began; the WireError ``not-your-session`` for another key's."""
         place = self._by_name.get(name)
         if place is not None and place.owner != peer.key:
             raise refusal("another-key")
         return place
 
     def make_room(self, peer: Peer, name: str) -> None:
-        """Drop what stands in the way of another session, where its device has left it or it has failed.
-
-        Raises:
-            WireError: ``too-many-sessions``; all are at work.
-        """
+        """Drop what is left or has failed, to begin another session; ``too-many-sessions`` where all are at work."""
         for left in (self.at(peer), self._by_name.get(name)):
             if left is not None:
                 self.drop(left)

@@ -48,10 +48,7 @@ class ServerProcess:
     """A server in a process of its own.
 
     It ends when this object is forgotten (a cell that ran again) and when this process ends, however that happens: it
-    holds the other end of a pipe that nobody writes to.
-
-    Args:
-        folder, keys, options: as for :func:`serve`; the folder survives the process.
+    holds the other end of a pipe that nobody writes to.  Arguments as for :func:`serve`; the folder survives.
     """
 
     def __init__(self, folder: Path, *, keys: Path | None = None, options: tuple[str, ...] = ()) -> None:
@@ -122,15 +119,12 @@ class ServerProcess:
 def serve(
     folder: str | Path | None = None, *, keys: str | Path | None = None, options: tuple[str, ...] = ()
 ) -> Iterator[ServerProcess]:
-    """A real server process for the time of a ``with`` block.
+    """A real server process for the time of a ``with`` block; ServerGone where it does not start.
 
     Args:
         folder: of checkpoints and cached activations; a temporary one by default.
         keys: folder of keys, for encryption; None for loopback without.
         options: further options of ``mobillm server``, as on the command line.
-
-    Raises:
-        ServerGone: it did not start.
     """
     with ExitStack() as stack:
         place = Path(folder) if folder is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -173,14 +167,10 @@ def serve_forever(
     """Listen and serve until a signal ends it.
 
     Args:
-        settings: what is allowed.
-        bind: where to listen; anything but loopback needs keys.
+        bind: where to listen; BadInput for anything but loopback without keys, and for an address in use.
         keys: folder of the server's key, the allow-list and the codes; None serves loopback without encryption.
         advertise: the host that devices reach this machine by; the bound one by default.
         announce: told where the server listens and how to join.
-
-    Raises:
-        BadInput: a bind that is not loopback without keys, or an address in use.
     """
     os.umask(0o077)  # checkpoints and activations are for whoever runs the server
     door = None if keys is None else Door(keys)

@@ -36,13 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class Service:
-    """Answers devices until it is told to stop.
-
-    Args:
-        socket: bound.
-        settings: what is allowed.
-        door: who may begin a session; None where the socket is plain (loopback).
-    """
+    """Answers devices until it is told to stop; ``door`` says who may, and is None where the socket is plain."""
 
     def __init__(self, socket: ServerSocket, settings: ServiceSettings, door: Door | None = None) -> None:
         self._socket = socket
@@ -176,11 +170,7 @@ class Service:
             yield SessionTrainer(plan, head, folder, cache)
 
     def _credit(self, plan: Plan) -> int:
-        """As many batches as fit into the session's share of memory beside its training.
-
-        Raises:
-            WireError: ``over-quota``; the share is too small for training, or for one batch beside it.
-        """
+        """As many batches as fit into a session's share of memory beside its training; ``over-quota`` if none does."""
         training, waiting = training_bytes(plan), batch_bytes(plan)
         if training + waiting > self._settings.share_bytes:
             raise refusal(

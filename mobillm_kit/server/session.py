@@ -24,6 +24,7 @@ import torch
 from mobillm_kit.channel import messages
 from mobillm_kit.channel.frames import check_batch, check_digests
 from mobillm_kit.channel.messages import VERSION, Ack, BatchMessage, Message, Plan, Question, WireError, refusal
+from mobillm_kit.errors import first_line
 from mobillm_kit.server.session_trainer import Reply, SessionTrainer
 
 log = logging.getLogger(__name__)
@@ -52,13 +53,7 @@ class Job:
 
 
 class Session:
-    """A session from its first hello to its end.
-
-    Args:
-        plan: what the device asked for.
-        credit: batches that may wait.
-        budget_bytes: payload bytes that may wait.
-    """
+    """A session from its first hello to its end; ``credit`` batches, ``budget_bytes`` of payloads may wait."""
 
     def __init__(self, plan: Plan, *, credit: int, budget_bytes: int) -> None:
         self.plan = plan
@@ -76,15 +71,9 @@ class Session:
     # ------------------------------------------------------------------ from the device
 
     def greet(self, hello: messages.Hello, now: float, *, again: bool) -> None:
-        """Answer a hello with where training stands.
+        """Answer a hello with where training stands; ``bad-plan`` for another plan than the session was begun with.
 
-        Args:
-            hello: of this session.
-            now: the present moment, in seconds.
-            again: it came over the connection that the device has already: it asks, and is no other life of it.
-
-        Raises:
-            WireError: ``bad-plan``; it is not the plan that the session was begun with.
+        ``again``: it came over the connection that the device has already; it asks, and is no other life of it.
         """
         if hello.plan != self.plan:
             raise refusal("another-plan")
@@ -94,11 +83,7 @@ class Session:
         self._put(Job(hello, [], now, again))
 
     def receive(self, message: Message, payloads: list[memoryview], now: float) -> None:
-        """Take any other message in.
-
-        Raises:
-            WireError: it may not be sent now, or does not fit the plan; nothing has changed.
-        """
+        """Take any other message in; a WireError, and nothing changed, where it may not be sent now or fits no plan."""
         if isinstance(message, messages.Ping):
             if len(self._replies) < OTHER_JOBS:  # else nobody takes them
                 self._replies.append((messages.Pong(nonce=message.nonce), []))
@@ -132,11 +117,7 @@ class Session:
     # ------------------------------------------------------------------ to and from the trainer
 
     def next_job(self, *, waiting: bool) -> Job | None:
-        """What to do now.
-
-        Args:
-            waiting: a step stands in its middle, for the device's gradient; batches and questions come after it.
-        """
+        """What to do now; while a step is ``waiting`` for the device's gradient, no batch and no question."""
         if self.failed:  # what was trained last may be half a step
             self._jobs.clear()
         for number, job in enumerate(self._jobs):
@@ -298,8 +279,7 @@ class TrainingThread:
             self._fail(job, error)
         except Exception as error:  # whatever it is, the device must hear of it and not wait
             log.exception("A step of one session met an error of this server; the others go on.")
-            reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-            self._fail(job, refusal("not-trained", reason=reason))
+            self._fail(job, refusal("not-trained", reason=first_line(error)))
         else:
             with self._changed:
                 self._session.done(job, replies, self._trainer.sequence)

@@ -11,7 +11,6 @@ Taught in: notebooks/08_device_and_server.ipynb
 
 import hashlib
 import math
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -43,7 +42,6 @@ class SessionTrainer:
     """Trains one session's side network.
 
     Args:
-        plan: what the device asked for.
         head: the tensors of a label words' head; empty for classifiers.
         folder: of the session's checkpoints.
         cache: None where the plan does not ask for one.
@@ -114,11 +112,7 @@ class SessionTrainer:
         self._load(older)
 
     def checkpoint(self) -> list[Reply]:
-        """Write everything so far to disk.
-
-        Raises:
-            WireError: ``server-trouble``; the disk is full.
-        """
+        """Write everything so far to disk; the WireError ``server-trouble`` where that is full."""
         try:
             self._save()
         except SaveFailed as error:
@@ -249,11 +243,8 @@ class SessionTrainer:
 
     def _checkpoints(self) -> list[Path]:
         """The newest first; whatever else lies there is passed over."""
-        found = (path for path in self._folder.glob("checkpoint-*.safetensors") if _NAMED.fullmatch(path.name))
+        found = self._folder.glob(f"checkpoint-{8 * '[0-9]'}.safetensors")
         return sorted((path for path in found if path.is_file()), reverse=True)
-
-
-_NAMED = re.compile(r"checkpoint-\d{8}\.safetensors")
 
 
 def _name(step: int) -> str:

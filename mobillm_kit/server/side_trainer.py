@@ -29,7 +29,6 @@ class SideTrainer:
 
     Args:
         model: side network and head; what of it asks for gradients is trained.
-        weight_decay: AdamW's.
         averaging: of the weights (``training/adamw.py``); the model then holds the average.
     """
 
@@ -39,6 +38,7 @@ class SideTrainer:
         asking = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._trained = Trained(asking, **self.settings)
         self.parameters, self.stepped = self._trained.parameters, self._trained.stepped
+        self.trained = self._trained.detached
         self.state, self.load_state = self._trained.state, self._trained.load_state
         self._start_head = copy.deepcopy(model.head).requires_grad_(False)
         self._waiting: Tensor | None = None
@@ -52,11 +52,8 @@ class SideTrainer:
     def train_residual(self, upload: Upload, residual: Tensor, lr: float) -> float:
         """One step on prediction differences (PAE MobiLLM's additive side network); returns the squared error.
 
-        Args:
-            upload: without labels.
-            residual: r = onehot(y) - softmax(backbone's logits), (B, C).  Its only positive entry is the label's:
-                whoever reads r knows the label.
-            lr: learning rate.
+        ``residual`` is r = onehot(y) - softmax(backbone's logits), (B, C).  Its only positive entry is the label's:
+        whoever reads r knows the label.
         """
         loss = F.mse_loss(self._stepped_logits(upload) - self.start_logits(upload), residual)
         self._trained.descend(loss, lr)

@@ -4,6 +4,7 @@ Knows: run records, predictions, methods' labels.  Knows nothing of: how a metho
 Taught in: notebooks/01_where_memory_goes.ipynb, notebooks/09_comparison.ipynb, notebooks/10_real_models.ipynb
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from textwrap import fill
@@ -242,7 +243,7 @@ def budget_bars(processes: Mapping[str, int], subtitle: str = "", budgets: Seque
     if not processes:
         raise BadInput("There is nothing to draw.", "Give at least one method.")
     where = _names(budgets, "fits in none")
-    parts = (f"{label} {n / GIB:.1f} GiB, {where[_smallest(n, budgets)]}" for label, n in processes.items())
+    parts = (f"{label} {n / GIB:.1f} GiB, {where[bisect_left(budgets, n)]}" for label, n in processes.items())
     alt = f"Bars of the device's whole process: {'; '.join(parts)}."
     height = 1.9 + 0.4 * len(processes)
     title = "Which way of training fits"
@@ -263,13 +264,8 @@ def _names(budgets: Sequence[int], nowhere: str) -> list[str]:
     return [*(f"fits in {budget / GIB:g} GiB" for budget in budgets), nowhere]
 
 
-def _smallest(n_bytes: int, budgets: Sequence[int]) -> int:
-    """Which of the budgets is the smallest that is enough; their number where none is."""
-    return next((place for place, budget in enumerate(budgets) if n_bytes <= budget), len(budgets))
-
-
 def _shade(n_bytes: int, budgets: Sequence[int]) -> dict[str, Any]:
-    place = _smallest(n_bytes, budgets)
+    place = bisect_left(budgets, n_bytes)  # of the smallest that is enough; their number where none is
     if place == len(budgets):
         return {"facecolor": _NOWHERE[0], "edgecolor": _NOWHERE[1], "hatch": "////"}
     return {"facecolor": _FITS[place], "edgecolor": chart.PAPER}
@@ -277,16 +273,14 @@ def _shade(n_bytes: int, budgets: Sequence[int]) -> dict[str, Any]:
 
 def _check_budgets(budgets: Sequence[int]) -> None:
     if not 1 <= len(budgets) <= len(_FITS) or list(budgets) != sorted(set(budgets)):
-        raise BadInput(
-            f"These are not budgets to compare with: {list(budgets)}.",
-            f"Give 1 to {len(_FITS)} numbers of bytes, smallest first.",
-        )
+        problem = f"These are not budgets to compare with: {list(budgets)}."
+        raise BadInput(problem, f"Give 1 to {len(_FITS)} numbers of bytes, smallest first.")
 
 
 def _budget_keys(axes: Axes, budgets: Sequence[int], shown: Sequence[int]) -> None:
     """Keys of the shades that occur."""
     names = _names(budgets, "does not fit" if len(budgets) == 1 else "in none of them")
-    used = {_smallest(n_bytes, budgets): n_bytes for n_bytes in shown}
+    used = {bisect_left(budgets, n_bytes): n_bytes for n_bytes in shown}
     keys = [chart.Patch(label=names[place], linewidth=0.6, **_shade(used[place], budgets)) for place in sorted(used)]
     chart.legend_above(axes, keys)
 

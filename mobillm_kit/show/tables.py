@@ -72,11 +72,7 @@ class Row:
 
 
 def rows(records: Iterable[RunRecord]) -> list[Row]:
-    """One row per method, named and ordered as the table of methods has it; methods that it does not have follow.
-
-    Raises:
-        BadInput: no records, or of several tasks or backbones.
-    """
+    """One row per method, ordered as :func:`grouped`; BadInput without records, or of several tasks or backbones."""
     return [_row(name, label, runs) for name, label, runs in grouped(records)]
 
 
@@ -253,10 +249,8 @@ def _check_comparable(records: Sequence[RunRecord]) -> None:
         ("backbones", {record.backbone.name for record in records}),
     ):
         if len(found) > 1:
-            raise BadInput(
-                f"The records are of several {what}: {', '.join(sorted(found))}.",
-                "A comparison needs one task and one backbone.",
-            )
+            problem = f"The records are of several {what}: {', '.join(sorted(found))}."
+            raise BadInput(problem, "A comparison needs one task and one backbone.")
 
 
 def _markdown(table: Sequence[Row], columns: Columns) -> str:
@@ -280,8 +274,5 @@ def _flat(row: Row) -> dict[str, object]:
     return flat
 
 
-_COUNTED = {
-    "device_mib": ("weights", "gradients", "optimizer", "saved", "messages", "total"),
-    "server_mib": ("total",),
-}
+_COUNTED = {"device_mib": ("weights", "gradients", "optimizer", "saved", "messages", "total"), "server_mib": ("total",)}
 """What of the parties' ledgers stands in the comma-separated values."""

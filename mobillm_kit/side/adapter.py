@@ -161,10 +161,8 @@ def attach(adapter: SideAdapter, backbone: Backbone, head: LabelWordHead | Poole
             "Load the backbone that its config.json names.",
         )
     if adapter.side.layers[-1] != backbone.n_layers:
-        raise BadInput(
-            f"The last tapped layer is {adapter.side.layers[-1]}, the backbone's last is {backbone.n_layers}.",
-            "Tap the last layer too: its state is what the side network adds to.",
-        )
+        problem = f"The last tapped layer is {adapter.side.layers[-1]}, the backbone's last is {backbone.n_layers}."
+        raise BadInput(problem, "Tap the last layer too: its state is what the side network adds to.")
     return SideTuned(adapter, head.server_copy() if isinstance(head, LabelWordHead) else None)
 
 

@@ -137,10 +137,8 @@ def check_rank(width: int, rank: int) -> None:
 def check_ladder(width: int, reduction: int, heads: int) -> None:
     """A ladder's width and heads come out whole."""
     if reduction < 1 or heads < 1 or width % reduction or (width // reduction) % heads:
-        raise BadInput(
-            f"reduction {reduction} and {heads} heads do not divide the backbone's width {width}.",
-            "width / reduction must be a whole multiple of heads.",
-        )
+        problem = f"reduction {reduction} and {heads} heads do not divide the backbone's width {width}."
+        raise BadInput(problem, "width / reduction must be a whole multiple of heads.")
 
 
 USUAL = SideSpec(

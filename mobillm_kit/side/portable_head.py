@@ -154,17 +154,16 @@ def _shapes(spec: HeadSpec, tensors: Mapping[str, Tensor]) -> dict[str, tuple[in
     words = tensors.get("words.weight")
     projected = spec.project_out or spec.masked
     inner = words.shape[1] if projected and words is not None and words.ndim == 2 else spec.width
-    shapes: dict[str, tuple[int, ...]] = {"words.weight": (spec.rows, inner)}
-    if spec.bias:
-        shapes["words.bias"] = (spec.rows,)
-    if projected:
-        shapes["project_out.weight"] = (inner, spec.width)
-    shapes |= {"project_out.bias": (inner,)} if spec.masked else {}
-    if spec.norm != "none":
-        shapes["norm.weight"] = (inner if spec.masked else spec.width,)
-    if spec.norm == "layer":
-        shapes["norm.bias"] = shapes["norm.weight"]
-    return shapes
+    normed = (inner if spec.masked else spec.width,)
+    described: dict[str, tuple[tuple[int, ...], bool]] = {
+        "words.weight": ((spec.rows, inner), True),
+        "words.bias": ((spec.rows,), spec.bias),
+        "project_out.weight": ((inner, spec.width), projected),
+        "project_out.bias": ((inner,), spec.masked),
+        "norm.weight": (normed, spec.norm != "none"),
+        "norm.bias": (normed, spec.norm == "layer"),
+    }
+    return {name: shape for name, (shape, there) in described.items() if there}
 
 
 def _form_of(norm: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[NormForm, float]:
@@ -181,10 +180,8 @@ def _form_of(norm: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[NormForm, 
                 possible = ("norm.bias" in tensors) == (form == "layer")
                 if possible and torch.equal(_norm(form, eps, tensors)(probe), expected):
                     return form, eps
-    raise BadInput(
-        f"The final norm {type(norm).__name__} has none of the known forms ({', '.join(NORMS)}).",
-        "Train in one process, or add the norm's form to side/portable_head.py.",
-    )
+    problem = f"The final norm {type(norm).__name__} has none of the known forms ({', '.join(NORMS)})."
+    raise BadInput(problem, "Train in one process, or add the norm's form to side/portable_head.py.")
 
 
 def _norm(form: str, eps: float, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -37,10 +37,8 @@ def block_sizes(backbone: Backbone, reduction: int) -> dict[str, int | float]:
     """``heads``, ``feed_forward`` and ``norm_eps`` of a backbone's blocks pruned by k."""
     config = backbone.config
     if config.model_type not in BERT_LIKE or config.hidden_act != "gelu":
-        raise BadInput(
-            f"start='backbone': the blocks of '{backbone.name}' ({config.model_type}) are not of BERT's shape.",
-            f"Choose start='random', or a backbone of these families: {', '.join(BERT_LIKE)}.",
-        )
+        problem = f"start='backbone': the blocks of '{backbone.name}' ({config.model_type}) are not of BERT's shape."
+        raise BadInput(problem, f"Choose start='random', or a backbone of these families: {', '.join(BERT_LIKE)}.")
     sizes = (config.hidden_size, config.num_attention_heads, config.intermediate_size)
     if reduction < 1 or any(size % reduction for size in sizes):
         raise BadInput(

@@ -118,10 +118,8 @@ class TextEncoder:
         for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id):
             if token_id is not None and (self.vocabulary is None or token_id < self.vocabulary):
                 return token_id  # any will do, since no text attends to it
-        raise BadInput(
-            "The tokenizer has no padding token, no end-of-text token and no unknown token that the model knows.",
-            "Set tokenizer.pad_token to a token of its vocabulary.",
-        )
+        problem = "The tokenizer has no padding token, no end-of-text token and no unknown token that the model knows."
+        raise BadInput(problem, "Set tokenizer.pad_token to a token of its vocabulary.")
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """Token ids of every example, at most ``max_length`` each; texts that are cut are counted and warned of."""

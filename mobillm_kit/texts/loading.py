@@ -146,10 +146,8 @@ def _tables_of(task: Task, data: str | Path | None) -> dict[str, Table]:
         return hub_tables(repository, config or None, revision=revision or None)
     folder = data_folder(task.name) if data is None else Path(data)
     if folder.is_file():
-        raise BadInput(
-            f"{folder} is a file; the task '{task.name}' reads a folder that holds train.tsv and dev.tsv.",
-            "Give the folder, or read a single file of your own with custom_task.",
-        )
+        problem = f"{folder} is a file; the task '{task.name}' reads a folder that holds train.tsv and dev.tsv."
+        raise BadInput(problem, "Give the folder, or read a single file of your own with custom_task.")
     return {split: read_table(path, headerless=task.headerless) for split, path in find_splits(folder).items()}
 
 

@@ -73,10 +73,8 @@ def score(metric: str, predictions: Tensor, labels: Tensor) -> float:
 
 def _check(predictions: Tensor, labels: Tensor) -> None:
     if predictions.shape != labels.shape or labels.dim() != 1:
-        raise BadInput(
-            f"Predictions have shape {tuple(predictions.shape)}, labels {tuple(labels.shape)}.",
-            "Both must be (N,), one class id per row.",
-        )
+        problem = f"Predictions have shape {tuple(predictions.shape)}, labels {tuple(labels.shape)}."
+        raise BadInput(problem, "Both must be (N,), one class id per row.")
     if not labels.numel():
         raise BadInput("A metric of no rows was asked for.", "Give at least one prediction and its label.")
     for name, values in (("Predictions", predictions), ("Labels", labels)):

@@ -62,10 +62,8 @@ class Table:
             )
         value = row.cells[column]
         if isinstance(value, list | dict) or (isinstance(value, float) and not math.isfinite(value)):
-            raise BadInput(
-                f"{where}: '{column}' holds {str(value)[:40]}, which is neither text nor number.",
-                "Give the row a text, or leave the row out.",
-            )
+            problem = f"{where}: '{column}' holds {str(value)[:40]}, which is neither text nor number."
+            raise BadInput(problem, "Give the row a text, or leave the row out.")
         written = "" if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
         check_characters(written, where)
         return written.strip()
@@ -81,10 +79,8 @@ def read_table(path: Path, *, headerless: Sequence[str] = (), spreadsheet: bool 
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise BadInput(
-            f"{path} has the suffix '{path.suffix}', which is not a table that can be read.",
-            f"Give one of {', '.join(_READERS)}.",
-        )
+        problem = f"{path} has the suffix '{path.suffix}', which is not a table that can be read."
+        raise BadInput(problem, f"Give one of {', '.join(_READERS)}.")
     if not path.is_file():
         raise BadInput(f"There is no file {path}.", "Check the path.")
     data = path.read_bytes()
@@ -107,18 +103,14 @@ def find_splits(folder: Path) -> dict[str, Path]:
     for split, names in SPLIT_FILES.items():
         files = [file for name in names for suffix in _READERS if (file := folder / (name + suffix)).is_file()]
         if len(files) > 1:
-            raise BadInput(
-                f"{folder} holds {files[0].name} and {files[1].name}, two files for the {split} split.",
-                "Keep one of them.",
-            )
+            problem = f"{folder} holds {files[0].name} and {files[1].name}, two files for the {split} split."
+            raise BadInput(problem, "Keep one of them.")
         if files:
             found[split] = files[0]
     if "train" not in found:
         there = ", ".join(sorted(entry.name for entry in folder.iterdir())) or "nothing"
-        raise BadInput(
-            f"{folder} has no train file; it holds {there}.",
-            f"Add train{', train'.join(_READERS)} (one of them).",
-        )
+        problem = f"{folder} has no train file; it holds {there}."
+        raise BadInput(problem, f"Add train{', train'.join(_READERS)} (one of them).")
     return found
 
 

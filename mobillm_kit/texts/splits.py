@@ -75,10 +75,8 @@ def hold_out(
         test, dev = dev, None
         notes.append("test: the official dev set is the held-out test, as there is no labelled test.")
     if train is None or test is None:
-        raise BadInput(
-            f"The task '{task}' has neither a dev file nor a test file with labels.",
-            "Add one of them beside the train file.",
-        )
+        problem = f"The task '{task}' has neither a dev file nor a test file with labels."
+        raise BadInput(problem, "Add one of them beside the train file.")
     keys = alike((*train, *test, *(dev or ())), seen)
     clean, contradictions = without_contradictions(train, keys)
     notes += [f"train: {said}" for said in contradictions]
@@ -96,10 +94,8 @@ def hold_out(
     if both := len(dev) - len(_without(dev, test, keys)):
         notes.append(f"dev: {both} of {len(dev)} rows also occur in test, so test is not held out from choices on dev.")
     if not kept:
-        raise BadInput(
-            f"The task '{task}' has no train text left: all occur in dev or test, or carry two labels.",
-            "Give a train file with texts of its own.",
-        )
+        problem = f"The task '{task}' has no train text left: all occur in dev or test, or carry two labels."
+        raise BadInput(problem, "Give a train file with texts of its own.")
     return {"train": kept, "dev": dev, "test": test}, notes
 
 
@@ -118,10 +114,8 @@ def check_limit(limit: Mapping[str, int]) -> None:
     """Refuse what is no limit."""
     for split, most in limit.items():
         if split not in SPLITS or not isinstance(most, int) or most < 1:
-            raise BadInput(
-                f"The limit {split!r}: {most!r} cannot be used.",
-                "Limits are whole numbers from 1, for train, dev and test.",
-            )
+            problem = f"The limit {split!r}: {most!r} cannot be used."
+            raise BadInput(problem, "Limits are whole numbers from 1, for train, dev and test.")
 
 
 def without_contradictions(examples: Sequence[Example], keys: Keys) -> tuple[tuple[Example, ...], list[str]]:

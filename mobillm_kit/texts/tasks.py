@@ -9,10 +9,7 @@ Knows: prompts, labels, names of columns.  Knows nothing of: files, tokens, tens
 Taught in: notebooks/00_start_here.ipynb
 """
 
-import difflib
-import json
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +17,7 @@ from typing import Any, Self
 
 import msgspec
 
-from mobillm_kit.errors import BadInput, UnknownName
+from mobillm_kit.errors import BadInput, UnknownName, nearest
 from mobillm_kit.files import data_folder
 
 METRIC_NAMES = ("accuracy", "f1", "matthews")
@@ -87,10 +84,8 @@ class Task:
                 "Give at least two labels and one word for each, in the order of the labels.",
             )
         if not all(word.strip() for word in self.label_words) or len(set(self.label_words)) < len(self.labels):
-            raise BadInput(
-                f"Task '{self.name}': the label words {self.label_words} are not all different words.",
-                "Give each label its own word: --label-words ' bad| good'.",
-            )
+            problem = f"Task '{self.name}': the label words {self.label_words} are not all different words."
+            raise BadInput(problem, "Give each label its own word: --label-words ' bad| good'.")
         if self.metric not in METRIC_NAMES:
             raise BadInput(
                 f"Task '{self.name}': there is no metric '{self.metric}'.", f"Known: {', '.join(METRIC_NAMES)}."
@@ -113,9 +108,9 @@ class Task:
 
 
 def _known_tasks() -> dict[str, Task]:
-    rows: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_name("tasks.toml").read_text(encoding="utf-8"))
+    rows: dict[str, dict[str, Any]] = msgspec.toml.decode(Path(__file__).with_name("tasks.toml").read_bytes())
     for name in PACKAGED:
-        rows[name] |= json.loads((data_folder(name) / "task.json").read_text(encoding="utf-8"))
+        rows[name] |= msgspec.json.decode((data_folder(name) / "task.json").read_bytes())
     return msgspec.convert({name: row | {"name": name} for name, row in rows.items()}, dict[str, Task])
 
 
@@ -127,9 +122,5 @@ def get_task(name: str) -> Task:
     """The task called ``name``."""
     if name in TASKS:
         return TASKS[name]
-    close = difflib.get_close_matches(name.lower(), TASKS, n=1)
-    hint = f" Did you mean '{close[0]}'?" if close else ""
-    raise UnknownName(
-        f"There is no task '{name}'.{hint}",
-        f"Known: {', '.join(TASKS)}; for a file of your own use custom_task (--data FILE).",
-    )
+    problem = f"There is no task '{name}'. {nearest(name.lower(), TASKS)}".rstrip()
+    raise UnknownName(problem, f"Known: {', '.join(TASKS)}; for a file of your own use custom_task (--data FILE).")

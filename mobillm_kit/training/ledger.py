@@ -43,10 +43,7 @@ class SavedActivations(TorchDispatchMode):
     pass on, and the activations that the backward pass computes again, block by block, count while they live: torch's
     checkpoint puts hooks of its own over ours, but during a backward pass only a recomputation runs with gradients
     enabled. When it is over, the next operation has gradients disabled, and of the storages made meanwhile just those
-    are alive that checkpoint has kept.
-
-    Args:
-        exclude: tensors that are counted elsewhere, as a rule the model's parameters and buffers.
+    are alive that checkpoint has kept.  What to ``exclude`` is counted elsewhere: as a rule parameters and buffers.
     """
 
     def __init__(self, exclude: Iterable[Tensor]) -> None:
