@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from io import StringIO
 
 import pytest
 
@@ -21,12 +22,6 @@ from mobillm_kit.texts.tasks import TASKS
 from tests.builders import save_texts, save_tiny_model
 
 WIDE = {"COLUMNS": "240", "TERM": "dumb"}
-
-
-def shown(*arguments: str) -> str:
-    done = mobillm(*arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def mobillm(*arguments: str, timeout: float = 120, **options) -> subprocess.CompletedProcess:
@@ -109,8 +104,8 @@ def test_a_shell_is_told_how_to_complete(capsys):
     assert "--label-words" in script
 
 
-def test_methods_and_tasks_are_listed():
-    methods, tasks = shown("methods"), shown("tasks")
+def test_methods_and_tasks_are_listed(capsys):
+    methods, tasks = ((main([what]), capsys.readouterr().out)[1] for what in ("methods", "tasks"))
     assert all(name in methods for name in METHODS)
     assert all(name in tasks for name in TASKS)
 
@@ -122,16 +117,23 @@ def test_doctor_prints_a_line_for_each_check_and_two_sockets_talk():
     assert any("socket" in line and line.startswith("[ok]") for line in lines)
 
 
-def test_train_evaluate_predict(place):
+def test_train_evaluate_predict(place, monkeypatch, capsys):
+    """Training in a process of its own; what comes after it needs none to find the folder."""
     out = str(place / "lora")
     trained = mobillm("train", "lora", "--out", out, "--steps", "30", "--lr", "0.03", *own_task(place))
     assert trained.returncode == 0, trained.stderr
     assert trained.stderr == ""
     score = next(line for line in trained.stdout.splitlines() if line.startswith("test accuracy"))
-    assert score in mobillm("evaluate", out).stdout
-    labelled = mobillm("predict", out, input="the good film\nthe bad film\n").stdout.splitlines()
+
+    def said(*arguments: str) -> str:
+        assert main([*arguments]) == 0
+        return capsys.readouterr().out
+
+    assert score in said("evaluate", out)
+    monkeypatch.setattr(sys, "stdin", StringIO("the good film\nthe bad film\n"))
+    labelled = said("predict", out).splitlines()
     assert [line.split("\t")[0] for line in labelled] == ["yes", "no"]
-    assert mobillm("predict", out, "the good film").stdout.splitlines() == labelled[:1]
+    assert said("predict", out, "the good film").splitlines() == labelled[:1]
 
 
 def test_ctrl_c_keeps_the_run_and_the_same_command_goes_on(place):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -9,6 +12,7 @@ from mobillm_kit.backbone.pretrained import architecture
 from mobillm_kit.cli import main
 from mobillm_kit.commands import run as cli_run
 from mobillm_kit.errors import BadInput
+from mobillm_kit.memory import budget
 from mobillm_kit.memory.budget import (
     Step,
     Way,
@@ -20,10 +24,24 @@ from mobillm_kit.memory.budget import (
     streamed,
     table,
 )
-from mobillm_kit.memory.prediction import RUNTIME_BYTES
+from mobillm_kit.memory.prediction import RUNTIME_BYTES, MemoryNeed, predict
 from tests.families import TINY
 
 MIB, GIB = 2**20, 2**30
+KNOWN: dict[str, tuple[MemoryNeed, ...]] = {}
+
+
+def predicted(config: PreTrainedConfig, method: str, **step: Any) -> tuple[MemoryNeed, ...]:
+    """``predict``, whose answer is the same each time: asked twice, it is computed once."""
+    key = f"{method} {json.dumps(step, sort_keys=True)} {config.to_json_string(use_diff=False)}"
+    if key not in KNOWN:
+        KNOWN[key] = predict(config, method, **step)
+    return KNOWN[key]
+
+
+@pytest.fixture(autouse=True)
+def _once(monkeypatch):
+    monkeypatch.setattr(budget, "predict", predicted)
 
 
 def small() -> PreTrainedConfig:

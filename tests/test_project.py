@@ -29,7 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "mobillm_kit").rglob("*.py"))
 CELLS = [
     "".join(cell["source"])
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+    for folder in ("notebooks", "mobillm_kit/show")
+    for path in sorted((ROOT / folder).glob("*.ipynb"))
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
     if cell["cell_type"] == "code"
 ]

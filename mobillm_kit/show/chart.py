@@ -182,8 +182,8 @@ def label_points(axes: Axes, labels: Sequence[tuple[float, float, str]], avoid: 
     to_pixels, to_data = axes.transData, axes.transData.inverted()
     markers = [Bbox(to_pixels.transform([(x, y)] * 2)).padded(6 * dot).transformed(to_data) for x, y, _ in labels]
     adjust_text(
-        texts, objects=[*markers, *avoid], ax=axes, iter_lim=300, expand=(1.05, 1.3), force_text=(0.3, 0.5), min_arrow_len=3 * dot,
-        arrowprops={"arrowstyle": "-", "color": MUTED, "lw": 0.8, "zorder": 2.5},
+        texts, objects=[*markers, *avoid], ax=axes, iter_lim=300, expand=(1.05, 1.3), force_text=(0.3, 0.5),
+        min_arrow_len=3 * dot, arrowprops={"arrowstyle": "-", "color": MUTED, "lw": 0.8, "zorder": 2.5},
     )  # fmt: skip
 
 
