@@ -40,14 +40,15 @@ def test_every_setting_of_the_course_is_stored():
 
 
 def test_a_page_without_a_kernel_has_the_picture_and_the_words():
-    bundle = MemoryPanel()._repr_mimebundle_()
+    bundle, about = MemoryPanel()._repr_mimebundle_()
     assert bundle["image/png"].startswith(b"\x89PNG")
     assert bundle["text/plain"].startswith("Stacked bars of tensors alive at the peak of one training step: Full")
     assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert about["image/png"]["alt"] == bundle["text/plain"]
 
 
 def test_what_has_no_picture_says_why_there_too():
-    bundle = FitPanel(models=("llama-2-7b",), methods=("bitfit",))._repr_mimebundle_()
+    bundle, _ = FitPanel(models=("llama-2-7b",), methods=("bitfit",))._repr_mimebundle_()
     assert "image/png" not in bundle
     assert "has no biases to train" in bundle["text/plain"]
 

@@ -82,7 +82,7 @@ class Panel(widgets.VBox):
         bundle = super()._repr_mimebundle_(**kwargs)
         still = {"image/png": self.png} if self.png else {}
         words = unescape(self.text.value.replace("<br>", "\n"))
-        return {**bundle, **still, "text/plain": words if self._alt in words else f"{words}\n{self._alt}"}
+        return {**bundle, **still, "text/plain": words}, {name: {"alt": self._alt} for name in still}
 
     def show(self) -> tuple[Chart | None, str]:
         """The chart, if there is one, and the text for what is chosen."""
