@@ -14,6 +14,7 @@ from io import StringIO
 import pytest
 
 from mobillm_kit.cli import COMMANDS, main, parse
+from mobillm_kit.commands import tools
 from mobillm_kit.commands.run import method_options
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import METHODS
@@ -238,3 +239,20 @@ def test_ctrl_c_ends_with_the_status_of_shells(capsys, monkeypatch):
     )
     assert main(["methods"]) == 130
     assert "the same command goes on from there" in capsys.readouterr().err
+
+
+def test_the_app_without_voila_says_how_to_get_it(monkeypatch, capsys):
+    monkeypatch.setattr(tools, "find_spec", lambda name: None)
+    assert main(["app"]) == 2
+    assert "pip install 'mobillm-kit[app]'" in capsys.readouterr().err
+
+
+def test_mobillm_alone_means_its_usual_side_network(capsys):
+    assert RunSpec(method="mobillm").method == "mobillm-full-width"
+    assert method_options(["mobillm.rank=4", "lora.rank=2"], "mobillm-full-width") == {"rank": 4}
+    for words in (
+        ["methods", "mobillm"],
+        ["memory", "--model", "pocket", "--method", "mobillm", "--length", "64", "--device-ram", "2GiB"],
+    ):
+        assert main(words) == 0
+        assert "MobiLLM, full width" in capsys.readouterr().out

@@ -263,3 +263,25 @@ def test_the_template_lies_in_the_package():
     import mobillm_kit
 
     assert (Path(mobillm_kit.__file__).parent / "show" / "report.html.j2").is_file()
+
+
+def test_the_choice_stands_before_the_table_and_the_rest_is_folded():
+    text = page(FEW, pictures(FEW))
+    order = [text.index(part) for part in ("What we found", "What should I choose", "<h2>Results", "<details>")]
+    assert order == sorted(order)
+    assert text.count('id="pareto_counted-alt"') == 1
+    assert text[text.index("<h2>Results") : text.index("<details>")].count("<figure") == 0
+
+
+def test_each_record_beside_the_page_has_a_link(tmp_path):
+    record = tmp_path / "lora-seed0" / "record.json"
+    record.parent.mkdir()
+    record.write_text("{}")
+    text = write_report(tmp_path, FEW).read_text(encoding="utf-8")
+    assert '<a href="lora-seed0/record.json">lora-seed0</a>' in text
+    assert '<a href="table.csv">' in text
+
+
+def test_a_deviation_is_spoken_of_where_there_are_several_seeds():
+    assert "standard deviation" not in page(FEW, [])
+    assert "standard deviation" in page([*FEW, a_record("full", seed=1)], [])
