@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from io import StringIO
+from io import BytesIO, TextIOWrapper
 
 import pytest
 
@@ -131,7 +131,7 @@ def test_train_evaluate_predict(place, monkeypatch, capsys):
         return capsys.readouterr().out
 
     assert score in said("evaluate", out)
-    monkeypatch.setattr(sys, "stdin", StringIO("the good film\nthe bad film\n"))
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(b"the good film\nthe bad film\n")))
     labelled = said("predict", out).splitlines()
     assert [line.split("\t")[0] for line in labelled] == ["yes", "no"]
     assert said("predict", out, "the good film").splitlines() == labelled[:1]

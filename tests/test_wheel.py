@@ -111,7 +111,8 @@ def test_the_wheel_carries_the_package_and_nothing_else(wheel):
     assert {name.split("/")[0] for name in names} == {"mobillm_kit", info}
     assert f"{info}/licenses/LICENSE" in names
     assert "mobillm_kit/py.typed" in names
-    assert not [name for name in names if name.endswith((".pyc", ".ipynb"))]
+    assert not [name for name in names if name.endswith(".pyc")]
+    assert [name for name in names if name.endswith(".ipynb")] == ["mobillm_kit/show/app.ipynb"]  # of `mobillm app`
 
 
 def test_the_sdist_carries_what_the_tests_need(dist):
