@@ -38,7 +38,7 @@ help:
 	@echo "make compare           train and compare the methods on the packaged model's two tasks: runs/pocket/, runs/pocket-turns/"
 	@echo "make test              style, tests and notebooks, each notebook compared with its stored outputs"
 	@echo "make faults            every fault and every bad input, at length: tens of minutes"
-	@echo "make browser           the notebooks, the app and the report in a real Chromium: half an hour"
+	@echo "make browser           the notebooks, the app and the report in a real Chromium"
 	@echo "make mutants           put small faults into the mathematics one by one; tests must fail: an hour or two"
 	@echo "make lab               open JupyterLab at notebooks/00_start_here.ipynb"
 	@echo "make student           copies of the notebooks and labs without solutions, for a class: student/"

@@ -73,7 +73,9 @@ def streamed_bytes(batch: int) -> dict[str, int]:
 def _deep_bytes(method: str, blocks: str, batch: int) -> int:
     def of(n_blocks: int) -> int:
         step = step_on(n_blocks, batch, method)
-        return step.needs()[0].process_bytes if blocks == "whole" else [*kit.streamed(step)][2].device_bytes
+        if blocks == "whole":
+            return step.needs()[0].process_bytes
+        return next(way for way in kit.streamed(step) if way.label.startswith("LoRA")).device_bytes
 
     return of(2) + (N_BLOCKS - 2) * (of(3) - of(2))
 

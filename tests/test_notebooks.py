@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from scripts import uncompared
+from scripts.uncompared import IGNORED
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -17,7 +18,6 @@ MOST_LINES = 8
 """Of a code cell, blank ones not counted."""
 MOST_UNCOMPARED = 0.15
 """Of all code cells."""
-IGNORED = "nbval-ignore-output"
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/(?:work|home|root|tmp|usr|opt|var|mnt|Users|private)/|\b[A-Z]:\\")
 
 

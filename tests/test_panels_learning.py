@@ -25,6 +25,8 @@ def test_a_watched_run_is_the_run_itself():
     panel = kit.MonitorPanel(lambda told: kit.run(SPEC, callbacks=[told]))
     assert (panel.text.value, panel.png) == ("Not started.", b"")
     assert panel.stop.disabled
+    with pytest.raises(KitError, match="No run was started"):
+        panel.wait()
     panel.start.click()
     watched, alone = panel.wait(120), kit.run(SPEC)
     assert [point.dev_loss for point in watched.curve] == [point.dev_loss for point in alone.curve]
@@ -125,7 +127,7 @@ def test_gates_by_hand():
     assert panel.text.value == "75% of the texts are right, with the trained gates 75%."
     panel.gates[2].value = 0.1
     assert panel.text.value == "10% of the texts are right, with the trained gates 75%."
-    assert (0.25, 0.5, 0.1) in asked
+    assert asked.count((0.25, 0.5, 0.1)) == 1
     shares = [f"{100 * share:.0f} %" for share in shares_of_gates((0.25, 0.5, 0.1))]
     assert f"yours {', '.join(shares)}" in panel._alt
 

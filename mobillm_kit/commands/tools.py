@@ -20,7 +20,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from mobillm_kit.commands.run import Command, method_options, say, screen
 from mobillm_kit.common import MIB, when_parent_ends
-from mobillm_kit.errors import BadInput
+from mobillm_kit.errors import MissingExtra
 from mobillm_kit.methods import LABELS, METHODS, method_row, options_of
 from mobillm_kit.server import ServiceSettings
 
@@ -102,10 +102,9 @@ class Memory(Command, frozen=True, kw_only=True):
         from mobillm_kit.memory.budget import Step, alternatives, parse_bytes, reason
 
         ram_bytes = None if self.device_ram is None else parse_bytes(self.device_ram)
-        method = method_row(self.method).name
-        options = method_options(self.option, method)
-        step = Step(architecture(self.model), method, self.batch, self.length, self.dtype, options)
-        title = f"{self.model}, {LABELS[method]}, batch {self.batch} × {self.length} tokens, {self.dtype}"
+        options = method_options(self.option, method_row(self.method).name)
+        step = Step(architecture(self.model), self.method, self.batch, self.length, self.dtype, options)
+        title = f"{self.model}, {LABELS[step.method]}, batch {self.batch} × {self.length} tokens, {self.dtype}"
         needs = step.needs()
         for need in needs:
             screen.print(_need_table(need, title))
@@ -179,10 +178,10 @@ class App(Command, frozen=True, kw_only=True):
 
     def __call__(self) -> int:
         if find_spec("voila") is None:
-            raise BadInput("The app needs voila, which is not installed.", "Run: pip install 'mobillm-kit[app]'.")
+            raise MissingExtra("The app needs voila, which is not installed.", "Run: pip install 'mobillm-kit[app]'.")
         page = Path(__file__).parents[1] / "show" / "app.ipynb"
         given = [f"--port={self.port}", "--Voila.ip=127.0.0.1", *([] if self.browser else ["--no-browser"])]
-        say(f"http://127.0.0.1:{self.port}/ has the panels after half a minute; Ctrl-C ends it.")
+        say(f"http://127.0.0.1:{self.port}/ has the panels when three small trainings are done; Ctrl-C ends it.")
         return subprocess.run([sys.executable, "-m", "voila", str(page), *given], check=False).returncode
 
 

@@ -65,6 +65,9 @@ class Step:
     dtype: str = "float32"
     options: Mapping[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "method", method_row(self.method).name)
+
     def needs(self, **changes: Any) -> tuple[MemoryNeed, ...]:
         """Predicted need per party, with some of the settings changed."""
         own = {} if changes.get("method", self.method) == self.method else {"options": None}
@@ -109,7 +112,7 @@ def alternatives(step: Step, ram_bytes: int) -> Iterator[Way]:
     if largest is not None and largest[0] != step.batch_size:
         size, needs = largest
         times = -(-step.batch_size // size)
-        yield _way(f"{method_row(step.method).label}, batch {size}", needs, f"{times} × the steps for the same texts")
+        yield _way(f"{LABELS[step.method]}, batch {size}", needs, f"{times} × the steps for the same texts")
     for method, price in ALTERNATIVES.items():
         with suppress(BadInput):  # MeZO takes no rounded weights
             if method != step.method:

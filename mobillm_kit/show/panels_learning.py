@@ -73,10 +73,11 @@ class MonitorPanel(Panel):
 
     def wait(self, seconds: float = END_S) -> Any:
         """What ``train`` gives back, when it has ended; what it failed with is raised here."""
-        if self._worker is not None:
-            self._worker.join(seconds)
-            if self._worker.is_alive():
-                raise KitError(f"The run has not ended in {seconds:g} s.", "Wait again, or press Stop.")
+        if self._worker is None:
+            raise KitError("No run was started.", "Press Start, or call begin().")
+        self._worker.join(seconds)
+        if self._worker.is_alive():
+            raise KitError(f"The run has not ended in {seconds:g} s.", "Wait again, or press Stop.")
         if self._failure is not None:
             raise self._failure
         return self._result
@@ -150,7 +151,7 @@ class GatePanel(Panel):
     """
 
     def __init__(self, gates: Sequence[float], accuracy: Callable[[Sequence[float]], float]) -> None:
-        self._gates, self._accuracy = tuple(gates), accuracy
+        self._gates, self._accuracy, self._trained = tuple(gates), accuracy, accuracy(gates)
         steps = {"min": 0.0, "max": 1.0, "step": 0.01, "continuous_update": False}
         self.gates = [
             widgets.FloatSlider(value=round(gate, 2), description=f"gate μ{layer}", **steps)
@@ -162,8 +163,7 @@ class GatePanel(Panel):
         """Shares of the layers, as trained and as the sliders stand, and the accuracy of both."""
         yours = [gate.value for gate in self.gates]
         shares = {"trained": shares_of_gates(self._gates), "yours": shares_of_gates(yours)}
-        mine, trained = self._accuracy(yours), self._accuracy(self._gates)
-        said = f"{mine:.0%} of the texts are right, with the trained gates {trained:.0%}."
+        said = f"{self._accuracy(yours):.0%} of the texts are right, with the trained gates {self._trained:.0%}."
         return layer_shares(shares, "adapters as trained"), said
 
 

@@ -44,7 +44,7 @@ def mezo_map(
     least, rate, eps = min(cells)
     alt = f"Map of MeZO's dev loss after {steps} steps, minus before: lowest {least:+.2f} at η = {rate:g}, ε = {eps:g}."
     subtitle = f"dev loss after {steps} steps, minus before, nats; purple is better, orange worse than no training"
-    figure, axes = chart.canvas(7.2, 3.8, "The learning rate η decides, ε hardly does", subtitle, alt)
+    figure, axes = chart.canvas(7.2, 3.8, "How far MeZO comes, by learning rate η and ε", subtitle, alt)
     axes.imshow(change, cmap="PuOr_r", vmin=-CLIP_NATS, vmax=CLIP_NATS, aspect="auto")
     for y, row in enumerate(change):
         for x, value in enumerate(row):
