@@ -108,7 +108,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         file.write_text(json.dumps(values))
     port = free_port()
     arguments = ["jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--IdentityProvider.token="]
-    with served(arguments, port, folder, JUPYTERLAB_SETTINGS_DIR=str(folder / "settings")) as address:
+    own = {f"JUPYTERLAB_{what.upper()}_DIR": str(folder / what) for what in ("settings", "workspaces")}
+    with served(arguments, port, folder, **own) as address:  # the user's own stay as they are
         yield address
 
 
