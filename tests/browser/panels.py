@@ -30,7 +30,7 @@ def controls(panel: Any) -> list[tuple[str, Any]]:
 
 
 def moves(panel: Any, page: Any) -> Iterator[tuple[str, float]]:
-    """Moves each slider by key and by mouse, each choice from its list; says what was moved and how long the answer took."""
+    """Moves each slider by key and mouse, each choice from its list; says what was moved, and the answer's seconds."""
     for number, (kind, control) in enumerate(controls(panel)):
         if kind == "choice":
             yield f"choice {number}", _answer(panel, lambda control=control: _another_choice(control))
@@ -41,7 +41,7 @@ def moves(panel: Any, page: Any) -> Iterator[tuple[str, float]]:
 
 
 def _another_choice(control: Any) -> None:
-    """Not by an arrow key: JupyterLab's command mode takes it for its own, unless Alt+Down has opened the list."""
+    """Not by an arrow key: JupyterLab's command mode takes it for its own."""
     now, last = control.evaluate("choice => [choice.selectedIndex, choice.length - 1]")
     control.select_option(index=now - 1 if now == last else now + 1)
 
