@@ -13,6 +13,7 @@ Taught in: notebooks/00_start_here.ipynb
 from __future__ import annotations
 
 import ast
+import sys
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -81,6 +82,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+if sys.version_info < (3, 11):  # noqa: UP036  pip looks too, but a kernel may find this folder without pip
+    raise ImportError(f"mobillm-kit needs Python 3.11 or newer; this kernel runs {sys.version.split()[0]}.")
+
 
 def _homes() -> dict[str, str]:
     """Per public name its module: the imports above, which type checkers read, are read here as text."""
@@ -100,7 +104,10 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(_HOME[name]), name)
     close = get_close_matches(name, _HOME, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else f" Public names: {', '.join(sorted(_HOME))}."
-    raise AttributeError(f"mobillm_kit has no public name {name!r}.{hint}")
+    raise AttributeError(
+        f"mobillm_kit {__version__}, as this process imported it, has no public name {name!r}.{hint} "
+        "A newer one counts after a restart of the kernel"  # Python itself may add a sentence to this one
+    )
 
 
 def __dir__() -> list[str]:

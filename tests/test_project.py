@@ -187,6 +187,12 @@ def test_a_misspelt_name_is_an_attribute_error_that_names_the_closest():
         _ = mobillm_kit.load_bakbone
 
 
+def test_an_old_python_is_told_which_one_is_needed():
+    code = "import sys; sys.version_info = (3, 10, 12, 'final', 0); import mobillm_kit"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert "ImportError: mobillm-kit needs Python 3.11 or newer; this kernel runs" in ended.stderr
+
+
 def test_a_name_like_no_other_lists_what_there_is():
     with pytest.raises(AttributeError, match=r"Public names: .*FullWidthSide"):
         _ = mobillm_kit.zzz

@@ -6,6 +6,7 @@ Taught in: notebooks/00_start_here.ipynb
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mobillm_kit.texts.batches import Batches, FitSettings
 from mobillm_kit.texts.encode import Encoded, TextEncoder
 from mobillm_kit.texts.loading import TaskData, custom_task, handwritten, load_task
 from mobillm_kit.texts.splits import Seen
+from mobillm_kit.texts.tasks import PACKAGED
 from mobillm_kit.training.method import Method
 
 LONGEST_TEXT = 256
@@ -58,7 +60,7 @@ def prepare(spec: RunSpec, data: TaskData | None = None, tell: Callable[[str], o
     """
     device = choose_device(spec.accelerator)
     tokenizer = load_tokenizer(spec.backbone, revision=spec.revision)
-    data = data or load_data(spec, lambda texts: list(map(tuple, tokenizer(texts, verbose=False)["input_ids"])))
+    data = data or load_data(spec, tokenizer)
     for note in (f"Labels: {data.label_counts}.", *data.notes):
         tell(note)
     backbone = open_backbone(spec, device)
@@ -105,10 +107,13 @@ def open_backbone(spec: RunSpec, device: str) -> Backbone:
     return quantize_in_memory(backbone, spec.weights) if spec.weights else backbone
 
 
-def load_data(spec: RunSpec, seen: Seen = list) -> TaskData:
-    """The texts of a specification: a known task, or a file of the user's; equal ones are those ``seen`` alike."""
+def load_data(spec: RunSpec, tokenizer: Any) -> TaskData:
+    """The texts of a specification: a known task, or a file of the user's; equal ones have equal token ids."""
     limits = {"train": spec.limit_train, "dev": spec.limit_dev, "test": spec.limit_test}
     limit = {split: most for split, most in limits.items() if most is not None}
+    if spec.task in PACKAGED and spec.backbone == "pocket" and spec.data is None:
+        return _packaged(spec.task, tuple(limit.items()))
+    seen = _ids(tokenizer)
     if spec.task != "custom":
         return load_task(spec.task, data=spec.data, limit=limit, seed=0, seen=seen)
     if spec.data is None or spec.text is None or spec.label is None:
@@ -116,6 +121,16 @@ def load_data(spec: RunSpec, seen: Seen = list) -> TaskData:
         raise BadInput(problem, "Give --data FILE --text COLUMN --label COLUMN.")
     columns: dict[str, Any] = {name: getattr(spec, name) for name in ("text", "pair", "label", "prompt", "label_words")}
     return custom_task(Path(spec.data), labels=spec.label_names, limit=limit, seed=0, seen=seen, **columns)
+
+
+@lru_cache(maxsize=8)
+def _packaged(task: str, limits: tuple[tuple[str, int], ...]) -> TaskData:
+    """A packaged task for the packaged model: neither changes while a process runs, and each run needs it."""
+    return load_task(task, limit=dict(limits), seed=0, seen=_ids(load_tokenizer("pocket")))
+
+
+def _ids(tokenizer: Any) -> Seen:
+    return lambda texts: list(map(tuple, tokenizer(texts, verbose=False)["input_ids"]))
 
 
 def choose_device(accelerator: str) -> str:
