@@ -93,9 +93,9 @@ def write_course(to: Path) -> list[str]:
 
 
 def copy_helpers(source: Path, to: Path) -> None:
-    """The modules that stand beside a sheet and that it imports."""
-    for module in source.glob("*.py"):
-        shutil.copy(module, to)
+    """What stands beside a sheet and that it needs: modules that it imports, pictures that it shows."""
+    for helper in (*source.glob("*.py"), *source.glob("*.svg")):
+        shutil.copy(helper, to)
 
 
 if __name__ == "__main__":
