@@ -103,9 +103,8 @@ def test_up_only_leaves_the_way_down_alone():
 
 def test_a_round_trip_takes_twice_the_latency():
     with echo() as server, ThreadedLink(server.address, "100mbit,20ms") as shaped:
-        trips_s = sorted(round_trips_s(shaped.address, 11))
-    assert trips_s[0] >= 0.040
-    assert trips_s[5] < 0.040 + SLACK_S
+        shortest_s = min(round_trips_s(shaped.address, 11))  # a busy machine makes some of them longer, none shorter
+    assert 0.040 <= shortest_s < 0.040 + SLACK_S
 
 
 def jitter_s(seed: int, n: int = 12) -> list[float]:
