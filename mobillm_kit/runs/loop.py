@@ -276,5 +276,9 @@ def _resume(method: Method, settings: FitSettings, checkpoint: Path | None) -> F
             f"{checkpoint}: made with other settings ({progress.settings}), this run has ({name}).",
             "Delete it to start again, or name another folder.",
         )
-    method.load_state(state)
+    try:
+        method.load_state(state)
+    except (KeyError, RuntimeError) as error:
+        problem = f"{checkpoint}: made with other options ({first_line(error)})."
+        raise BadInput(problem, "Delete it to start again, or name another folder.") from error
     return progress
