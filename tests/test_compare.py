@@ -145,7 +145,9 @@ def test_an_interrupted_comparison_leaves_no_process_and_a_run_that_goes_on(tmp_
 
 def test_a_saved_specification_is_compared_before_it_is_replaced(tmp_path):
     place = tmp_path / "place"
+    lay_out(place, tiny_spec(tmp_path, "probe", seed=2))  # nothing is trained yet
     lay_out(place, tiny_spec(tmp_path, "probe"))
+    (place / "checkpoint.safetensors").touch()
     lay_out(place, tiny_spec(tmp_path, "probe"))
     with pytest.raises(BadInput, match="other settings"):
         lay_out(place, tiny_spec(tmp_path, "probe", seed=1))

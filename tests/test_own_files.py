@@ -8,8 +8,8 @@ import shutil
 import pytest
 
 from mobillm_kit.cli import main
-from mobillm_kit.errors import BadInput
-from mobillm_kit.runs.folders import lay_out
+from mobillm_kit.errors import BadInput, TrainingDiverged
+from mobillm_kit.record import load_record
 from mobillm_kit.runs.inference import load_run, score_run
 from mobillm_kit.runs.run import run
 from mobillm_kit.texts.loading import custom_task, load_task
@@ -38,7 +38,6 @@ def all_texts(data):
 
 def trained(tmp_path, method="mobillm-full-width", **changes):
     spec, folder = tiny_spec(tmp_path, method, **changes), tmp_path / "run"
-    lay_out(folder, spec)
     return folder, run(spec, folder=folder)
 
 
@@ -66,6 +65,20 @@ def test_a_run_does_not_go_on_with_another_file(tmp_path):
         file.write("the odd film,perhaps\n" * 3)
     with pytest.raises(BadInput, match=r"'texts\.csv' has changed"):
         run(tiny_spec(tmp_path, "probe"), folder=folder)
+
+
+@pytest.mark.parametrize("options", [{"codec": "fp16"}, {"rank": 2}])
+def test_a_finished_run_is_not_taken_for_one_of_other_options(tmp_path, options):
+    folder, record = trained(tmp_path, options={"codec": "fp32"})
+    with pytest.raises(BadInput, match="holds a run with other settings"):
+        run(tiny_spec(tmp_path, options={"codec": "fp32"} | options), folder=folder)
+    assert load_record(folder / "record.json") == record
+
+
+def test_a_run_that_kept_nothing_leaves_its_folder_to_the_next_try(tmp_path):
+    with pytest.raises(TrainingDiverged):
+        trained(tmp_path, "full", lr=1e30, eval_every=1)
+    assert trained(tmp_path, "full")[1].status == "done"
 
 
 def test_a_side_folder_alone_labels_texts_on_its_backbone(tmp_path, capsys):

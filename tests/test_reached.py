@@ -105,6 +105,7 @@ def test_a_run_from_its_folder_alone_asks_for_its_server(tmp_path, monkeypatch):
 )
 def test_runs_are_compared_by_what_is_trained(tmp_path, before, after, same):
     lay_out(tmp_path, tiny_spec(tmp_path, options=before))
+    (tmp_path / "checkpoint.safetensors").touch()
     if same:
         lay_out(tmp_path, tiny_spec(tmp_path, options=after))
         return

@@ -56,13 +56,11 @@ class Running(Settings, Command, frozen=True, kw_only=True):
         import torch
 
         from mobillm_kit.files import only_one
-        from mobillm_kit.runs.folders import lay_out
         from mobillm_kit.runs.progress import Bars
         from mobillm_kit.runs.run import run
 
         torch.set_num_threads(self.threads)
         with only_one(out), Bars(screen) as bars:
-            lay_out(out, spec)
             show = bars.of(method_row(spec.method).label)
             record = run(spec, folder=out, command=_command(), callbacks=[show])
         if record.status == "interrupted":

@@ -24,9 +24,9 @@ CHECKPOINT = "checkpoint.safetensors"
 
 
 def lay_out(place: Path, spec: RunSpec) -> None:
-    """Write the specification, or see that it is the one that stands there."""
+    """Write the specification, or see that it is the one of what was trained there."""
     file = place / SPEC
-    if not file.exists():
+    if not file.exists() or not any((place / name).exists() for name in (CHECKPOINT, RECORD)):
         write_bytes(file, msgspec.json.format(msgspec.json.encode(spec.kept())))
         return
     there, here = _settings(load_spec(place)), _settings(spec)

@@ -21,7 +21,7 @@ from mobillm_kit.methods.mobillm import MobiLLM
 from mobillm_kit.methods.zeroth_order import ZerothOrder
 from mobillm_kit.quant import books, codec
 from mobillm_kit.record import BackboneInfo, MeasuredMemory, Recovery, RunRecord, Scalar, TaskInfo
-from mobillm_kit.runs.folders import CHECKPOINT, RECORD, check_files, keep_task
+from mobillm_kit.runs.folders import CHECKPOINT, RECORD, check_files, keep_task, lay_out
 from mobillm_kit.runs.loop import INTERRUPTED, FitResult, evaluate, fit, logits_of
 from mobillm_kit.runs.prepare import Prepared, build_method, chosen_preset, fit_settings, prepare, training_batches
 from mobillm_kit.runs.progress import Progress, Told
@@ -45,10 +45,13 @@ def run(
     """Train one method (or score one control) and say what came out.
 
     Args:
-        folder: keeps ``checkpoint.safetensors``, ``record.json`` and, for MobiLLM, ``side/``; a run that was
-            interrupted there goes on.  None keeps nothing.
+        folder: keeps ``spec.json``, ``checkpoint.safetensors``, ``record.json`` and, for MobiLLM, ``side/``; a run
+            that was interrupted there goes on.  None keeps nothing.
         callbacks: told of the texts, after each step (True stops the run there), and how many held-out texts are done.
         measured: memory measured in processes of their own, to be kept in the record.
+
+    Raises:
+        BadInput: among others, the folder holds a run with other settings or on other texts.
     """
 
     def _tell(note: str) -> None:
@@ -57,6 +60,7 @@ def run(
 
     if folder is not None:
         check_files(folder, spec)
+        lay_out(folder, spec)
     prepared = prepare(spec, tell=_tell)
     if folder is not None:
         keep_task(folder, spec, prepared.data.task)
