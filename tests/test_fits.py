@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import pytest
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -24,24 +21,10 @@ from mobillm_kit.memory.budget import (
     streamed,
     table,
 )
-from mobillm_kit.memory.prediction import RUNTIME_BYTES, MemoryNeed, predict
+from mobillm_kit.memory.prediction import RUNTIME_BYTES, predict
 from tests.families import TINY
 
 MIB, GIB = 2**20, 2**30
-KNOWN: dict[str, tuple[MemoryNeed, ...]] = {}
-
-
-def predicted(config: PreTrainedConfig, method: str, **step: Any) -> tuple[MemoryNeed, ...]:
-    """``predict``, whose answer is the same each time: asked twice, it is computed once."""
-    key = f"{method} {json.dumps(step, sort_keys=True)} {config.to_json_string(use_diff=False)}"
-    if key not in KNOWN:
-        KNOWN[key] = predict(config, method, **step)
-    return KNOWN[key]
-
-
-@pytest.fixture(autouse=True)
-def _once(monkeypatch):
-    monkeypatch.setattr(budget, "predict", predicted)
 
 
 def small(blocks: int = 1) -> PreTrainedConfig:
@@ -185,6 +168,22 @@ def test_a_bfloat16_twin_is_offered_to_float32_alone():
     device, server = step(batch=2).needs(method="mobillm-full-width")
     assert (plain.device_bytes, plain.server_bytes) == (device.process_bytes, server.process_bytes)
     assert ways["LoRA + checkpointing"].server_bytes is None
+
+
+def test_what_was_predicted_is_not_predicted_again_and_what_differs_is(monkeypatch):
+    asked = []
+
+    def noted(*given, **named):
+        asked.append(named)
+        return predict(*given, **named)
+
+    monkeypatch.setattr(budget, "predict", noted)
+    one = Step(small(), "probe", 3, 5).needs()
+    assert Step(small(), "probe", 3, 5).needs() == one
+    assert len(asked) == 1
+    assert Step(small(2), "probe", 3, 5).needs() != one
+    assert Step(small(), "probe", 3, 6).needs() != one
+    assert len(asked) == 3
 
 
 def test_the_options_of_a_method_are_not_given_to_another():
