@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import pytest
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -24,35 +21,21 @@ from mobillm_kit.memory.budget import (
     streamed,
     table,
 )
-from mobillm_kit.memory.prediction import RUNTIME_BYTES, MemoryNeed, predict
+from mobillm_kit.memory.prediction import RUNTIME_BYTES, predict
 from tests.families import TINY
 
 MIB, GIB = 2**20, 2**30
-KNOWN: dict[str, tuple[MemoryNeed, ...]] = {}
 
 
-def predicted(config: PreTrainedConfig, method: str, **step: Any) -> tuple[MemoryNeed, ...]:
-    """``predict``, whose answer is the same each time: asked twice, it is computed once."""
-    key = f"{method} {json.dumps(step, sort_keys=True)} {config.to_json_string(use_diff=False)}"
-    if key not in KNOWN:
-        KNOWN[key] = predict(config, method, **step)
-    return KNOWN[key]
-
-
-@pytest.fixture(autouse=True)
-def _once(monkeypatch):
-    monkeypatch.setattr(budget, "predict", predicted)
-
-
-def small() -> PreTrainedConfig:
-    """Three OPT blocks: a prediction takes a fraction of a second."""
+def small(blocks: int = 1) -> PreTrainedConfig:
+    """One OPT block: a prediction takes a fraction of a second."""
     model_type, settings = TINY["opt"]
-    wide = {"hidden_size": 256, "ffn_dim": 1024, "word_embed_proj_dim": 256}
+    wide = {"hidden_size": 256, "ffn_dim": 1024, "word_embed_proj_dim": 256, "num_hidden_layers": blocks}
     return AutoConfig.for_model(model_type, **{**settings, **wide})
 
 
-def step(method: str = "lora", batch: int = 64, **changes) -> Step:
-    return Step(small(), method, batch, 64, **changes)
+def step(method: str = "lora", batch: int = 16, blocks: int = 1, **changes) -> Step:
+    return Step(small(blocks), method, batch, 64, **changes)
 
 
 @pytest.mark.parametrize(
@@ -79,16 +62,16 @@ def test_less_than_python_takes_is_refused(text):
 
 def test_the_largest_batch_fits_and_one_text_more_does_not():
     this = step()
-    one, whole = (this.needs(batch_size=n)[0].process_bytes for n in (1, 64))
+    one, whole = (this.needs(batch_size=n)[0].process_bytes for n in (1, 16))
     ram = (one + whole) // 2
     size, needs = largest_batch(this, ram)
-    assert 1 < size < 64
+    assert 1 < size < 16
     assert needs[0].process_bytes <= ram < this.needs(batch_size=size + 1)[0].process_bytes
 
 
 def test_a_batch_that_fits_is_the_largest_and_a_text_that_does_not_leaves_none():
     this = step()
-    assert largest_batch(this, 100 * GIB)[0] == 64
+    assert largest_batch(this, 100 * GIB)[0] == 16
     assert largest_batch(this, RUNTIME_BYTES) is None
 
 
@@ -125,7 +108,7 @@ def test_backbone_bytes_by_hand():
 
 
 def test_streaming_needs_less_than_the_weights_and_is_offered_in_three_forms():
-    this = step(batch=8, dtype="bfloat16")
+    this = step(batch=8, blocks=3, dtype="bfloat16")
     ways = list(streamed(this))
     assert [way.label.split(",")[0] for way in ways] == ["MobiLLM", "MobiLLM", "LoRA + checkpointing"]
     plain = this.needs(method="mobillm-full-width")[0].process_bytes
@@ -144,8 +127,8 @@ def test_streaming_needs_less_than_the_weights_and_is_offered_in_three_forms():
 
 def test_what_exactly_fills_the_memory_fits():
     this = step()
-    one, two, whole = (this.needs(batch_size=n)[0] for n in (1, 2, 64))
-    assert largest_batch(this, whole.process_bytes)[0] == 64
+    one, two, whole = (this.needs(batch_size=n)[0] for n in (1, 2, 16))
+    assert largest_batch(this, whole.process_bytes)[0] == 16
     assert largest_batch(this, two.process_bytes)[0] == 2
     assert largest_batch(this, one.process_bytes)[0] == 1
     assert largest_batch(this, one.process_bytes - 1) is None
@@ -169,7 +152,7 @@ def test_a_smaller_batch_is_offered_first_at_its_price_in_steps():
     this = step()
     two = this.needs(batch_size=2)[0].process_bytes
     first = next(alternatives(this, two))
-    assert (first.label, first.device_bytes, first.price) == ("LoRA, batch 2", two, "32 × the steps for the same texts")
+    assert (first.label, first.device_bytes, first.price) == ("LoRA, batch 2", two, "8 × the steps for the same texts")
     uneven = next(alternatives(step(batch=7), two))
     assert (uneven.label, uneven.price) == ("LoRA, batch 2", "4 × the steps for the same texts")
     assert next(alternatives(this, RUNTIME_BYTES)).label == "MobiLLM, full width"  # not one text fits
@@ -185,6 +168,22 @@ def test_a_bfloat16_twin_is_offered_to_float32_alone():
     device, server = step(batch=2).needs(method="mobillm-full-width")
     assert (plain.device_bytes, plain.server_bytes) == (device.process_bytes, server.process_bytes)
     assert ways["LoRA + checkpointing"].server_bytes is None
+
+
+def test_what_was_predicted_is_not_predicted_again_and_what_differs_is(monkeypatch):
+    asked = []
+
+    def noted(*given, **named):
+        asked.append(named)
+        return predict(*given, **named)
+
+    monkeypatch.setattr(budget, "predict", noted)
+    one = Step(small(), "probe", 3, 5).needs()
+    assert Step(small(), "probe", 3, 5).needs() == one
+    assert len(asked) == 1
+    assert Step(small(2), "probe", 3, 5).needs() != one
+    assert Step(small(), "probe", 3, 6).needs() != one
+    assert len(asked) == 3
 
 
 def test_the_options_of_a_method_are_not_given_to_another():
@@ -230,7 +229,7 @@ def test_the_command_prints_the_table_of_both_parties(memory):
 def test_the_command_says_whether_it_fits_why_and_what_would(memory, tmp_path):
     small().save_pretrained(tmp_path)
     model = str(tmp_path / "config.json")
-    status, output = memory("--model", model, "--batch", "64", "--length", "64", "--device-ram", "410MiB")
+    status, output = memory("--model", model, "--batch", "16", "--length", "64", "--device-ram", "410MiB")
     assert status == 0
     assert "It does not fit" in output
     assert "saved activations" in output

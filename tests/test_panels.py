@@ -20,10 +20,10 @@ from tests.kernels import Kernel
 @pytest.mark.parametrize(
     "setting",
     [
-        ("opt-125m", "full", 8, 128, None),
+        ("pocket", "full", 16, 46, None),
         ("opt-125m", "lora", 1, 512, None),
         ("opt-350m", "mobillm-full-width", 32, 32, None),
-        ("opt-125m", "lora-fa", 16, 46, 64),
+        ("pocket", "lora-fa", 16, 46, 64),
         ("pocket", "lora", 16, 46, 1),
     ],
 )
@@ -54,7 +54,7 @@ def test_what_has_no_picture_says_why_there_too():
 
 
 def test_a_setting_that_cannot_be_is_explained_and_the_next_one_is_drawn():
-    panel = MemoryPanel(("pocket",), ("lora",))
+    panel = MemoryPanel(("pocket",), ("mezo",))
     panel.length.value = 512
     assert "512 tokens are more than this model reads" in panel.text.value
     assert not panel.picture.value
@@ -114,7 +114,7 @@ def test_of_moves_of_a_hand_that_are_faster_than_pictures_the_last_one_counts(mo
 
 def test_what_takes_seconds_hides_its_old_picture_meanwhile(monkeypatch):
     async def _moved() -> list[str]:
-        panel = FitPanel(models=("pocket",), methods=("full",))
+        panel = FitPanel(models=("pocket",), methods=("mezo",))
         monkeypatch.setattr(panels, "get_ipython", lambda: at_work_on("comm_msg"))
         panel.batch.value = 1
         seen = [panel.picture.layout.visibility]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from transformers import AutoConfig
 
 from mobillm_kit.backbone.pretrained import architecture
 from mobillm_kit.common import GIB
@@ -74,10 +75,15 @@ def test_the_panel_answers_what_cannot_be_with_the_sentence_of_the_refusal():
     assert panel.png == b""
 
 
-def test_the_panel_offers_ways_that_fit_where_the_method_does_not():
+def test_the_panel_offers_ways_that_fit_where_the_method_does_not(tmp_path):
     from mobillm_kit.show.panels import FitPanel
 
-    panel = FitPanel(models=("opt-125m",), methods=("lora",))
+    wide = {"hidden_size": 2048, "ffn_dim": 8192, "word_embed_proj_dim": 2048, "num_attention_heads": 32}
+    # one block, predicted in a moment; its 8 texts take more than 1 GiB, and one of them does not
+    shallow = AutoConfig.for_model("opt", num_hidden_layers=1, vocab_size=40_000, **wide)
+    shallow.save_pretrained(tmp_path)
+    panel = FitPanel(models=(str(tmp_path / "config.json"),), methods=("lora",))
+    assert panel.text.value.startswith("It fits: ")
     panel.budget.value = 1
     assert panel.text.value.startswith("It does not fit: ")
     assert "LoRA, batch " in panel.text.value

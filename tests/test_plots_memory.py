@@ -61,13 +61,13 @@ def test_nothing_to_draw_is_refused():
 def test_the_panel_answers_its_sliders():
     from mobillm_kit.show.panels import MemoryPanel
 
-    panel = MemoryPanel(models=("pocket",), methods=("lora",))
+    panel = MemoryPanel(models=("pocket",), methods=("mezo",))
     before, picture = panel.text.value, panel.picture.value
     panel.batch.value = 32
     assert panel.text.value != before
     assert panel.picture.value != picture
-    (need,) = predict_pocket(32, 128)
-    assert f"LoRA {need.peak_bytes / MIB:,.0f} MiB" in panel.text.value
+    (need,) = predict_pocket("mezo", 32, 128)
+    assert f"MeZO {need.peak_bytes / MIB:,.0f} MiB" in panel.text.value
 
 
 def test_the_rank_multiplies_what_is_trained_and_moves_the_bars():
@@ -81,11 +81,11 @@ def test_the_rank_multiplies_what_is_trained_and_moves_the_bars():
     panel.rank.value = 64
     assert "LoRA trains 131,072, LoRA-FA trains 65,536 parameters" in panel.text.value
     assert panel.picture.value != picture
-    (need,) = predict_pocket(16, 46, rank=64)
+    (need,) = predict_pocket("lora", 16, 46, rank=64)
     assert f"LoRA {need.peak_bytes / MIB:,.0f} MiB" in panel.text.value
 
 
-def predict_pocket(batch: int, length: int, **options: int):
+def predict_pocket(method: str, batch: int, length: int, **options: int):
     from mobillm_kit.backbone.pretrained import architecture
 
-    return predict(architecture("pocket"), "lora", batch_size=batch, length=length, options=options)
+    return predict(architecture("pocket"), method, batch_size=batch, length=length, options=options)

@@ -76,18 +76,35 @@ def reader() -> Reader:
     return Reader(whole_page())
 
 
-def test_a_folder_holds_tables_figures_and_the_page(tmp_path):
-    path = write_report(tmp_path / "runs" / "pocket", FEW)
-    assert path == tmp_path / "runs" / "pocket" / "index.html"
-    found = {str(p.relative_to(path.parent)) for p in path.parent.rglob("*") if p.is_file()}
-    figures = {f"figures/{picture.name}.{kind}" for picture in pictures(FEW) for kind in ("png", "svg")}
-    assert found == {"index.html", "table.md", "table.csv"} | figures
-    assert (path.parent / "table.md").read_text() == markdown(rows(FEW))
-    assert (path.parent / "table.csv").read_text() == csv(rows(FEW))
+@cache
+def few_pictures() -> list[Picture]:
+    return pictures(FEW)
 
 
-def test_the_same_records_give_the_same_page():
-    assert page(FEW[1:], pictures(FEW[1:])) == page(list(FEW[1:]), pictures(list(FEW[1:])))
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of the few, in a folder of its own with the record of one of them."""
+    folder = tmp_path_factory.mktemp("report") / "runs" / "pocket"
+    (folder / "lora-seed0").mkdir(parents=True)
+    (folder / "lora-seed0" / "record.json").write_text("{}")
+    path = write_report(folder, FEW)
+    assert path == folder / "index.html"
+    return path
+
+
+def test_a_folder_holds_tables_figures_and_the_page(written):
+    folder = written.parent
+    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    figures = {f"figures/{picture.name}.{kind}" for picture in few_pictures() for kind in ("png", "svg")}
+    assert found == {"index.html", "table.md", "table.csv", "lora-seed0/record.json"} | figures
+    assert (folder / "table.md").read_text() == markdown(rows(FEW))
+    assert (folder / "table.csv").read_text() == csv(rows(FEW))
+    assert (folder / "figures" / "device_memory.png").read_bytes() == few_pictures()[0].chart.png()
+    assert (folder / "figures" / "device_memory.svg").read_text() == few_pictures()[0].svg
+
+
+def test_the_same_records_give_the_same_page(written):
+    assert page(list(FEW), few_pictures(), ["lora-seed0/record.json"]) == written.read_text(encoding="utf-8")
 
 
 def test_tags_match_and_names_are_unique():
@@ -266,18 +283,15 @@ def test_the_template_lies_in_the_package():
 
 
 def test_the_choice_stands_before_the_table_and_the_rest_is_folded():
-    text = page(FEW, pictures(FEW))
+    text = page(FEW, few_pictures())
     order = [text.index(part) for part in ("What we found", "What should I choose", "<h2>Results", "<details>")]
     assert order == sorted(order)
     assert text.count('id="pareto_counted-alt"') == 1
     assert text[text.index("<h2>Results") : text.index("<details>")].count("<figure") == 0
 
 
-def test_each_record_beside_the_page_has_a_link(tmp_path):
-    record = tmp_path / "lora-seed0" / "record.json"
-    record.parent.mkdir()
-    record.write_text("{}")
-    text = write_report(tmp_path, FEW).read_text(encoding="utf-8")
+def test_each_record_beside_the_page_has_a_link(written):
+    text = written.read_text(encoding="utf-8")
     assert '<a href="lora-seed0/record.json">lora-seed0</a>' in text
     assert '<a href="table.csv">' in text
 

@@ -13,7 +13,6 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ _TEXTS = msgspec.toml.decode(Path(__file__).with_suffix(".toml").read_bytes())
 ALTERNATIVES: Mapping[str, str] = _TEXTS["alternatives"]
 """What is looked at beside the method asked for, in the order in which it is shown, and its price."""
 _WHY: Mapping[str, str] = _TEXTS["why"]
+_KNOWN: dict[str, tuple[MemoryNeed, ...]] = {}
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,13 @@ class Step:
         object.__setattr__(self, "method", method_row(self.method).name)
 
     def needs(self, **changes: Any) -> tuple[MemoryNeed, ...]:
-        """Predicted need per party, with some of the settings changed."""
+        """Predicted need per party, with some of the settings changed; what was predicted is not predicted again."""
         own = {} if changes.get("method", self.method) == self.method else {"options": None}
-        return predict(**{**vars(self), **own, **changes})
+        asked = {**vars(self), **own, **changes}
+        key = repr({**asked, "config": asked["config"].to_json_string(use_diff=False)})
+        if key not in _KNOWN:
+            _KNOWN[key] = predict(**asked)
+        return _KNOWN[key]
 
 
 def parse_bytes(text: str) -> int:
@@ -128,9 +132,9 @@ def largest_batch(step: Step, ram_bytes: int) -> tuple[int, tuple[MemoryNeed, ..
 
     More texts never take less memory, so the place is found by bisection: log2(B) + 1 predictions.
     """
-    needs = cache(lambda size: step.needs(batch_size=size))
-    size = bisect_right(range(1, step.batch_size + 1), ram_bytes, key=lambda size: needs(size)[0].process_bytes)
-    return (size, needs(size)) if size else None
+    sizes = range(1, step.batch_size + 1)
+    size = bisect_right(sizes, ram_bytes, key=lambda size: step.needs(batch_size=size)[0].process_bytes)
+    return (size, step.needs(batch_size=size)) if size else None
 
 
 def streamed(step: Step) -> Iterator[Way]:

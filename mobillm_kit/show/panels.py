@@ -25,7 +25,7 @@ from mobillm_kit.errors import BadInput, KitError, lab
 from mobillm_kit.link.overlap import StepCost, schedule, slowest, spans
 from mobillm_kit.link.rates import Link
 from mobillm_kit.memory.budget import Step, Way, alternatives, reason
-from mobillm_kit.memory.prediction import MemoryNeed, predict
+from mobillm_kit.memory.prediction import MemoryNeed
 from mobillm_kit.methods import CONTROLS, LABELS
 from mobillm_kit.quant import GROUPS, codec
 from mobillm_kit.quant.codec import FLOATS
@@ -272,5 +272,5 @@ def _stored() -> dict[str, tuple[MemoryNeed, ...]]:
 def _needs(model: str, method: str, batch: int, length: int, rank: int | None = None) -> tuple[MemoryNeed, ...]:
     if known := _stored().get(key((model, method, batch, length, rank))):
         return known
-    options = {} if rank is None else {"rank": rank}
-    return predict(architecture(model), method, batch_size=batch, length=length, options=options)
+    options = None if rank is None else {"rank": rank}
+    return Step(architecture(model), method, batch, length, options=options).needs()

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,11 @@ class Picture:
     label: str = ""
     """The method's, where it is the picture of one."""
 
+    @cached_property
+    def svg(self) -> str:
+        """The chart's SVG; drawn once for the page and the file."""
+        return self.chart.svg()
+
 
 def write_report(folder: Path, records: Iterable[RunRecord]) -> Path:
     """Write ``table.md``, ``table.csv``, ``figures/*.png``, ``figures/*.svg`` and ``index.html`` into ``folder``.
@@ -49,8 +54,6 @@ def write_report(folder: Path, records: Iterable[RunRecord]) -> Path:
         BadInput: no records, or of several tasks or backbones.
         MissingExtra: the libraries that draw charts and fill the page are not installed.
     """
-    from mobillm_kit.show.chart import save
-
     records = list(records)
     table = rows(records)
     shown = pictures(records)
@@ -59,7 +62,8 @@ def write_report(folder: Path, records: Iterable[RunRecord]) -> Path:
     write_bytes(folder / "table.md", markdown(table).encode())
     write_bytes(folder / "table.csv", csv(table).encode())
     for picture in shown:
-        save(picture.chart, folder / "figures" / picture.name)
+        write_bytes(folder / "figures" / f"{picture.name}.png", picture.chart.png())
+        write_bytes(folder / "figures" / f"{picture.name}.svg", picture.svg.encode())
     write_bytes(folder / "index.html", text.encode())
     return folder / "index.html"
 
@@ -143,8 +147,7 @@ def _inline(picture: Picture) -> str:
     """The chart's SVG for the middle of a page: names that are its own, and the page's colours."""
     from mobillm_kit.show import chart
 
-    text = picture.chart.svg()
-    text = text[text.index("<svg") :]
+    text = picture.svg[picture.svg.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{picture.name}-", text)
     for name in ("paper", "ink", "muted", "grid"):
