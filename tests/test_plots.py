@@ -170,6 +170,14 @@ def test_a_curve_is_the_mean_of_the_seeds_and_its_band_their_range():
     assert band.min() == pytest.approx(values.min())
 
 
+def test_one_text_of_a_hundred_does_not_fill_the_axis():
+    record = a_record("mezo")
+    level = [msgspec.structs.replace(point, dev_accuracy=0.6 + 0.01 * (n % 2)) for n, point in enumerate(record.curve)]
+    low, high = plots_runs.convergence([msgspec.structs.replace(record, curve=tuple(level))]).axes[0].get_ylim()
+    assert low < 60 < 61 < high
+    assert high - low >= 10
+
+
 def test_seeds_with_different_clocks_are_averaged_step_by_step():
     runs = [a_record("lora", seed) for seed in range(3)]
     axes = plots_runs.convergence(runs, "seconds").axes[0]

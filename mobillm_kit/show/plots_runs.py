@@ -76,7 +76,7 @@ def convergence(records: Iterable[RunRecord], x: Clock = "step") -> Chart:
         chart.mean_and_band(axes, line.points, chart.method_look(line.place))
     _time_axis(axes, lines)
     axes.set_xlabel(x_label)
-    _accuracy_axis(axes, "dev accuracy, %", [y for line in lines for _, y in line.points], levels)
+    _accuracy_axis(axes, "dev accuracy, %", [y for line in lines for _, y in line.points], levels, least=10)
     chart.label_ends(axes, [*((line.end, line.label, chart.method_look(line.place)) for line in lines), *levels])
     return figure
 
@@ -259,10 +259,13 @@ def _levels(records: Sequence[RunRecord], score: str) -> list[tuple[float, str, 
     return levels
 
 
-def _accuracy_axis(axes: Axes, name: str, values: Sequence[float], levels: Sequence[tuple[float, str, None]]) -> None:
+def _accuracy_axis(
+    axes: Axes, name: str, values: Sequence[float], levels: Sequence[tuple[float, str, None]], least: float = 0
+) -> None:
+    """From the lowest to the highest accuracy, but never fewer than ``least`` points: one text must look like one."""
     everything = [*values, *(level for level, *_ in levels)]
     low, high = min(everything), max(everything)
-    margin = max(1.0, 0.1 * (high - low))  # room for labels, also above 100 %
+    margin = max(1.0, 0.1 * (high - low), (least - high + low) / 2)  # room for labels, also above 100 %
     axes.set_ylim(max(0.0, low - margin), high + margin)
     axes.set_yticks([tick for tick in axes.get_yticks() if low - margin <= tick <= min(100.0, high + margin)])
     axes.set_ylabel(name)

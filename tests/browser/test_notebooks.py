@@ -19,7 +19,10 @@ def run_all(page) -> None:
     page.locator(".jp-Notebook").wait_for(timeout=120e3)
     page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=120e3)
     waiting, deadline = page.locator(".jp-InputPrompt", has_text="[*]"), time.monotonic() + RUN_S
+    asked = page.locator(".jp-Dialog-button.jp-mod-accept")
     while not waiting.count() and time.monotonic() < deadline:  # before the kernel is there, the command does nothing
+        if asked.count():
+            asked.last.click()  # which kernel, where JupyterLab waited too long for it
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         time.sleep(3)
