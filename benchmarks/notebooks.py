@@ -4,8 +4,8 @@ Each is run from top to bottom by nbconvert in a fresh kernel, two at a time as 
 
     seconds             from the start of nbconvert to its end
     processor seconds   of all processes that it started: the kernel, and the servers of `08`
-    peak memory         most of the sum over these processes of their proportional set size (a page shared by two
-                        counts half in each), looked at ten times a second; Linux only
+    peak memory         most of the sum of the peak resident sizes of those that live at one time (Linux): a little too
+                        much, as a page that two share counts twice and peaks need not coincide
 
 `make test` compares the outputs as well, which takes a second or two of each.  ``NAME`` measures only the notebooks
 whose name begins so; the others keep their figures.  ``--quick`` measures the shortest and writes nothing; ``--check``
@@ -68,7 +68,7 @@ def measure(name: str, command: str) -> Cost:
             processes = [process, *children(process)]
             peak = max(peak, sum(map(resident, processes)))
             spent |= {each.pid: seconds for each in processes if (seconds := used(each))}
-            time.sleep(0.1)
+            time.sleep(0.5)
         if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, [*run, f"{name}.ipynb"])
         seconds = time.monotonic() - started
@@ -84,11 +84,12 @@ def children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def resident(process: psutil.Process) -> int:
-    """Bytes; 0 of a process that has just ended."""
+    """Bytes, its peak so far; 0 of a process that has just ended."""
     try:
-        return process.memory_full_info().pss
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
         return 0
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def used(process: psutil.Process) -> float:
