@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from benchmarks import compare, leak, pipeline
+from benchmarks import compare, leak, notebooks, pipeline
 from mobillm_kit.methods import LABELS
 from mobillm_kit.show.tables import rows
 
@@ -230,3 +231,12 @@ def test_the_leak_meters_bars_refuse_a_weak_control_and_a_missing_part():
         (fallen,) = [what for what, *_, held in leak.bars(leak.Leak({"reviews": changed})) if not held]
         assert first in fallen
     assert not leak.complete(leak.Leak({"reviews": part}))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/course.md"])
+def test_the_seconds_of_each_notebook_are_the_measured_ones(page):
+    """Processor seconds, rounded up to the next ten."""
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    stated = {line.split("`")[1]: int(line.split("|")[-2]) for line in lines if re.match(r"\| `\d\d_", line)}
+    costs = [cost for name, cost in notebooks.read().items() if name.startswith("notebooks/")]
+    assert stated == {Path(cost.name).stem: 10 * math.ceil(cost.processor_seconds / 10) for cost in costs}
