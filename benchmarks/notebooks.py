@@ -7,7 +7,7 @@ Each is run from top to bottom by nbconvert in a fresh kernel, two at a time as 
     peak memory         most of the sum of the peak resident sizes of those that live at one time (Linux): a little too
                         much, as a page that two share counts twice and peaks need not coincide
 
-`make test` compares the outputs as well, which takes a second or two of each.  ``NAME`` measures only the notebooks
+``NAME`` measures only the notebooks
 whose name begins so; the others keep their figures.  ``--quick`` measures the shortest and writes nothing; ``--check``
 holds the committed record against the bars and exits 1 where one falls short.
 """
@@ -121,7 +121,7 @@ def read() -> dict[str, Cost]:
 
 
 def table(costs: Iterable[Cost]) -> str:
-    """As docs/course.md has the seconds: one row a notebook."""
+    """One row a notebook."""
     lines = [
         "| notebook | code cells | compared | seconds | processor seconds | peak MiB |",
         "|---|--:|--:|--:|--:|--:|",

@@ -75,6 +75,13 @@ def test_a_finished_run_is_not_taken_for_one_of_other_options(tmp_path, options)
     assert load_record(folder / "record.json") == record
 
 
+def test_a_checkpoint_of_other_options_is_refused_in_a_sentence_where_no_specification_stands(tmp_path):
+    folder, _ = trained(tmp_path, options={"rank": 4})
+    (folder / "spec.json").unlink()  # as runs of before left it
+    with pytest.raises(BadInput, match="made with other options"):
+        run(tiny_spec(tmp_path, options={"rank": 2}), folder=folder)
+
+
 def test_a_run_that_kept_nothing_leaves_its_folder_to_the_next_try(tmp_path):
     with pytest.raises(TrainingDiverged):
         trained(tmp_path, "full", lr=1e30, eval_every=1)

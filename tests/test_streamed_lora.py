@@ -13,7 +13,6 @@ from mobillm_kit.backbone.streaming import stream_backbone
 from mobillm_kit.cli import main
 from mobillm_kit.methods import METHODS, load_method
 from mobillm_kit.methods.task_model import task_model
-from mobillm_kit.runs.folders import lay_out
 from mobillm_kit.runs.inference import score_run
 from mobillm_kit.runs.run import run
 from tests.builders import random_batch, tiny_spec
@@ -180,7 +179,6 @@ def test_which_methods_stream():
 def test_a_run_scores_the_same_when_it_is_loaded_again(tmp_path, fields):
     spec = tiny_spec(tmp_path / "task", "lora-checkpointing", steps=4, eval_every=4, lr=LR, **fields)
     folder = tmp_path / "run"
-    lay_out(folder, spec)
     record = run(spec, folder=folder)
     assert score_run(folder) == record.scores
 
@@ -189,7 +187,6 @@ def test_a_streamed_run_ends_in_the_bytes_of_one_in_memory(tmp_path):
     spec = tiny_spec(tmp_path / "task", "lora-checkpointing", steps=4, eval_every=4, lr=LR)
     records = []
     for name, stream in (("whole", False), ("streamed", True)):
-        lay_out(tmp_path / name, msgspec.structs.replace(spec, stream=stream))
         records.append(run(msgspec.structs.replace(spec, stream=stream), folder=tmp_path / name))
     whole, streamed = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "streamed"))
     assert any(".lora_" in name for name in whole)

@@ -16,7 +16,6 @@ from mobillm_kit.cli import main
 from mobillm_kit.errors import BadInput
 from mobillm_kit.memory.live_tensors import LiveTensors
 from mobillm_kit.methods import METHODS
-from mobillm_kit.runs.folders import lay_out
 from mobillm_kit.runs.inference import score_run
 from mobillm_kit.runs.loop import fit
 from mobillm_kit.runs.prepare import build_method, prepare, training_batches
@@ -61,7 +60,6 @@ def test_codes_in_memory_and_codes_from_a_folder_give_the_same_bytes(tmp_path, k
 def test_a_run_in_few_bits_scores_the_same_when_it_is_loaded_again(tmp_path):
     spec = tiny_spec(tmp_path / "task", "mobillm-full-width", steps=4, eval_every=4, weights="nf4")
     folder = tmp_path / "run"
-    lay_out(folder, spec)
     record = run(spec, folder=folder)
     assert record.settings["weights"] == "nf4"
     assert score_run(folder) == record.scores
