@@ -4,8 +4,8 @@ Each is run from top to bottom by nbconvert in a fresh kernel, two at a time as 
 
     seconds             from the start of nbconvert to its end
     processor seconds   of all processes that it started: the kernel, and the servers of `08`
-    peak memory         most of the sum of the peak resident sizes of those that live at one time (Linux): a little too
-                        much, as a page that two share counts twice and peaks need not coincide
+    peak memory         most of the sum of their resident sizes at one time, read twenty times a second (Linux): a
+                        page that two share counts twice, a peak between two readings not at all
 
 ``NAME`` measures only the notebooks
 whose name begins so; the others keep their figures.  ``--quick`` measures the shortest and writes nothing; ``--check``
@@ -39,6 +39,7 @@ SHORTEST = "notebooks/07_quantized_activations"
 AT_ONCE = 2
 MOST_SECONDS, MOST_TOGETHER, BINDER_MIB = 90, 8 * 60, 1.5 * 1024
 LONGEST = 900
+RSS_UNIT = os.sysconf("SC_PAGE_SIZE")
 
 
 class Cost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,10 +66,11 @@ def measure(name: str, command: str) -> Cost:
             if time.monotonic() - started > LONGEST:
                 process.kill()
                 raise TimeoutError(f"{name} ran longer than {LONGEST} s")
-            processes = [process, *children(process)]
-            peak = max(peak, sum(map(resident, processes)))
+            processes = [process, *children(process)]  # to list them costs milliseconds, to read their memory does not
             spent |= {each.pid: seconds for each in processes if (seconds := used(each))}
-            time.sleep(0.5)
+            for _ in range(10):
+                peak = max(peak, sum(map(resident, processes)))
+                time.sleep(0.05)
         if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, [*run, f"{name}.ipynb"])
         seconds = time.monotonic() - started
@@ -84,12 +86,11 @@ def children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def resident(process: psutil.Process) -> int:
-    """Bytes, its peak so far; 0 of a process that has just ended."""
+    """Bytes at this moment; 0 of a process that has just ended."""
     try:
-        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        return RSS_UNIT * int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def used(process: psutil.Process) -> float:

@@ -60,13 +60,14 @@ def _line(low: MemoryNeed, high: MemoryNeed, further: int) -> MemoryNeed:
     alive = {part: at(n, getattr(high.at_peak, part)) for part, n in vars(low.at_peak).items()}
     names = [name for name in CountedMemory.__struct_fields__ if name != "party"]
     counted = {name: at(getattr(low.counted, name), getattr(high.counted, name)) for name in names}
-    return MemoryNeed(low.party, CountedMemory(party=low.party, **counted), Alive(**alive))
+    return MemoryNeed(low.party, Alive(**alive), lambda: CountedMemory(party=low.party, **counted))
 
 
 def main() -> None:
     """Write the file."""
     found = {key(setting): extended(setting) for setting in settings()}
-    lines = [msgspec.json.encode({key: needs}).decode()[1:-1] for key, needs in found.items()]
+    rows = {key: [(need.counted, need.at_peak) for need in needs] for key, needs in found.items()}
+    lines = [msgspec.json.encode({key: row}).decode()[1:-1] for key, row in rows.items()]
     STORED.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 

@@ -6,7 +6,7 @@ import re
 import struct
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -325,7 +325,7 @@ def test_what_memory_is_made_of_has_no_colour_of_a_method():
 
 
 def test_a_method_has_one_colour_in_every_figure():
-    need = MemoryNeed("device", CountedMemory(party="device", weights_bytes=1), Alive(weights=1))
+    need = MemoryNeed("device", Alive(weights=1), partial(CountedMemory, party="device", weights_bytes=1))
     curves = {LABELS[name]: [(1, need), (2, need)] for name in ("lora", "full")}
     growth = {line.get_color() for line in plots_memory.memory_growth(curves, "tokens").axes[0].lines}
     accuracy = {plots_runs.convergence([a_record(n)], "step").axes[0].lines[0].get_color() for n in ("lora", "full")}

@@ -67,6 +67,13 @@ def test_the_predicted_ledger_is_the_counted_one(name, family):
     assert tuple(need.counted for need in predicted(family, name)) == counted
 
 
+def test_a_ledger_asked_for_late_is_of_what_was_predicted():
+    config, options = tiny_config("opt"), {"rank": 1}
+    (need,) = predict(config, "lora", batch_size=B, length=T, options=options)
+    config.num_hidden_layers, options["rank"] = 1, 8
+    assert need.counted == predicted("opt", "lora", options={"rank": 1})[0].counted
+
+
 @pytest.mark.parametrize("family", ["opt", "llama", "bert"])
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_predicted_peak_is_the_real_one(name, family):

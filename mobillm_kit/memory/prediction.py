@@ -13,9 +13,10 @@ Taught in: notebooks/01_where_memory_goes.ipynb
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property, partial
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, UntypedStorage, nn
@@ -48,6 +49,7 @@ Measured as above. Packages that PEFT loads where they are installed come on top
 """
 
 _LR = 1e-3
+_Ledgers: TypeAlias = Callable[[], tuple[CountedMemory, ...]]
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,14 @@ class MemoryNeed:
     """What one party's part of a training step needs."""
 
     party: Literal["device", "server"]
-    counted: CountedMemory
-    """The ledger, each category at its own highest."""
     at_peak: Alive
     """What is alive when most is; these add up to the peak."""
+    count: Callable[[], CountedMemory] = field(compare=False, repr=False)
+
+    @cached_property
+    def counted(self) -> CountedMemory:
+        """The ledger, each category at its own highest; counted when asked for, as it takes a step of its own."""
+        return self.count()
 
     @property
     def peak_bytes(self) -> int:
@@ -94,30 +100,43 @@ def predict(
         BadInput: a batch, a length, a dtype or an option that cannot be; a text longer than the model's context.
         UnknownName: no such method.
     """
+    config, options = deepcopy(config), dict(options or {})  # the ledger may be asked for after they have changed
     with quiet():
-        check_options(method, options or {})
+        check_options(method, options)
         build = load_method(method)
+    counted = cache(partial(_count, build, config, options, batch_size, length, dtype, masked))
     with shapes_only():
-        model = shape_model(config, dtype=dtype, masked=masked)
-        batch, context = shape_batch(batch_size, length), model.backbone.context
-        if length > context:
+        model, batch = shape_model(config, dtype=dtype, masked=masked), shape_batch(batch_size, length)
+        if length > (context := model.backbone.context):
             raise BadInput(f"{length} tokens are more than this model reads.", f"Its context is {context} tokens.")
         with LiveTensors() as built:
-            trained = build(model, seed=0, **(options or {}))
-        counted = trained.count_memory(batch)
+            trained = build(model, seed=0, **options)
         if isinstance(trained, MobiLLM):
             return _device_and_server(trained, model, batch, counted, built)
         weights, kept = _weights(model, trained, built.alive()), built.alive()
         step = partial(trained.step, batch, _LR)
         at_peak = _peak(step, weights=weights, kept=kept, trained=weights, batch=_tensors(batch))
-        return (MemoryNeed("device", counted[0], at_peak),)
+        return (MemoryNeed("device", at_peak, lambda: counted()[0]),)
+
+
+def _count(
+    build: Callable[..., Method],
+    config: PreTrainedConfig,
+    options: Mapping[str, Any],
+    batch_size: int,
+    length: int,
+    dtype: str,
+    masked: bool,
+) -> tuple[CountedMemory, ...]:
+    with shapes_only():
+        method = build(shape_model(config, dtype=dtype, masked=masked), seed=0, **options)
+        return method.count_memory(shape_batch(batch_size, length))
 
 
 def _device_and_server(
-    method: MobiLLM, model: TaskModel, batch: Batch, counted: tuple[CountedMemory, ...], built: LiveTensors
+    method: MobiLLM, model: TaskModel, batch: Batch, counted: _Ledgers, built: LiveTensors
 ) -> tuple[MemoryNeed, ...]:
     """Two processes: the device runs forward and uploads, the server has the upload and no backbone."""
-    on_device, on_server = counted
     with LiveTensors() as device:
         device.add([*model.backbone.parameters(), *model.backbone.buffers()], "weights")
         device.add(_tensors(batch), "transient")
@@ -130,9 +149,9 @@ def _device_and_server(
     trained = list(server.stepped.values())
     at_peak = _peak(lambda: server.train(sent, _LR), weights=weights, kept=kept, trained=trained, messages=messages)
     alive = device.peak
-    taps = min(on_device.messages_bytes, alive.transient)  # all there at the end of the forward: that much is message
+    taps = min(sent.n_bytes, alive.transient)  # all there at the end of the forward: that much is message
     alive = replace(alive, messages=taps, transient=alive.transient - taps)
-    return MemoryNeed("device", on_device, alive), MemoryNeed("server", on_server, at_peak)
+    return MemoryNeed("device", alive, lambda: counted()[0]), MemoryNeed("server", at_peak, lambda: counted()[1])
 
 
 def _peak(

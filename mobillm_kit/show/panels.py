@@ -12,7 +12,7 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from functools import cache
 from html import escape, unescape
-from itertools import islice
+from itertools import islice, starmap
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,10 +25,12 @@ from mobillm_kit.errors import BadInput, KitError, lab
 from mobillm_kit.link.overlap import StepCost, schedule, slowest, spans
 from mobillm_kit.link.rates import Link
 from mobillm_kit.memory.budget import Step, Way, alternatives, reason
+from mobillm_kit.memory.live_tensors import Alive
 from mobillm_kit.memory.prediction import MemoryNeed
 from mobillm_kit.methods import CONTROLS, LABELS
 from mobillm_kit.quant import GROUPS, codec
 from mobillm_kit.quant.codec import FLOATS
+from mobillm_kit.record import CountedMemory
 from mobillm_kit.show.chart import Chart
 from mobillm_kit.show.plots_activations import bits_per_value, one_token, relative_error
 from mobillm_kit.show.plots_memory import Needs, budget_bars, step_memory
@@ -265,7 +267,12 @@ def key(setting: Setting) -> str:
 
 @cache
 def _stored() -> dict[str, tuple[MemoryNeed, ...]]:
-    return msgspec.json.decode(STORED.read_bytes(), type=dict[str, tuple[MemoryNeed, ...]])
+    found = msgspec.json.decode(STORED.read_bytes(), type=dict[str, list[tuple[CountedMemory, Alive]]])
+    return {key: tuple(starmap(_remembered, needs)) for key, needs in found.items()}
+
+
+def _remembered(counted: CountedMemory, alive: Alive) -> MemoryNeed:
+    return MemoryNeed(counted.party, alive, lambda: counted)
 
 
 @cache
