@@ -79,9 +79,10 @@ faults: setup
 	$(TEST_ENV) $(FUZZ) $(BIN)/python -m pytest -q $(PARALLEL) -m "faults or not faults" $(FAULTS)
 
 # Real pages in a real browser; it needs Chromium (Debian and Ubuntu: apt install chromium).  Pictures: runs/browser/.
+# Twenty minutes; ONLY="app or report" takes the tests whose name holds one of them, as pytest's -k does.
 browser: setup
 	@$(PIP) install -e '.[browser]'
-	$(TEST_ENV) $(BIN)/python -m pytest -q -m browser tests/browser
+	$(TEST_ENV) $(BIN)/python -m pytest -q -m browser -k '$(ONLY)' tests/browser
 
 # WORDS="quant side" takes the modules whose path holds one of them.
 mutants: setup
