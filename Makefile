@@ -82,7 +82,7 @@ faults: setup
 # Twenty minutes; ONLY="app or report" takes the tests whose name holds one of them, as pytest's -k does.
 browser: setup
 	@$(PIP) install -e '.[browser]'
-	$(TEST_ENV) $(BIN)/python -m pytest -q -m browser -k '$(ONLY)' tests/browser
+	$(TEST_ENV) $(BIN)/python -m pytest -q -rs -m browser -k '$(ONLY)' tests/browser
 
 # WORDS="quant side" takes the modules whose path holds one of them.
 mutants: setup

@@ -7,9 +7,8 @@ Each is run from top to bottom by nbconvert in a fresh kernel, two at a time as 
     peak memory         most of the sum of their resident sizes at one time, read twenty times a second (Linux): a
                         page that two share counts twice, a peak between two readings not at all
 
-``NAME`` measures only the notebooks
-whose name begins so; the others keep their figures.  ``--quick`` measures the shortest and writes nothing; ``--check``
-holds the committed record against the bars and exits 1 where one falls short.
+``NAME`` measures only the notebooks whose name begins so; the others keep their figures.  ``--quick`` measures the
+shortest and writes nothing; ``--check`` holds the committed record against the bars and exits 1 where one falls short.
 """
 
 from __future__ import annotations
