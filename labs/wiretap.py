@@ -18,6 +18,7 @@ from contextlib import suppress
 from types import TracebackType
 
 GREETING, MORE, LONG, COMMAND = 64, 1, 2, 4
+LIMIT_S = 10.0
 
 
 class Tap:
@@ -29,37 +30,53 @@ class Tap:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
         self.records: list[bytearray] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     def __enter__(self) -> Tap:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # closing alone would leave accept() waiting on Linux
         self._listener.close()
+        self._accepting.join(LIMIT_S)
 
     def _accept(self) -> None:
-        with suppress(OSError):  # the listener was closed
+        with suppress(OSError):  # the listener was closed, or the server is gone
             while True:
                 device, _ = self._listener.accept()
-                server = socket.create_connection(self._server)
-                self.records.append(bytearray())
-                for ends in ((device, server, self.records[-1]), (server, device, None)):
-                    threading.Thread(target=_pass_on, args=ends, daemon=True).start()
+                record = bytearray()
+                self.records.append(record)
+                threading.Thread(target=_carry, args=(device, self._server, record), daemon=True).start()
 
     def messages(self) -> list[list[bytes]]:
         """Whole messages of all connections, in order; what was cut off is left out."""
         return [message for record in self.records for message in messages(bytes(record))]
 
 
+def _carry(device: socket.socket, address: tuple[str, int], record: bytearray) -> None:
+    """One connection, both ways, until both have ended; a server that cannot be reached ends the device's too."""
+    with device, suppress(OSError), socket.create_connection(address, LIMIT_S) as server:
+        server.settimeout(None)
+        back = threading.Thread(target=_pass_on, args=(server, device, None), daemon=True)
+        back.start()
+        _pass_on(device, server, record)
+        back.join()
+
+
 def _pass_on(source: socket.socket, target: socket.socket, record: bytearray | None) -> None:
-    with suppress(OSError):
+    """One direction, until it ends; when either end is gone, both ways end."""
+    try:
         while piece := source.recv(1 << 16):
             if record is not None:
                 record += piece
             target.sendall(piece)
-    for end in (source, target):
-        with suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
+        target.shutdown(socket.SHUT_WR)
+    except OSError:
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
 
 def messages(stream: bytes) -> Iterator[list[bytes]]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import re
 import socket
 import sys
-import threading
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from tests import tcp_peers
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD = {"method": "mobillm-full-width", "blocks": "nf4", "batch": 8, "layers": 4, "codec": "int4", "tokens": "one"}
@@ -100,20 +102,32 @@ def test_messages_are_read_from_a_stream_and_what_was_cut_off_is_left_out():
     assert list(wiretap.messages(stream)) == [[b"ab", b"c" * 300]]
 
 
+def through_a_tap(address: tuple[str, int]) -> tuple[bytes, bytes]:
+    """What came back, and what the tap heard."""
+    with wiretap.Tap("tcp://{}:{}".format(*address)) as tap:
+        host, port = tap.address.removeprefix("tcp://").split(":")
+        with tcp_peers.connect((host, int(port))) as device, contextlib.suppress(ConnectionResetError):
+            device.sendall(b"hello")
+            device.shutdown(socket.SHUT_WR)
+            return b"".join(iter(lambda: device.recv(100), b"")), bytes(tap.records[0])
+    return b"", b""
+
+
 def test_a_tap_passes_bytes_on_both_ways_and_keeps_the_devices():
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with tcp_peers.source(b"heard you") as server:
+        assert through_a_tap(server.address) == (b"heard you", b"hello")
 
-        def answer() -> None:
-            with server.accept()[0] as end:
-                end.sendall(b"heard " + end.recv(100))
 
-        threading.Thread(target=answer, daemon=True).start()
-        with wiretap.Tap(f"tcp://127.0.0.1:{server.getsockname()[1]}") as tap:
-            host, port = tap.address.removeprefix("tcp://").split(":")
-            with socket.create_connection((host, int(port)), timeout=30) as device:
-                device.sendall(b"hello")
-                said = b"".join(iter(lambda: device.recv(100), b""))
-        assert (said, bytes(tap.records[0])) == (b"heard hello", b"hello")
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are listed under /proc on Linux alone")
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_tap_leaves_nothing_open_whether_or_not_there_is_a_server(answers):
+    before = tcp_peers.open_descriptors()
+    with tcp_peers.echo() as server:
+        if answers:
+            assert through_a_tap(server.address) == (b"hello", b"hello")
+    if not answers:
+        assert through_a_tap(server.address) == (b"", b"")
+    tcp_peers.wait_until(lambda: tcp_peers.open_descriptors() <= before)
 
 
 def test_labs_import_the_package_as_kit_and_only_modules_that_stand_beside_them():
