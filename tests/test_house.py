@@ -40,6 +40,8 @@ def bars(tmp_path):
     (tmp_path / "low").mkdir()
     (tmp_path / "top.py").write_text("")
     (tmp_path / "low" / "room.py").write_text(TEXT)
+    (tmp_path / "engines").mkdir()
+    (tmp_path / "engines" / "one.py").write_text("A = 1\nB = 2\n")
     return {bar.what: bar for bar in house.bars(house.modules(tmp_path))}
 
 
@@ -49,6 +51,8 @@ def bars(tmp_path):
         ("files at the top of the package", 1),
         ("lines", 20),
         ("lines of code", 8),
+        ("lines of the annex engines/", 2),
+        ("lines of the annex classroom/", 0),
         ("methods of the largest class", 2),
         ("lines of the longest function", 4),
         ("parameters of the widest function", 2),
