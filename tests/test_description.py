@@ -49,6 +49,7 @@ def test_a_whole_number_from_a_stranger_lies_between_its_bounds(description, fie
     [
         (USUAL, "layers", [[0], [4095], list(range(128))], [[], [-1], [4096], list(range(129))]),
         (USUAL, "norm_eps", [0.0, 1.0], [-1e-9, 1.0001]),
+        (USUAL, "gated", [None, (1, 1), (2**53, 2**53)], [(0, 1), (1, 0), (1, 2**53 + 1), (1,), (1, 1.5)]),
         (USUAL, "kind", ["full-width", "ladder"], ["wide"]),
         (USUAL, "start", ["random", "backbone"], ["pruned"]),
         (USUAL, "pooling", ["mean", "first", "attention", None], ["last"]),
@@ -169,3 +170,7 @@ def test_the_weights_of_a_description_by_hand():
     # two blocks between three layers: 4·36 of attention, 2·6·20 of feed-forward, 24·6 downwards; 6·24 upwards
     copied = msgspec.structs.replace(ladder, start="backbone", feed_forward=20)
     assert copied.values() == 2 * (144 + 240 + 144) + 144
+    # of Llama's, unpruned, with one head of keys and values for two: 24·24 of query and of output, 12·24 of key and
+    # of value, 3·20·24 of feed-forward, 24·24 downwards and, once, upwards
+    gated = msgspec.structs.replace(copied, reduction=1, heads=2, gated=(1, 10_000))
+    assert gated.values() == 2 * (2 * 576 + 2 * 288 + 1440 + 576) + 576

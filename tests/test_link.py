@@ -26,10 +26,8 @@ def traces(draw: st.DrawFn) -> Link:
     steps = draw(st.lists(st.floats(0.05, 5), min_size=1, max_size=6))
     rates = draw(st.lists(st.one_of(st.just(0.0), st.floats(0.1, 100)), min_size=len(steps), max_size=len(steps)))
     times = [0.0, *itertools.accumulate(steps[:-1])]
-    repeats = draw(st.booleans())
     rates[-1] = rates[-1] or 1.0
-    repeat_s = times[-1] + steps[-1] if repeats else None
-    return Link.trace(list(zip(times, rates, strict=True)), repeat_s=repeat_s)
+    return Link.trace(list(zip(times, rates, strict=True)))
 
 
 # one link
@@ -119,24 +117,11 @@ def test_a_trace_by_hand():
     assert [trace.mbit_at(second) for second in (0, 1.9, 2, 4.9, 5, 100)] == [8, 8, 0, 0, 16, 16]
 
 
-def test_a_trace_that_repeats_by_hand():
-    trace = Link.trace([(0, 8), (1, 0)], repeat_s=4)
-    assert trace.seconds(2_500_000) == pytest.approx(8.5)
-    assert trace.seconds(1_000_000, start_s=6) == pytest.approx(3.0)
-    assert trace.mbit_at(8.5) == 8
-    assert trace.mbit_at(9.5) == 0
-
-
 @given(traces(), st.floats(0, 20), st.integers(1, 20_000_000))
 @settings(max_examples=100, deadline=None)
 def test_a_trace_carries_exactly_the_area_under_its_rate(trace, start_s, n_bytes):
     finish_s = trace.finish_s(n_bytes, start_s)
-    edges = {start_s, finish_s}
-    round_s = trace.repeat_s or finish_s + 1
-    for turn in range(int(finish_s // round_s) + 1):
-        edges |= {
-            at for second, _ in [(0.0, 0.0), *trace.steps] if start_s < (at := turn * round_s + second) < finish_s
-        }
+    edges = {start_s, finish_s, *(second for second, _ in trace.steps if start_s < second < finish_s)}
     carried = sum((end - begin) * trace.mbit_at((begin + end) / 2) for begin, end in itertools.pairwise(sorted(edges)))
     assert carried * 1e6 / 8 == pytest.approx(n_bytes, rel=1e-6, abs=1)
 
@@ -179,8 +164,8 @@ def test_links_and_traces_are_read_back_from_their_own_text(link):
 
 def test_links_and_traces_pass_too():
     assert parse_link(Link(20)) == Link(20)
-    trace = Link.trace([(0, 8), (2.5, 16)], latency_ms=10, repeat_s=60)
-    assert parse_link("steps=0:8/2.5:16,10ms,repeat=60s") == trace
+    trace = Link.trace([(0, 8), (2.5, 16)], latency_ms=10)
+    assert parse_link("steps=0:8/2.5:16,10ms") == trace
 
 
 @pytest.mark.parametrize(
@@ -198,7 +183,8 @@ def test_links_and_traces_pass_too():
         ("20mbit,-1ms", "latency_ms is -1"),
         ("20mbit,loss=60%", "loss is 0.6"),
         ("trace=nowhere.csv", "names no link"),
-        ("20mbit,repeat=5s", "no 'repeat_s'"),
+        ("steps=0:5,repeat=5s", "'repeat=5s' says nothing"),
+        ("steps=0:0/5:0", "carries nothing"),
         ("steps=0:x", "'x' in the link 'steps=0:x' is not a number"),
         ("steps=0", "'' in the link 'steps=0' is not a number"),
         ("steps=1:5", "start at 0"),
@@ -229,10 +215,3 @@ def test_what_is_neither_text_nor_link_is_refused():
         parse_link("wifi")
     with pytest.raises(BadInput, match="cannot be sent"):
         Link(20).seconds(-1)
-
-
-def test_a_trace_repeats_after_its_end_only_and_carries_something():
-    with pytest.raises(BadInput, match="cannot start again after 3 s"):
-        Link.trace([(0, 1), (5, 2)], repeat_s=3)
-    with pytest.raises(BadInput, match="carries nothing"):
-        Link.trace([(0, 0), (5, 0)], repeat_s=9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from mobillm_kit.methods import METHODS, load_method
 from mobillm_kit.quant.parcels import Upload
 from mobillm_kit.server.side_trainer import SideTrainer
 from mobillm_kit.side.adapter import attach, new_adapter
+from mobillm_kit.side.description import SideSpec
 from mobillm_kit.side.full_width import FullWidthSide
 from mobillm_kit.side.ladders import LadderSide, PrunedLadderSide
 from tests.builders import random_batch, tiny_task_model
@@ -82,8 +84,14 @@ def post_norm_block(p: dict[str, Tensor], at: str, x: Tensor, mask: Tensor) -> T
     return norm(p, f"{at}.mlp_norm", x + linear(p, f"{at}.narrow", F.gelu(linear(p, f"{at}.wide", x))))
 
 
+def copied(width: int, **shape: Any) -> SideSpec:
+    """Of blocks between three layers."""
+    usual = {"kind": "ladder", "start": "backbone", "layers": [1, 2, 3], "heads": 2, "reduction": 1}
+    return SideSpec.of(**{**usual, "width": width, **shape})
+
+
 def test_a_pruned_ladder_is_fed_by_all_taps_but_the_last_through_its_gates_written_out():
-    side = PrunedLadderSide(16, [1, 2, 3], reduction=2, heads=2, feed_forward=12, norm_eps=1e-5)
+    side = PrunedLadderSide(copied(16, reduction=2, feed_forward=12, norm_eps=1e-5))
     stirred(side)
     generator = torch.Generator().manual_seed(0)
     taps = [torch.randn(2, 5, 16, generator=generator) for _ in range(3)]
@@ -99,14 +107,15 @@ def test_what_reads_begins_with_unit_variance_what_writes_with_nothing_and_each_
     for side in (
         FullWidthSide(256, [1, 2], rank=64),
         LadderSide(256, [1, 2], reduction=2),
-        PrunedLadderSide(256, [1, 2, 3], reduction=2, heads=2, feed_forward=512),
+        PrunedLadderSide(copied(256, reduction=2, feed_forward=512)),
+        PrunedLadderSide(copied(256, feed_forward=512, gated=(1, 10_000))),
     ):
         for name, module in side.named_modules():
             if isinstance(module, torch.nn.Linear) and name.startswith("up"):
                 assert not module.weight.any()
             elif isinstance(module, torch.nn.Linear):
                 assert module.weight.std().item() * module.in_features**0.5 == pytest.approx(1, abs=0.03), name
-                assert not module.bias.any()
+                assert module.bias is None or not module.bias.any()
         share = 1 / (1 + math.exp(-2)) if isinstance(side, PrunedLadderSide) else 0.5
         steep = 1 if side.token_wise else 10
         torch.testing.assert_close(torch.sigmoid(steep * side.gates), torch.full_like(side.gates, share))

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from mobillm_kit.errors import BadInput, SaveFailed
+from mobillm_kit.errors import BadInput
 from mobillm_kit.memory.live_tensors import Alive
 from mobillm_kit.memory.prediction import MemoryNeed
 from mobillm_kit.methods import CONTROLS, LABELS
@@ -77,7 +77,13 @@ def contrast(a: str, b: str) -> float:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
     """PNG and SVG of one figure of each kind."""
     folder = tmp_path_factory.mktemp("figures")
-    return {name: chart.save(drawn(name), folder / f"{name}.png") for name in ONE_OF_EACH}
+    return {name: save(drawn(name), folder / name) for name in ONE_OF_EACH}
+
+
+def save(shown: chart.Chart, place: Path) -> tuple[Path, Path]:
+    place.with_suffix(".png").write_bytes(shown.png())
+    place.with_suffix(".svg").write_text(shown.svg())
+    return place.with_suffix(".png"), place.with_suffix(".svg")
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
@@ -354,12 +360,6 @@ def test_png_has_150_dots_per_inch(saved):
     raw = saved["pareto_counted"][0].read_bytes()
     at = raw.index(b"pHYs") + 4
     assert struct.unpack(">I", raw[at : at + 4])[0] == round(150 / 0.0254)
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(SaveFailed, match=r"figure\.png"):
-        chart.save(drawn("pareto_counted"), tmp_path / "file" / "figure")
 
 
 def test_a_notebook_shows_what_a_cell_returns():

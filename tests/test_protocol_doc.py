@@ -243,6 +243,22 @@ def test_names_and_shapes_of_a_copy_of_the_backbones_blocks_are_those_of_the_pag
     assert "one block less than it has layers" in SECTIONS[4]
 
 
+def test_so_are_those_of_a_copy_of_llamas_blocks():
+    tables = dict(START_TABLE.findall(SECTIONS[4]))
+    shape = {"width": 32, "layers": [1, 2, 3], "reduction": 1, "feed_forward": 24, "heads": 4}
+    spec = SideSpec.of(kind="ladder", start="backbone", **shape, gated=(2, 10_000))
+    sizes = {"d": 32, "F": 24, "e": 16}
+    theirs = {"adapter.side.gates": (1,), "adapter.side.up.weight": (32, 32)}
+    theirs |= {
+        f"adapter.side.down.{i}.{name}": (32,) * (2 - (name == "bias")) for i in range(2) for name in ("weight", "bias")
+    }
+    for names, shape, _, bias in START_ROW.findall(tables["its blocks where it is `gated`"]):
+        for i in range(2):
+            theirs[f"{names.replace('.i.', f'.{i}.')}.weight"] = tuple(sizes[size] for size in shape.split(", "))
+        assert not bias
+    assert theirs == {f"adapter.{name}": tuple(tensor.shape) for name, tensor in SideAdapter(spec).named_parameters()}
+
+
 # ---------------------------------------------------------------------- a client written from the page alone
 
 

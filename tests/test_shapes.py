@@ -262,7 +262,8 @@ def test_an_unknown_method_is_refused():
             "mobillm-ladder:copy-2",
         ]
         if ":" not in method or sizes[0] != "opt-125m"
-    ],
+    ]
+    + [("tinyllama-1.1b", rows, length, "mobillm-ladder:copy-1") for rows, length in ((1, 8), (8, 128))],
 )
 def test_a_server_counts_no_less_for_a_session_than_is_predicted(model, method, rows, length):
     config = architecture(model)

@@ -7,6 +7,7 @@ from inspect import Parameter, signature
 
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
 
 from mobillm_kit.errors import BackboneMismatch, BadInput
@@ -21,6 +22,10 @@ from tests.builders import random_batch, tiny_task_model
 from tests.families import TINY
 
 SIDES = ["full-width", "ladder"]
+COPIED = SideSpec.of(
+    kind="ladder", start="backbone", width=16, layers=[1, 2, 3], reduction=2, heads=2, feed_forward=24, causal=False
+)
+GATED = replace(COPIED, reduction=1, heads=4, gated=(2, 10_000), norm_eps=1e-5, causal=True)
 
 
 def taps(count: int = 3, width: int = 16, seed: int = 0) -> list[torch.Tensor]:
@@ -50,6 +55,7 @@ def test_at_step_0_the_model_is_the_pretrained_model_to_the_bit(name, side):
 
 
 BERT_LIKE = ["bert", "roberta", "xlm-roberta"]
+COPIES = [*((name, reduction) for name in BERT_LIKE for reduction in (1, 2)), ("llama", 1)]
 
 
 def dense(backbone) -> list:
@@ -60,25 +66,25 @@ def started(model, **options) -> SideAdapter:
     return new_adapter(model.backbone, kind="ladder", start="backbone", n_labels=2, **options)
 
 
-@pytest.mark.parametrize("name", BERT_LIKE)
-@pytest.mark.parametrize("reduction", [1, 2])
+@pytest.mark.parametrize(("name", "reduction"), COPIES)
 def test_started_from_the_backbone_the_model_is_still_the_pretrained_one_to_the_bit(name, reduction):
     model = tiny_task_model(name)
     adapter = started(model, reduction=reduction, layers=3)
     assert adapter.side.layers == (1, 2, 3)
     tuned = attach(adapter, model.backbone, model.head)
-    batch = random_batch(kind="encoder")
+    batch = random_batch(kind=model.backbone.kind)
     activations = model.backbone.taps(batch.input_ids, batch.attention_mask, layers=adapter.side.layers)
     assert torch.equal(tuned(activations, batch.attention_mask, batch.positions), model.logits(batch))
 
 
-@pytest.mark.parametrize("name", BERT_LIKE)
+@pytest.mark.parametrize("name", [*BERT_LIKE, "llama"])
 @pytest.mark.parametrize("layers", [2, 3, None])
-def test_with_nothing_pruned_the_ladder_computes_what_the_backbone_computes(name, layers):
+@pytest.mark.parametrize("pad", ["right", "left"])
+def test_with_nothing_pruned_the_ladder_computes_what_the_backbone_computes(name, layers, pad):
     backbone = tiny_task_model(name).backbone
     adapter = started(tiny_task_model(name), reduction=1, layers=layers)
     torch.nn.init.eye_(adapter.side.up.weight)  # the side's last state as it is
-    batch = random_batch(kind="encoder")
+    batch = random_batch(kind=backbone.kind, pad=pad)
     activations = backbone.taps(batch.input_ids, batch.attention_mask, layers=adapter.side.layers)
     real = batch.attention_mask.bool()
     state = adapter.side(activations, batch.attention_mask)
@@ -160,11 +166,27 @@ def test_a_reduction_that_does_not_divide_the_backbones_sizes_is_refused_with_th
         block_sizes(tiny_task_model("bert").backbone, reduction)
 
 
-def test_the_pruned_ladder_does_not_read_padding():
-    side = stirred(PrunedLadderSide(16, [1, 2, 3], reduction=2, heads=2, feed_forward=24))
+@pytest.mark.parametrize("spec", [COPIED, GATED], ids=["bert", "llama"])
+def test_the_pruned_ladder_does_not_read_padding(spec):
+    side = stirred(PrunedLadderSide(spec))
     mask = torch.tensor([[1, 1, 1, 0, 0], [0, 0, 1, 1, 1]])
     changed = [torch.where(mask[..., None].bool(), a, -a) for a in taps()]
     torch.testing.assert_close(side(taps(), mask)[mask.bool()], side(changed, mask)[mask.bool()])
+
+
+def test_every_tensor_of_a_llama_block_is_the_backbones_and_it_learns_while_the_backbone_stays():
+    model = tiny_task_model("llama")
+    before = {name: value.clone() for name, value in model.backbone.model.state_dict().items()}
+    method = mobillm.build(model, seed=0, side="ladder", start="backbone", reduction=1, layers=3)
+    for source, block in zip(model.backbone.blocks[1:], method.adapter.side.blocks, strict=True):
+        theirs, ours = source.state_dict(), block.state_dict()
+        assert theirs.keys() == ours.keys()
+        assert all(torch.equal(theirs[name], ours[name]) for name in ours)
+    losses = [method.step(random_batch(rows=8), 3e-3).loss for _ in range(12)]
+    assert losses[-1] < losses[0] - 0.1
+    trained = method.adapter.side.blocks[0].mlp["up_proj"].weight
+    assert not torch.equal(trained, model.backbone.blocks[1].mlp.up_proj.weight)
+    assert all(torch.equal(value, before[name]) for name, value in model.backbone.model.state_dict().items())
 
 
 def test_a_ladder_started_from_the_backbone_learns_and_leaves_the_backbone_as_it_was():
@@ -180,16 +202,11 @@ def test_a_ladder_started_from_the_backbone_learns_and_leaves_the_backbone_as_it
     assert all(torch.equal(value, before[name]) for name, value in model.backbone.model.state_dict().items())
 
 
-MADE = {
-    FullWidthSide: {},
-    LadderSide: {},
-    PrunedLadderSide: {"reduction": 2, "heads": 2, "feed_forward": 24},
-}
-
-
-@pytest.mark.parametrize("kind", MADE)
-def test_too_few_and_too_many_taps_are_refused(kind):
-    side = kind(16, [1, 2, 3], **MADE[kind])
+@pytest.mark.parametrize(
+    "spec", [replace(COPIED, start="random"), replace(COPIED, kind="full-width", start="random"), COPIED, GATED]
+)
+def test_too_few_and_too_many_taps_are_refused(spec):
+    side = build_side(spec)
     for count in (2, 4):
         with pytest.raises(ValueError, match="zip"):
             side(taps(count), torch.ones(2, 5))
@@ -211,7 +228,7 @@ def test_a_ladder_is_as_wide_as_the_backbone_by_its_reduction(reduction):
     assert shapes["up.weight"] == (16, narrow)
 
 
-@pytest.mark.parametrize("kind", MADE)
+@pytest.mark.parametrize("kind", [FullWidthSide, LadderSide])
 def test_what_is_not_said_has_the_usual_descriptions_value(kind):
     for name, parameter in signature(kind).parameters.items():
         assert parameter.default in (Parameter.empty, getattr(USUAL, name)), name
@@ -232,6 +249,8 @@ def test_a_causal_ladder_never_looks_ahead_and_a_free_one_does():
     for a in changed:
         a[:, 4] = -a[:, 4]  # a shift alone would be lost in the LayerNorm
     mask = torch.ones(2, 5)
+    llama = stirred(PrunedLadderSide(GATED))
+    assert torch.equal(llama(taps(), mask)[:, :4], llama(changed, mask)[:, :4])
     assert torch.equal(causal(taps(), mask)[:, :4], causal(changed, mask)[:, :4])
     assert not torch.allclose(free(taps(), mask)[:, :4], free(changed, mask)[:, :4], atol=1e-4)
 
@@ -254,6 +273,15 @@ def test_initial_weights_come_from_their_seed_and_leave_the_global_generator_alo
     assert not torch.equal(same[0]["down.0.weight"], other["down.0.weight"])
 
 
+SCALED = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+
+
+def with_config(model, **changes):
+    for name, value in changes.items():
+        setattr(model.backbone.config, name, value)
+    return model
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -266,9 +294,13 @@ def test_initial_weights_come_from_their_seed_and_leave_the_global_generator_alo
         (lambda: chosen_layers(4, 5), "Cannot choose 5 of 4"),
         (lambda: chosen_layers(4, 0), "Cannot choose 0 of 4"),
         (lambda: chosen_layers(4, 0, last=True), "last 0 of the layers 0 to 4"),
-        (lambda: PrunedLadderSide(16, [1, 3], reduction=2, heads=2, feed_forward=8), "consecutive"),
-        (lambda: PrunedLadderSide(16, [3], reduction=2, heads=2, feed_forward=8), "consecutive"),
-        (lambda: PrunedLadderSide(16, [1, 2], reduction=3, heads=2, feed_forward=8), "do not divide"),
+        (lambda: build_side(replace(COPIED, layers=[1, 3])), "consecutive"),
+        (lambda: build_side(replace(COPIED, layers=[3])), "consecutive"),
+        (lambda: build_side(replace(COPIED, reduction=3)), "do not divide"),
+        (lambda: build_side(replace(GATED, gated=(3, 10_000))), "3 heads of keys and values for 4 heads"),
+        (lambda: build_side(replace(GATED, reduction=2)), "reduction 2.*copied whole"),
+        (lambda: build_side(replace(GATED, heads=16)), "for 16 heads"),
+        (lambda: build_side(replace(GATED, causal=False)), "look back only"),
         (
             lambda: build_side(SideSpec.of(kind="full-width", start="backbone", width=8, layers=[1], n_labels=2)),
             "with a ladder",
@@ -277,7 +309,12 @@ def test_initial_weights_come_from_their_seed_and_leave_the_global_generator_alo
             lambda: build_side(SideSpec.of(kind="ladder", start="pruned", width=8, layers=[1], n_labels=2)),
             "start is 'pruned'",
         ),
-        (lambda: started(tiny_task_model("opt")), "not of BERT's shape"),
+        (lambda: started(tiny_task_model("opt")), "not of a known shape"),
+        (lambda: started(tiny_task_model("qwen2")), "'qwen2' .* not of a known shape"),
+        (lambda: started(with_config(tiny_task_model("llama"), attention_bias=True)), "not of a known shape"),
+        (lambda: started(with_config(tiny_task_model("llama"), rope_parameters=SCALED)), "not of a known shape"),
+        (lambda: started(with_config(tiny_task_model("llama"), head_dim=4)), "not of a known shape"),
+        (lambda: started(tiny_task_model("llama"), reduction=2), "copied whole"),
         (lambda: mobillm.build(tiny_task_model("opt"), seed=0, pooling="attention"), "there is no pooling"),
         (lambda: mobillm.build(tiny_task_model("bert"), seed=0, averaging=1.0), "averaging is 1.0"),
         (lambda: started(tiny_task_model("bert"), reduction=8), "does not divide"),

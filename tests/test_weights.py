@@ -21,6 +21,7 @@ from mobillm_kit.runs.loop import fit
 from mobillm_kit.runs.prepare import build_method, prepare, training_batches
 from mobillm_kit.runs.run import run
 from mobillm_kit.server.process import serve
+from mobillm_kit.side.description import SideSpec
 from mobillm_kit.side.ladders import PrunedLadderSide
 from mobillm_kit.side.pruning import start_from
 from tests.builders import tiny_spec
@@ -117,11 +118,12 @@ def server(tmp_path_factory):
         yield process
 
 
+@pytest.mark.parametrize("model", ["bert", "llama"])
 @pytest.mark.parametrize("fields", [{"stream": True}, {"weights": "int8"}, {"weights": "nf4"}], ids=str)
-def test_across_a_server_a_copy_of_such_blocks_ends_in_the_bytes_of_one_process(tmp_path, server, fields):
+def test_across_a_server_a_copy_of_such_blocks_ends_in_the_bytes_of_one_process(tmp_path, server, model, fields):
     options = {"start": "backbone", "reduction": 1, "layers": 3, "codec": "int8", "group": 8}
-    here = trained(tmp_path, model="bert", options=options, **fields)
-    assert trained(tmp_path, model="bert", options={**options, "server": server.address}, **fields) == here
+    here = trained(tmp_path, model=model, options=options, **fields)
+    assert trained(tmp_path, model=model, options={**options, "server": server.address}, **fields) == here
 
 
 @pytest.mark.parametrize("kind", ["", "int8", "nf4"])
@@ -136,7 +138,8 @@ def test_blocks_are_read_and_decoded_one_at_a_time(tmp_path, kind):
     beside = []
     for layers in (list(range(9, 13)), list(range(13))):
         backbone = stream_backbone(folder)
-        side = PrunedLadderSide(64, layers, reduction=2, heads=1, feed_forward=128)
+        shape = {"width": 64, "layers": layers, "reduction": 2, "heads": 1, "feed_forward": 128}
+        side = PrunedLadderSide(SideSpec.of(kind="ladder", start="backbone", **shape))
         with LiveTensors() as live:
             start_from(side, backbone)
         beside.append(live.peak.total - sum(tensor.nbytes for tensor in side.parameters()))

@@ -289,6 +289,8 @@ def test_a_field_that_cannot_be(message, changes):
         {"layers": [-1]},
         {"kind": "wide"},
         {"norm_eps": float("nan")},
+        {"gated": [0, 10_000]},
+        {"gated": [2]},
         {"start": "elsewhere"},
         {"causal": 1},
     ],
@@ -490,6 +492,7 @@ def test_what_a_plan_would_take_of_the_servers_memory_is_counted_before_it_does(
 
 
 FIRST = FrameInfo(n_bytes=1000, digest=bytes(16))
+LLAMA = {"gated": (2, 10_000), "causal": True}
 COPY = msgspec.structs.replace(SIDE, start="backbone", feed_forward=8)
 STARTED = msgspec.structs.replace(PLAN, side=COPY, first=FIRST)
 
@@ -539,6 +542,7 @@ def test_side_networks_of_real_backbones_are_allowed(side):
         ("ladder", {"reduction": 2, "heads": 2}),
         ("ladder", {"reduction": 2, "heads": 2, "start": "backbone", "feed_forward": 24}),
         ("ladder", {"reduction": 1, "start": "backbone", "feed_forward": 256}),
+        ("ladder", {"reduction": 1, "heads": 4, "start": "backbone", "feed_forward": 24, **LLAMA}),
     ],
 )
 @pytest.mark.parametrize("pooling", [None, "mean"])

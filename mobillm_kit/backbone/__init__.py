@@ -1,4 +1,1 @@
-"""A frozen Hugging Face model, block by block: whole in memory, read from its files, or in few bits.
-
-Knows: models and token ids.  Knows nothing of: tasks, side networks, training.
-"""
+"""A frozen Hugging Face model, block by block.  Knows: models, token ids.  Knows nothing of: tasks, training."""

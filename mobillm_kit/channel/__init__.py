@@ -1,4 +1,1 @@
-"""The wire: messages, their frames, sockets, keys.
-
-Knows: bytes.  Knows nothing of: what tensors mean, training.
-"""
+"""The wire: messages, frames, sockets, keys.  Knows: bytes.  Knows nothing of: what tensors mean, training."""

@@ -26,7 +26,7 @@ def training_bytes(plan: Plan) -> int:
 
     17 n: n weights with gradient and two moments, and an optimizer's temporaries, or 12 n and twice the first weights
     as they came, where that is more; c: :data:`ACTIVATION_COPIES`, for a copy of the backbone's blocks
-    2 + (5 m + 2 F) / d, m = d / k; the last term is a ladder's attention.
+    2 + (5 m + 2 F) / d, m = d / k, of Llama's 2 + (9 m + 4 F) / d; the last term is a ladder's attention.
     """
     side = plan.side
     pairs = plan.max_rows * plan.max_tokens**2 if side.kind == "ladder" else 0
@@ -34,7 +34,8 @@ def training_bytes(plan: Plan) -> int:
     acts = (ACTIVATION_COPIES[side.kind] + (side.normalization == "layer")) * batch_bytes(plan)
     if plan.first is not None:
         weights = max(weights, 12 * side.values() + 2 * plan.first.n_bytes)
-        acts = batch_bytes(plan) * (2 * side.width + 5 * side.width // side.reduction + 2 * inside) // side.width
+        per_token = 2 * side.width + (9 if side.gated else 5) * side.width // side.reduction
+        acts = batch_bytes(plan) * (per_token + (4 if side.gated else 2) * inside) // side.width
     weights += FLOAT_BYTES * side.values() * (plan.averaging > 0)
     acts += 3 * batch_bytes(plan) // len(side.layers) * (side.pooling == "attention")
     return weights + acts + FLOAT_BYTES * len(side.layers) * pairs

@@ -37,8 +37,7 @@ Digest = Annotated[bytes, Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)
 # \Z, not $: that one would let a line break follow.  Control and direction characters could paint over a terminal, and
 # a name with / or \ looks like a path to whoever puts it into one.
 Name = Annotated[
-    str,
-    Meta(max_length=64, pattern=r"\A[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff/\\]+\Z"),
+    str, Meta(max_length=64, pattern=r"\A[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff/\\]+\Z")
 ]
 SENTENCE_LENGTH = 2000
 Sentence = Annotated[str, Meta(max_length=SENTENCE_LENGTH)]

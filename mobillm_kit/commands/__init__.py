@@ -1,4 +1,1 @@
-"""What `mobillm` can be told to do: each command a description with its options as fields.
-
-Knows: every room below.  Knows nothing that a function below it does not know better.
-"""
+"""What `mobillm` can be told to do.  Knows: every room below.  Knows nothing of: what a function below knows better."""

@@ -1,4 +1,1 @@
-"""The device: the frozen backbone, its batches, and the way to the server.
-
-Knows: backbones, batches, messages.  Knows nothing of: how the server trains.
-"""
+"""The backbone, its batches, the way to a server.  Knows: models, messages.  Knows nothing of: how servers train."""

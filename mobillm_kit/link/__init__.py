@@ -1,4 +1,1 @@
-"""A link between two machines: by arithmetic, and one that really holds bytes back.
-
-Knows: bytes, rates, seconds.  Knows nothing of: messages, tensors, models.
-"""
+"""A link, computed or really slow.  Knows: bytes, rates, seconds.  Knows nothing of: messages, tensors, models."""

@@ -60,9 +60,7 @@ class Link:
     loss: float = 0.0
     """Share of TCP segments that are lost once and sent again, 0 … 0.5."""
     steps: tuple[tuple[float, float], ...] = ()
-    """Of a trace: from each of these seconds on, the rate beside it; zero is an outage."""
-    repeat_s: float | None = None
-    """A trace starts again after so many seconds; None: its last rate holds."""
+    """Of a trace: from each of these seconds on, the rate beside it; zero is an outage, the last one holds."""
 
     def __post_init__(self) -> None:
         self._check_rates()
@@ -106,10 +104,9 @@ class Link:
     def __str__(self) -> str:
         """The text that `parse_link` reads back to an equal link."""
         words = [f"{self.mbit_per_s!r}mbit"]
-        if self.steps or self.repeat_s is not None:
+        if self.steps:
             words = ["steps=" + "/".join(f"{second!r}:{rate!r}" for second, rate in self._rates)]
         words += [word.format(value) for name, word, _, _ in _DELAYS if (value := getattr(self, name))]
-        words += [] if self.repeat_s is None else [f"repeat={self.repeat_s!r}s"]
         return ",".join(words)
 
     @property
@@ -118,13 +115,9 @@ class Link:
 
     def _rates_from(self, at_s: float) -> Iterator[tuple[float, float]]:
         """Rates in Mb/s and the seconds for which they last, from a second on."""
-        period_s = math.inf if self.repeat_s is None else self.repeat_s
-        within_s = max(at_s, 0.0) % period_s
-        while True:
-            for (begin_s, rate), (end_s, _) in pairwise((*self._rates, (period_s, 0.0))):
-                if end_s > within_s:
-                    yield rate, end_s - max(begin_s, within_s)
-            within_s = 0.0
+        for (begin_s, rate), (end_s, _) in pairwise((*self._rates, (math.inf, 0.0))):
+            if end_s > at_s:
+                yield rate, end_s - max(begin_s, at_s)
 
     def _check_rates(self) -> None:
         for second, rate in self._rates:
@@ -137,14 +130,8 @@ class Link:
                 raise BadInput(f"At {begin_s:g} s the rate is {rate:g} Mb/s.", "Give rates of 0 or more.")
             if end_s <= begin_s:
                 raise BadInput(*_UNSORTED)
-        last_s, last = self._rates[-1]
-        if self.repeat_s is not None:
-            _check_number("repeat_s", self.repeat_s)
-            if self.repeat_s <= last_s:
-                problem = f"A trace of {last_s:g} s cannot start again after {self.repeat_s:g} s."
-                raise BadInput(problem, f"Give repeat_s above {last_s:g}.")
-        elif last == 0:
-            raise BadInput("A trace ends with 0 Mb/s for ever.", "End it with a rate above 0, or give repeat_s.")
+        if self._rates[-1][1] == 0:
+            raise BadInput("A trace ends with 0 Mb/s for ever.", "End it with a rate above 0.")
 
 
 class Delays:
@@ -195,7 +182,6 @@ _WORDS = {
     "latency_ms": re.compile(r"(?:latency=)?([0-9.eE+-]+)\s*(?i:ms)"),
     "jitter_ms": re.compile(r"jitter=([0-9.eE+-]+)\s*(?i:ms)"),
     "loss": re.compile(r"loss=([0-9.eE+-]+)\s*%?"),
-    "repeat_s": re.compile(r"repeat=([0-9.eE+-]+)\s*(?i:s)"),
 }
 _IN_MBIT = {"k": 1e-3, "m": 1.0, "g": 1e3}
 _FORM = "Write '20mbit,10ms,jitter=2ms,loss=0.5%', 'steps=0:20/2.5:0,10ms', or a name of these: " + ", ".join(LINKS)
@@ -206,7 +192,7 @@ def parse_link(value: str | Link) -> Link:
 
         "wifi-60" or "wifi-60,loss=1%"           a name in `LINKS`
         "20mbit,10ms,jitter=2ms,loss=0.5%"       rate (kbit, mbit or gbit per second) first, the rest as wanted
-        "steps=0:20/2.5:0/4:20,10ms"             rate from these seconds on, in Mb/s; repeat=60s starts it again
+        "steps=0:20/2.5:0/4:20,10ms"             rate from these seconds on, in Mb/s
 
     Raises:
         UnknownName: a name that is no preset.
@@ -234,8 +220,6 @@ def _of_rate(word: str, text: str, delays: Mapping[str, Any]) -> Link:
     rate = _RATE.fullmatch(word)
     if not rate and word not in LINKS:
         raise UnknownName(f"{text!r} names no link.", _FORM)
-    if "repeat_s" in delays:
-        raise BadInput("A link has no 'repeat_s'.", "Only a trace can start again.")
     start = Link(_number(rate[1], text) * _IN_MBIT[rate[2].lower()]) if rate else LINKS[word]
     return replace(start, **delays)
 

@@ -1,4 +1,1 @@
-"""Memory predicted from shapes, and measured in a fresh process; what would fit.
-
-Knows: methods, sizes, processes.  Knows nothing of: runs.
-"""
+"""Memory predicted and measured.  Knows: methods, sizes, processes.  Knows nothing of: runs."""

@@ -1,4 +1,1 @@
-"""Runs: one, many, each in its process; and the machine they run on.
-
-Knows: every room below.  Knows nothing of: the command line.
-"""
+"""Runs, each in its process, and the machine.  Knows: every room below.  Knows nothing of: the command line."""

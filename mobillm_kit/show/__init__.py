@@ -1,4 +1,1 @@
-"""What is shown of runs: tables, charts, panels, one page.
-
-Knows: records and predictions.  Knows nothing of: how a run is made.
-"""
+"""What is shown of runs: tables, charts, panels, a page.  Knows: records.  Knows nothing of: how a run is made."""

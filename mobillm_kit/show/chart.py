@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeAlias
 
 from mobillm_kit.errors import lab
-from mobillm_kit.files import write_bytes
 
 with lab("Figures need {}"):
     import matplotlib as mpl
@@ -79,14 +78,6 @@ class Chart(Figure):
         width, height = (int.from_bytes(png[at : at + 4]) for at in (16, 20))
         # 150 dots per inch, shown in the size of 100: sharp on dense screens as well
         return png, {"width": width * 2 // 3, "height": height * 2 // 3, "alt": self.alt}
-
-
-def save(chart: Chart, path: Path) -> tuple[Path, Path]:
-    """Write the chart as PNG and as SVG, named as ``path`` with these suffixes; returns the two files."""
-    png, vector = path.with_suffix(".png"), path.with_suffix(".svg")
-    write_bytes(png, chart.png())
-    write_bytes(vector, chart.svg().encode())
-    return png, vector
 
 
 def styled(draw: Callable[P, Chart]) -> Callable[P, Chart]:

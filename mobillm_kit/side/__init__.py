@@ -1,4 +1,1 @@
-"""Parallel adapters beside the backbone: from the activations of its layers to logits.
-
-Knows: side networks, heads, their files.  Knows nothing of: training, sockets, texts.
-"""
+"""Parallel adapters: activations to logits.  Knows: side networks, files.  Knows nothing of: training, sockets."""

@@ -106,10 +106,10 @@ def build_side(spec: SideSpec) -> FullWidthSide | LadderSide | PrunedLadderSide:
     spec.check()
     if spec.kind == "full-width":
         return FullWidthSide(spec.width, spec.layers, rank=spec.rank, normalization=spec.normalization, seed=spec.seed)
+    if spec.start == "backbone":
+        return PrunedLadderSide(spec)
     sizes = {"reduction": spec.reduction, "heads": spec.heads, "seed": spec.seed}
-    if spec.start == "random":
-        return LadderSide(spec.width, spec.layers, causal=spec.causal, **sizes)
-    return PrunedLadderSide(spec.width, spec.layers, feed_forward=spec.feed_forward, norm_eps=spec.norm_eps, **sizes)
+    return LadderSide(spec.width, spec.layers, causal=spec.causal, **sizes)
 
 
 def new_adapter(

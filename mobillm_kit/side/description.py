@@ -24,6 +24,7 @@ MOST_LABELS = 65536
 WIDEST = 65536
 
 NormForm = Literal["none", "layer", "rms", "rms-plus-one", "rms-wide", "layer-wide"]
+Positive = Annotated[int, Meta(ge=1, le=2**53)]
 Width = Annotated[int, Meta(ge=1, le=WIDEST)]
 Labels = Annotated[int, Meta(ge=2, le=MOST_LABELS)]
 Layer = Annotated[int, Meta(ge=0, le=4095)]
@@ -60,6 +61,8 @@ class SideSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Of the first weights."""
     normalization: Literal["none", "layer"] = "none"
     """Of what the full-width side's W_down reads; left out where it is ``none``, as in descriptions of before."""
+    gated: tuple[Positive, Positive] | None = None
+    """Of Llama's blocks: heads of keys and values, and the base of the rotary places; left out for others."""
 
     @staticmethod
     def of(**given: Any) -> SideSpec:
@@ -84,14 +87,29 @@ class SideSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             check_rank(self.width, self.rank)
         elif self.kind == "ladder":
             check_ladder(self.width, self.reduction, self.heads)
+            if self.start == "backbone":
+                self._check_copied()
         else:
             raise BadInput(f"Unknown side network '{self.kind}'.", "Choose 'full-width' or 'ladder'.")
+
+    def _check_copied(self) -> None:
+        """Copied blocks stand between consecutive layers; Llama's are whole, and heads share keys evenly."""
+        if len(self.layers) < 2 or self.layers[-1] - self.layers[0] != len(self.layers) - 1:
+            raise BadInput(
+                f"layers are {few(self.layers)}; blocks that begin as the backbone's stand between consecutive layers.",
+                "Give a count (4: the last four layers) or consecutive layers, at least two.",
+            )
+        kv_heads, even = self.gated[0] if self.gated else 1, self.width // self.heads % 2 == 0
+        if self.gated and not (even and self.reduction == 1 and self.causal and self.heads % kv_heads == 0):
+            problem = f"{kv_heads} heads of keys and values for {self.heads} heads, reduction {self.reduction}."
+            raise BadInput(problem, "Llama's blocks are copied whole, look back only, and share keys evenly.")
 
     def values(self) -> int:
         """Weights, biases and norms aside; Python's whole numbers do not overflow.
 
         full-width   2 · L · d · r
         ladder       B · (4 n² + 2 n F + n d) + n d,  n = d / reduction;  B = L, F = 2 n;  of a copy L - 1, its own F
+        of Llama's   B · (2 n² (1 + heads of keys / heads) + 3 n F + n d) + n d
         both         + C · d where the side network has a head of its own
         """
         own_head = self.n_labels * self.width if self.pooling is not None else 0
@@ -99,7 +117,10 @@ class SideSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             return 2 * len(self.layers) * self.width * self.rank + own_head
         narrow, copied = self.width // self.reduction, self.start == "backbone"
         inside, blocks = self.feed_forward if copied else 2 * narrow, len(self.layers) - copied
-        return blocks * (4 * narrow**2 + 2 * narrow * inside + narrow * self.width) + narrow * self.width + own_head
+        attention, mlp = 4 * narrow**2, 2 * narrow * inside
+        if copied and self.gated:
+            attention, mlp = 2 * narrow**2 * (self.heads + self.gated[0]) // self.heads, 3 * narrow * inside
+        return blocks * (attention + mlp + narrow * self.width) + narrow * self.width + own_head
 
 
 def check_layers(layers: Sequence[int]) -> tuple[int, ...]:

@@ -54,11 +54,12 @@ class FullWidthSide(nn.Module):
         return delta
 
 
-def linear(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:
-    """Normal of deviation n_in^-1/2, no bias at the start."""
-    layer = nn.Linear(n_in, n_out, device="meta").to_empty(device="cpu")  # meta: torch's global generator is not used
+def linear(n_in: int, n_out: int, generator: torch.Generator, *, bias: bool = True) -> nn.Linear:
+    """Normal of deviation n_in^-1/2, a bias of 0 at the start."""
+    layer = nn.Linear(n_in, n_out, bias, device="meta").to_empty(device="cpu")  # torch's global generator is not used
     nn.init.normal_(layer.weight, std=n_in**-0.5, generator=generator)
-    nn.init.zeros_(layer.bias)
+    if bias:
+        nn.init.zeros_(layer.bias)
     return layer
 
 

@@ -33,12 +33,13 @@ READERS = ("attention.self.query", "attention.self.key", "attention.self.value",
 BERT_LIKE = ("bert", "roberta", "xlm-roberta")
 
 
-def block_sizes(backbone: Backbone, reduction: int) -> dict[str, int | float]:
-    """``heads``, ``feed_forward`` and ``norm_eps`` of a backbone's blocks pruned by k."""
+def block_sizes(backbone: Backbone, reduction: int) -> dict[str, Any]:
+    """Fields of the description that say what a backbone's blocks look like, pruned by k."""
     config = backbone.config
-    if config.model_type not in BERT_LIKE or config.hidden_act != "gelu":
-        problem = f"start='backbone': the blocks of '{backbone.name}' ({config.model_type}) are not of BERT's shape."
-        raise BadInput(problem, f"Choose start='random', or a backbone of these families: {', '.join(BERT_LIKE)}.")
+    gated = config.model_type == "llama"
+    if not (_is_plain_llama(config) if gated else config.model_type in BERT_LIKE and config.hidden_act == "gelu"):
+        problem = f"start='backbone': the blocks of '{backbone.name}' ({config.model_type}) are not of a known shape."
+        raise BadInput(problem, f"Choose start='random', or a backbone of {', '.join(BERT_LIKE)} or llama.")
     sizes = (config.hidden_size, config.num_attention_heads, config.intermediate_size)
     if reduction < 1 or any(size % reduction for size in sizes):
         raise BadInput(
@@ -46,21 +47,33 @@ def block_sizes(backbone: Backbone, reduction: int) -> dict[str, int | float]:
             f"feed-forward {sizes[2]} of '{backbone.name}'.",
             "Choose a reduction that divides all three, or start='random'.",
         )
-    return {
-        "heads": config.num_attention_heads // reduction,
-        "feed_forward": config.intermediate_size // reduction,
-        "norm_eps": config.layer_norm_eps,
-    }
+    own = {"heads": config.num_attention_heads // reduction, "feed_forward": config.intermediate_size // reduction}
+    if not gated:
+        return {**own, "norm_eps": config.layer_norm_eps}
+    gates = (config.num_key_value_heads, int(config.rope_parameters["rope_theta"]))
+    return {**own, "norm_eps": config.rms_norm_eps, "gated": gates}
+
+
+def _is_plain_llama(config: Any) -> bool:
+    """Whether ``GatedBlock`` is its block: no biases, unscaled rotary places, heads that add up to the width."""
+    plain = config.hidden_act == "silu" and not (config.attention_bias or config.mlp_bias)
+    heads = config.head_dim * config.num_attention_heads == config.hidden_size
+    rope = config.rope_parameters
+    return plain and heads and rope.get("rope_type") == "default" and rope["rope_theta"] == int(rope["rope_theta"])
 
 
 @torch.no_grad()
 def start_from(side: PrunedLadderSide, backbone: Backbone) -> None:
-    """Give the side network's blocks the pruned weights of the backbone's blocks l + 1 … L."""
+    """Give the side network's blocks the weights of the backbone's blocks l + 1 … L: Llama's whole, BERT's pruned."""
     sources = side.layers[:-1]  # A_l enters blocks[l]
-    features = kept_features(map(backbone.dense, sources), side.up.in_features)
+    width, gated = side.up.in_features, side.causal
+    features = torch.arange(width) if gated else kept_features(map(backbone.dense, sources), width)
     places: Iterable[Any] = zip(map(backbone.dense, sources), side.blocks, side.down, strict=True)
     for source, block, down in places:
-        _fill(block, source, features)
+        if gated:
+            block.load_state_dict({name: source[name] for name in block.state_dict()})  # coded ones hold codes too
+        else:
+            _fill(block, source, features)
         down.weight.zero_()
         down.weight[torch.arange(len(features)), features] = 1.0
         down.bias.zero_()

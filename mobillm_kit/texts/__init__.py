@@ -1,4 +1,1 @@
-"""Tables, prompts, tokens, and the order in which samples are trained on.
-
-Knows: texts and token ids.  Knows nothing of: models, methods, servers.
-"""
+"""Tables, prompts, tokens, order of samples.  Knows: texts, token ids.  Knows nothing of: models, methods, servers."""

@@ -139,15 +139,12 @@ class TextEncoder:
             self.notes.append(note)
         return rows
 
-    def collate(self, rows: Sequence[Encoded], pad_to: int | None = None) -> Batch:
-        """Rows padded on ``padding_side`` to the longest of them, or to ``pad_to`` tokens."""
+    def collate(self, rows: Sequence[Encoded]) -> Batch:
+        """Rows padded on ``padding_side`` to the longest of them."""
         if not rows:
             raise BadInput("A batch of no rows was asked for.", "Give at least one encoded example.")
         lengths = torch.tensor([len(row.ids) for row in rows])
         width = int(lengths.max())
-        if pad_to is not None and width > pad_to:
-            raise BadInput(f"A row of {width} tokens does not fit into pad_to={pad_to}.", "Give a larger pad_to.")
-        width = pad_to or width
         left = self.padding_side == "left"
         starts = width - lengths if left else torch.zeros_like(lengths)
         if self.kind == "masked":

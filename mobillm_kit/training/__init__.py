@@ -1,4 +1,1 @@
-"""What training takes: an optimizer, and the ledger of the memory that it needs.
-
-Knows: parameters, gradients, moments, what autograd keeps.  Knows nothing of: models, methods, servers.
-"""
+"""An optimizer, the ledger of memory.  Knows: parameters, gradients.  Knows nothing of: models, methods, servers."""
