@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.conf import Positional, UseAppendAction, arg
 
+from mobillm_kit.classroom.desk import Class as Class
 from mobillm_kit.commands.run import Command, method_options, say, screen
 from mobillm_kit.common import MIB, when_parent_ends
 from mobillm_kit.errors import MissingExtra
@@ -158,13 +159,7 @@ class Server(ServiceSettings, Command, frozen=True, kw_only=True):
             removed, used_bytes = disk_of(self).make_room()
             say(f"Removed {removed} sessions from {self.folder}; the others hold {used_bytes / MIB:.1f} MiB.")
             return 0
-        serve_forever(
-            self,
-            bind=self.bind,
-            keys=self.keys,
-            advertise=self.advertise,
-            announce=announce,
-        )
+        serve_forever(self, bind=self.bind, keys=self.keys, advertise=self.advertise, announce=announce)
         return 0
 
 

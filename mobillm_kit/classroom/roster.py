@@ -1,0 +1,359 @@
+"""Who is in a class: students, one-time codes, the key that spent each code, sessions and counts, in SQLite.
+
+    a student   one name, at most one device at a time: the public CURVE key that spent the newest code
+    a code      spent once; only its salted digest is kept
+
+Each call opens the database, does one transaction, and closes it: what breaks between two calls costs a sentence, and a
+copy of the file is a whole one.  Readers never wait (WAL); writers wait for each other, a few seconds at most.
+
+Knows: SQL, keys, names.  Knows nothing of: sockets, messages, what is trained.
+"""
+
+import hashlib
+import hmac
+import secrets
+import sqlite3
+import time
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from mobillm_kit.channel.join import CODE_ALPHABET, CODE_GROUP, CODE_GROUPS, plain_code
+from mobillm_kit.errors import BadInput, KitError, nearest
+
+BUSY_S = 3.0
+"""Longest wait for another process that writes."""
+NAME_LENGTH = 64
+
+_APPLICATION = 0x4D424C4D
+"""SQLite's ``application_id`` of a class: other databases are not touched."""
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        # folded: what makes two names one; key: public CURVE key of the device, z85; removed: NULL in the class
+        "CREATE TABLE students (id INTEGER PRIMARY KEY, name TEXT NOT NULL, folded TEXT NOT NULL UNIQUE,"
+        " key TEXT UNIQUE, removed REAL)",
+        "CREATE TABLE codes (id INTEGER PRIMARY KEY, student INTEGER NOT NULL REFERENCES students (id),"
+        " salt BLOB NOT NULL, digest BLOB NOT NULL, made REAL NOT NULL, spent REAL, key TEXT)",
+        # ended: NULL in training, or the server was killed
+        "CREATE TABLE sessions (id TEXT PRIMARY KEY, student INTEGER NOT NULL REFERENCES students (id),"
+        " began REAL NOT NULL, ended REAL, why TEXT NOT NULL DEFAULT '', steps INTEGER NOT NULL DEFAULT 0,"
+        " bytes INTEGER NOT NULL DEFAULT 0)",
+        # student 0: a device that nobody knows
+        "CREATE TABLE counts (student INTEGER NOT NULL, event TEXT NOT NULL, n INTEGER NOT NULL,"
+        " PRIMARY KEY (student, event))",
+    ),
+)
+"""What leads from each version of the database (``user_version``) to the next; times are seconds since 1970."""
+
+_TROUBLE = {
+    "SQLITE_BUSY": (f"another program has been writing it for {BUSY_S:g} s", "Try again; close what else has it open."),
+    "SQLITE_FULL": ("the disk is full", "Free some space and try again."),
+    "SQLITE_IOERR": ("the disk does not take or give what it should", "Look whether it is full or broken."),
+    "SQLITE_READONLY": ("it may not be written", "Look at who owns it, and whether the disk is read-only."),
+    "SQLITE_CANTOPEN": ("it could not be opened", "Look whether the folder is there, and who owns it."),
+}
+
+
+class RosterError(KitError):
+    """The database of a class cannot be used now, or at all."""
+
+
+class NotAdmitted(KitError):
+    """Why a device does not come in, in words for its student."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A student as `mobillm class status` shows them."""
+
+    name: str
+    state: str
+    """"invited", "joined" or "removed"."""
+    counts: dict[str, int]
+    """Of "joined", "left" and "refused"."""
+    training: int
+    """Sessions now."""
+    sessions: int
+    steps: int
+    n_bytes: int
+
+
+class Roster:
+    """The database of a class.  Any method raises RosterError where it cannot be used."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @classmethod
+    def make(cls, path: Path) -> "Roster":
+        """A new, empty one."""
+        path.touch(mode=0o600)
+        roster = cls(path)
+        with roster._trouble(), closing(sqlite3.connect(path, isolation_level=None)) as db:
+            db.execute(f"PRAGMA application_id = {_APPLICATION}")
+            db.execute("PRAGMA journal_mode = WAL")
+        with roster._writing():
+            return roster
+
+    # ------------------------------------------------------------------ the instructor
+
+    def invite(self, names: Sequence[str]) -> list[tuple[str, str]]:
+        """Name and fresh one-time code of each; a student who is there gets another code, their device stays for now.
+
+        The code of an earlier invitation that nobody spent is void.
+        """
+        with self._writing() as db:
+            return [(name, _invite(db, name)) for name in names]
+
+    def numbered(self, count: int) -> list[str]:
+        """The next free names of the form "student 07"."""
+        with self._reading() as db:
+            taken = {folded for (folded,) in db.execute("SELECT folded FROM students")}
+        names: list[str] = []
+        number = 0
+        while len(names) < count:
+            number += 1
+            names += [name for name in [f"student {number:02d}"] if fold(name) not in taken]
+        return names
+
+    def remove(self, name: str) -> str:
+        """A student's device is let in no longer; the name as it was invited, BadInput for one that is not there."""
+        with self._writing() as db:
+            known = dict(db.execute("SELECT folded, name FROM students"))
+            if fold(name) not in known:
+                meant = nearest(name, known.values(), "`mobillm class status` lists the names.")
+                raise BadInput(f"Nobody in this class is called '{name}'.", meant)
+            db.execute("UPDATE students SET removed = ? WHERE folded = ?", (time.time(), fold(name)))
+            whose = "student = (SELECT id FROM students WHERE folded = ?)"
+            db.execute(f"DELETE FROM codes WHERE spent IS NULL AND {whose}", (fold(name),))
+        return str(known[fold(name)])
+
+    def lines(self) -> list[Line]:
+        """Everybody, in the order of the invitations; then, where some were refused, the devices that nobody knows."""
+        with self._reading() as db:
+            counts: dict[int, dict[str, int]] = {}
+            for student, event, n in db.execute("SELECT student, event, n FROM counts"):
+                counts.setdefault(student, {})[event] = n
+            rows = db.execute(
+                "SELECT s.id, s.name, s.key, s.removed, COUNT(r.id), COUNT(r.id) - COUNT(r.ended),"
+                " TOTAL(r.steps), TOTAL(r.bytes)"
+                " FROM students s LEFT JOIN sessions r ON r.student = s.id GROUP BY s.id ORDER BY s.id"
+            ).fetchall()
+        found = [
+            Line(
+                name,
+                "removed" if removed else "joined" if key else "invited",
+                counts.get(number, {}),
+                training=training,
+                sessions=sessions,
+                steps=int(steps),
+                n_bytes=int(n_bytes),
+            )
+            for number, name, key, removed, sessions, training, steps, n_bytes in rows
+        ]
+        strangers = (
+            [Line("(unknown)", "–", counts[0], training=0, sessions=0, steps=0, n_bytes=0)] if 0 in counts else []
+        )
+        return found + strangers
+
+    # ------------------------------------------------------------------ the server
+
+    def admit(self, key: str, code: str) -> str:
+        """The student whose device has this key; NotAdmitted says why it has none.
+
+        A fresh code is spent, and binds its student to the key in place of the one before.
+        """
+        with self._reading() as db:
+            name, fresh = _judged(db, key, code)
+        if fresh is None:
+            return name
+        with self._writing() as db:
+            name, fresh = _judged(db, key, code)  # anew: somebody may have been quicker
+            if fresh is not None:
+                now = time.time()
+                db.execute("UPDATE codes SET spent = ?, key = ? WHERE id = ?", (now, key, fresh))
+                db.execute(
+                    "UPDATE students SET key = ?, removed = NULL WHERE id = (SELECT student FROM codes WHERE id = ?)",
+                    (key, fresh),
+                )
+        return name
+
+    def names(self) -> tuple[dict[str, str], set[str]]:
+        """The student of each key that is let in; and the keys that once were and are no longer."""
+        with self._reading() as db:
+            now = dict(db.execute("SELECT key, name FROM students WHERE key IS NOT NULL AND removed IS NULL"))
+            ever = {key for (key,) in db.execute("SELECT key FROM codes WHERE key IS NOT NULL")}
+        return now, ever - now.keys()
+
+    def count(self, key: str, event: str) -> None:
+        """Something happened to a key's student, or to a device that nobody knows."""
+        with self._writing() as db:
+            student = _student(db, key) or 0
+            db.execute(
+                "INSERT INTO counts VALUES (?, ?, 1) ON CONFLICT (student, event) DO UPDATE SET n = n + 1",
+                (student, event),
+            )
+
+    def session_began(self, session: str, key: str) -> None:
+        """A key's session is being trained, for the first time or again."""
+        with self._writing() as db:
+            student = _student(db, key)
+            if student is not None:
+                db.execute(
+                    "INSERT INTO sessions (id, student, began) VALUES (?, ?, ?)"
+                    " ON CONFLICT (id) DO UPDATE SET ended = NULL, why = ''",
+                    (session, student, time.time()),
+                )
+
+    def session_ended(self, session: str, why: str) -> None:
+        """It is trained no longer."""
+        with self._writing() as db:
+            db.execute("UPDATE sessions SET ended = ?, why = ? WHERE id = ?", (time.time(), why, session))
+
+    def all_ended(self, why: str) -> None:
+        """A server begins: whatever the last one trained has ended."""
+        with self._writing() as db:
+            db.execute("UPDATE sessions SET ended = ?, why = ? WHERE ended IS NULL", (time.time(), why))
+
+    # ------------------------------------------------------------------ inside
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._trouble(), self._open() as db:
+            db.execute("BEGIN")  # one state for all questions
+            yield db
+            db.execute("COMMIT")
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """All of it or, where anything goes wrong, nothing; one writer at a time."""
+        with self._trouble(), self._open() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):  # some errors have rolled back already
+                    db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        # mode=rw: a database that is gone is no empty one
+        uri = f"{self._path.absolute().as_uri()}?mode=rw"
+        with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None)) as db:
+            db.execute("PRAGMA foreign_keys = ON")
+            if db.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
+                raise RosterError(f"{self._path}: this is no class's database.", "Name the folder of a class.")
+            _migrate(db, self._path)
+            yield db
+
+    @contextmanager
+    def _trouble(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            name = getattr(error, "sqlite_errorname", "")
+            damaged = (f"it is damaged ({error})", "Restore a copy of it, or begin a new class.")
+            found = next((words for kind, words in _TROUBLE.items() if name.startswith(kind)), damaged)
+            raise RosterError(f"{self._path}: {found[0]}.", found[1]) from error
+
+
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    if _version(db) > len(MIGRATIONS):
+        problem = f"{path}: a newer version of mobillm-kit made this class."
+        raise RosterError(problem, "Install that version here, or begin a new class.")
+    if _version(db) < len(MIGRATIONS):
+        db.execute("BEGIN IMMEDIATE")
+        for version in range(_version(db), len(MIGRATIONS)):  # asked anew: another process may have been quicker
+            for statement in MIGRATIONS[version]:
+                db.execute(statement)
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        db.execute("COMMIT")
+
+
+def _version(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def fold(name: str) -> str:
+    """What makes two names one: neither case, nor blanks, nor how a letter's accent is written."""
+    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def check_name(name: str, where: str) -> str:
+    """The name itself; BadInput where it cannot be shown on one line of a list."""
+    remedy = f"A name has 1 to {NAME_LENGTH} printable characters, without / and \\."
+    if not name or len(name) > NAME_LENGTH:
+        raise BadInput(f"{where}: the name {name[:40]!r} has {len(name)} characters.", remedy)
+    odd = next((character for character in name if not character.isprintable() or character in "/\\"), None)
+    if odd is not None:
+        raise BadInput(f"{where}: the name {name!a} holds {odd!a}.", remedy)
+    return name
+
+
+def _invite(db: sqlite3.Connection, name: str) -> str:
+    db.execute("INSERT INTO students (name, folded) VALUES (?, ?) ON CONFLICT DO NOTHING", (name, fold(name)))
+    (student,) = db.execute("SELECT id FROM students WHERE folded = ?", (fold(name),)).fetchone()
+    db.execute("DELETE FROM codes WHERE student = ? AND spent IS NULL", (student,))
+    groups = ("".join(secrets.choice(CODE_ALPHABET) for _ in range(CODE_GROUP)) for _ in range(CODE_GROUPS))
+    code, salt = "-".join(groups), secrets.token_bytes(16)
+    row = (student, salt, _digest(salt, code), time.time())
+    db.execute("INSERT INTO codes (student, salt, digest, made) VALUES (?, ?, ?, ?)", row)
+    return code
+
+
+def _student(db: sqlite3.Connection, key: str) -> int | None:
+    """Also of a key that was let in once."""
+    for question in ("SELECT id FROM students WHERE key = ?", "SELECT student FROM codes WHERE key = ?"):
+        row = db.execute(question, (key,)).fetchone()
+        if row is not None:
+            return int(row[0])
+    return None
+
+
+def _judged(db: sqlite3.Connection, key: str, code: str) -> tuple[str, int | None]:
+    """The student's name, and the code that is to be spent for it; NotAdmitted where there is no way in."""
+    owner = db.execute("SELECT id, name, removed FROM students WHERE key = ?", (key,)).fetchone()
+    shown = _code(db, code) if code else None
+    if shown is not None and owner is not None and shown[1] != owner[0]:
+        raise NotAdmitted(
+            f"This device is {owner[1]}'s, and the code is another student's.",
+            "Each student has a device of their own; two on one machine give --keys, each another folder.",
+        )
+    if shown is not None and shown[3] is None:
+        return shown[2], shown[0]
+    if owner is not None and owner[2] is None:
+        return owner[1], None
+    if owner is not None:
+        raise NotAdmitted(f"{owner[1]} was removed from this class.", "Ask the instructor for a new invitation.")
+    if shown is not None and shown[4] == key:
+        raise NotAdmitted("A newer invitation of this student was used on another device.", _ANEW)
+    if shown is not None:
+        raise NotAdmitted("This code was used already, on another device.", f"Join with that device. {_ANEW}")
+    if code:
+        raise NotAdmitted("This code is none of this class, or a newer invitation replaced it.", _ANEW)
+    raise NotAdmitted("This class does not know this device.", "Join once with the whole command of your invitation.")
+
+
+_ANEW = "Ask the instructor for a new invitation: it moves you to the device that uses it."
+
+
+def _code(db: sqlite3.Connection, code: str) -> tuple[int, int, str, float | None, str | None] | None:
+    """Code, student, name, when it was spent and by which key.
+
+    Every code is compared, in constant time: how long the answer takes says nothing about how near a guess was.
+    """
+    rows = db.execute(
+        "SELECT c.id, c.student, s.name, c.spent, c.key, c.salt, c.digest FROM codes c"
+        " JOIN students s ON s.id = c.student"
+    ).fetchall()
+    same = [row[:5] for row in rows if hmac.compare_digest(row[6], _digest(row[5], code))]
+    return same[0] if same else None
+
+
+def _digest(salt: bytes, code: str) -> bytes:
+    return hashlib.blake2b(plain_code(code).encode(), salt=salt, digest_size=32).digest()
