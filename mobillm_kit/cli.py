@@ -119,8 +119,7 @@ def _check(command: Callable[[], int]) -> None:
         msgspec.convert(plain, type(command), dec_hook=lambda kind, value: kind(value))
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at `$.")
-        option = place.rstrip("`").replace("_", "-")
-        raise BadInput(f"--{option}: {problem[0].lower()}{problem[1:]}.") from None
+        raise BadInput(f"--{place.rstrip('`').replace('_', '-')}: {problem[0].lower()}{problem[1:]}.") from None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The instructor's commands: `mobillm class init | invite | status | kick`.
+"""The instructor's commands: `mobillm class init | invite | serve | status | kick`.
 
 Knows: the class's folder and roster.  Knows nothing of: how words on a command line become a command.
 """
@@ -8,8 +8,8 @@ from typing import Annotated
 
 import msgspec
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 from tyro.conf import Positional, subcommand
 
 from mobillm_kit.classroom import invitations
@@ -75,6 +75,21 @@ class Invite(msgspec.Struct, frozen=True, kw_only=True):
         return 0
 
 
+class Serve(msgspec.Struct, frozen=True, kw_only=True):
+    """Train side networks for the students of a class, until Ctrl-C, and say who joins, leaves and is refused."""
+
+    folder: Positional[Path]
+    """Folder of the class."""
+
+    def __call__(self) -> int:
+        """Serve, and say where."""
+        there = ClassFolder(self.folder)
+        from mobillm_kit.classroom.serving import serve_class
+
+        serve_class(there, lambda start: say(f"Listening at {start.address}; log: {there.journal}"))
+        return 0
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Show who is in the class, how many runs each has, now and in all, and who was refused, server running or not."""
 
@@ -84,13 +99,13 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     def __call__(self) -> int:
         """Print a line per student."""
         lines = Roster(ClassFolder(self.folder).database).lines()
-        table = Table(Column("student", no_wrap=True), "", title=escape(self.folder.resolve().name))
+        table = Table(Column("student", no_wrap=True), "", title=Text(self.folder.resolve().name))
         for column in ("now", "runs", "steps", "MiB", "joined", "left", "refused"):
             table.add_column(column, justify="right")
         for line in lines:
             counts = (str(line.counts.get(event, 0)) for event in ("joined", "left", "refused"))
             ran = (str(line.training), str(line.sessions), str(line.steps), f"{line.n_bytes / MIB:.1f}")
-            table.add_row(escape(line.name), line.state, *ran, *counts)
+            table.add_row(Text(line.name), line.state, *ran, *counts)
         screen.print(table)
         return 0
 
@@ -111,7 +126,7 @@ class Kick(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Class = Annotated[
-    Init | Invite | Status | Kick,
+    Init | Invite | Serve | Status | Kick,
     subcommand("class", description="One server for a class: invitations, who is there, who trains."),
 ]
 """`mobillm class …`, for the command line."""
@@ -119,4 +134,4 @@ Class = Annotated[
 
 def say(line: str) -> None:
     """Print a line as it is, however wide."""
-    screen.print(line, markup=False, highlight=False, soft_wrap=True)
+    screen.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)

@@ -57,10 +57,14 @@ class ClassSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_f
     """MiB of cached activations on disk, per device."""
 
     @property
+    def host(self) -> str:
+        """What devices reach, in brackets where it is an IPv6 address."""
+        return f"[{self.advertise}]" if ":" in self.advertise else self.advertise
+
+    @property
     def reachable(self) -> str:
         """``tcp://host:port``, as students' devices reach it."""
-        host = f"[{self.advertise}]" if ":" in self.advertise else self.advertise
-        return f"tcp://{host}:{split_address(self.bind)[1]}"
+        return f"tcp://{self.host}:{split_address(self.bind)[1]}"
 
     def check(self) -> "ClassSettings":
         """These settings; BadInput where no device could join by them."""

@@ -182,11 +182,14 @@ class Roster:
         return name
 
     def names(self) -> tuple[dict[str, str], set[str]]:
-        """The student of each key that is let in; and the keys that once were and are no longer."""
+        """The student of each key that was ever let in; and which of these keys are let in no longer."""
         with self._reading() as db:
-            now = dict(db.execute("SELECT key, name FROM students WHERE key IS NOT NULL AND removed IS NULL"))
-            ever = {key for (key,) in db.execute("SELECT key FROM codes WHERE key IS NOT NULL")}
-        return now, ever - now.keys()
+            rows = db.execute(
+                # of a key that moved from one student to another, the one that has it now
+                "SELECT c.key, s.name, MAX(s.key IS c.key AND s.removed IS NULL) FROM codes c"
+                " JOIN students s ON s.id = c.student WHERE c.key IS NOT NULL GROUP BY c.key"
+            ).fetchall()
+        return {key: name for key, name, _ in rows}, {key for key, _, now in rows if not now}
 
     def count(self, key: str, event: str) -> None:
         """Something happened to a key's student, or to a device that nobody knows."""
@@ -208,10 +211,13 @@ class Roster:
                     (session, student, time.time()),
                 )
 
-    def session_ended(self, session: str, why: str) -> None:
-        """It is trained no longer."""
+    def session_ended(self, session: str, why: str, steps: int, n_bytes: int) -> None:
+        """It is trained no longer; it stands at so many steps, and so many bytes came since it began."""
         with self._writing() as db:
-            db.execute("UPDATE sessions SET ended = ?, why = ? WHERE id = ?", (time.time(), why, session))
+            db.execute(
+                "UPDATE sessions SET ended = ?, why = ?, steps = MAX(steps, ?), bytes = bytes + ? WHERE id = ?",
+                (time.time(), why, steps, n_bytes, session),
+            )
 
     def all_ended(self, why: str) -> None:
         """A server begins: whatever the last one trained has ended."""
@@ -299,8 +305,8 @@ def _invite(db: sqlite3.Connection, name: str) -> str:
     db.execute("INSERT INTO students (name, folded) VALUES (?, ?) ON CONFLICT DO NOTHING", (name, fold(name)))
     (student,) = db.execute("SELECT id FROM students WHERE folded = ?", (fold(name),)).fetchone()
     db.execute("DELETE FROM codes WHERE student = ? AND spent IS NULL", (student,))
-    groups = ("".join(secrets.choice(CODE_ALPHABET) for _ in range(CODE_GROUP)) for _ in range(CODE_GROUPS))
-    code, salt = "-".join(groups), secrets.token_bytes(16)
+    code = "-".join("".join(secrets.choice(CODE_ALPHABET) for _ in range(CODE_GROUP)) for _ in range(CODE_GROUPS))
+    salt = secrets.token_bytes(16)
     row = (student, salt, _digest(salt, code), time.time())
     db.execute("INSERT INTO codes (student, salt, digest, made) VALUES (?, ?, ?, ?)", row)
     return code
@@ -333,13 +339,14 @@ def _judged(db: sqlite3.Connection, key: str, code: str) -> tuple[str, int | Non
     if shown is not None and shown[4] == key:
         raise NotAdmitted("A newer invitation of this student was used on another device.", _ANEW)
     if shown is not None:
-        raise NotAdmitted("This code was used already, on another device.", f"Join with that device. {_ANEW}")
+        raise NotAdmitted("This code was used already, on another device.", _ANEW)
     if code:
-        raise NotAdmitted("This code is none of this class, or a newer invitation replaced it.", _ANEW)
+        problem = "This code is none of this class, or a newer invitation replaced it."
+        raise NotAdmitted(problem, "Take the whole command from your newest invitation, or ask the instructor for one.")
     raise NotAdmitted("This class does not know this device.", "Join once with the whole command of your invitation.")
 
 
-_ANEW = "Ask the instructor for a new invitation: it moves you to the device that uses it."
+_ANEW = "Join with that device, or ask the instructor for a new invitation: it moves you to the device that uses it."
 
 
 def _code(db: sqlite3.Connection, code: str) -> tuple[int, int, str, float | None, str | None] | None:

@@ -130,8 +130,7 @@ class Conversation:
         if self.patience.is_silent(now, transfer_s):
             raise ConnectionLost
         said: list[Message] = [messages.Ping(nonce=max(0, int(now * 1000)))] if self.patience.pings(now) else []
-        steps = bool(self._under_way) or self.acked > self.known
-        waiting = not self.welcome or steps or self._request is not None
+        waiting = not self.welcome or bool(self._under_way) or self.acked > self.known or self._request is not None
         if self.patience.asks_again(now, waiting, transfer_s):
             said.append(self._say_hello(now))
         return said
@@ -317,8 +316,7 @@ class Patience:
 
     def pings(self, now: float) -> bool:
         """Whether to ping now; one at a time: behind a large batch they would only pile up."""
-        unanswered = self._pinged > self._heard_here
-        due = not unanswered and now - max(self._pinged, self._heard_here) > TIMINGS.ping_s
+        due = self._pinged <= self._heard_here and now - max(self._pinged, self._heard_here) > TIMINGS.ping_s
         if due:
             self._pinged = now
         return due
@@ -337,8 +335,7 @@ class Patience:
 
     def handshake_s(self, now: float) -> float:
         """How long a handshake may take."""
-        left_s = self._heard + self._patience_s - now
-        return min(TIMINGS.handshake_s, max(TIMINGS.shortest_handshake_s, left_s))
+        return min(TIMINGS.handshake_s, max(TIMINGS.shortest_handshake_s, self._heard + self._patience_s - now))
 
     def lost(self, now: float) -> None:
         """A connection was lost; ServerGone after too many in a row, or where the server is silent for too long."""

@@ -6,6 +6,7 @@ Knows: connections, keys, training threads.  Knows nothing of: messages, plans, 
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
+import logging
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.server.session import TrainingThread
 
 MOST_PER_KEY = 4
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -30,6 +33,8 @@ class Place:
     peer: Peer
     """Where its device is at present."""
     unsent: deque[Sequence[bytes | bytearray | memoryview]] = field(default_factory=deque)
+    n_bytes: int = 0
+    """What its device has sent."""
 
     @property
     def silent_s(self) -> float:
@@ -65,7 +70,7 @@ class Places:
         """Drop what is left or has failed, to begin another session; ``too-many-sessions`` where all are at work."""
         for left in (self.at(peer), self._by_name.get(name)):
             if left is not None:
-                self.drop(left)
+                self.drop(left, "failed" if left.thread.failed else "began another session")
         own = [place for place in self.all() if peer.key and place.owner == peer.key]
         most = max(1, min(MOST_PER_KEY, self._most // 2))
         if len(own) >= most:
@@ -76,6 +81,7 @@ class Places:
     def take(self, peer: Peer, name: str, thread: TrainingThread) -> Place:
         """Give a session a place."""
         self._by_name[name] = place = Place(name, peer.key, thread, peer)
+        log.info("joined", extra={"place": place})
         return place
 
     def bind(self, place: Place, peer: Peer) -> bool:
@@ -88,9 +94,10 @@ class Places:
         self._socket.know(peer, True)
         return again
 
-    def drop(self, place: Place) -> None:
+    def drop(self, place: Place, why: str) -> None:
         """End a session's training after the step it is in; its checkpoints stay."""
-        self._by_name.pop(place.name, None)
+        if self._by_name.pop(place.name, None) is not None:
+            log.info("left", extra={"place": place, "why": why})
         place.thread.close()
         self._let_go(place)
 
@@ -98,7 +105,7 @@ class Places:
         """Those whose devices have said nothing for so long."""
         for place in self.all():
             if place.silent_s > idle_s:
-                self.drop(place)
+                self.drop(place, "silent")
 
     def end_all(self) -> None:
         """Every session ends the step it is in; waits for that."""
@@ -107,12 +114,13 @@ class Places:
         deadline = time.monotonic() + TIMINGS.end_s
         for place in self.all():
             place.thread.wait_closed(max(0.0, deadline - time.monotonic()))
+            self.drop(place, "the server ended")
 
     def _drop_quietest(self, places: Sequence[Place], silent_s: float, otherwise: WireError) -> None:
         place = max(places, key=lambda place: (place.thread.failed, place.silent_s))
         if not place.thread.failed and place.silent_s <= silent_s:
             raise otherwise
-        self.drop(place)
+        self.drop(place, "failed" if place.thread.failed else "silent, and others waited")
 
     def _let_go(self, place: Place) -> None:
         if self._by_route.get(place.peer.route) is place:

@@ -160,20 +160,19 @@ def serve_forever(
     settings: ServiceSettings,
     *,
     bind: str = ANY_PORT,
-    keys: Path | None = None,
+    door: Door | None = None,
     advertise: str | None = None,
-    announce: Callable[[ServiceStart], None],
+    announce: Callable[[ServiceStart, Service], None],
 ) -> None:
     """Listen and serve until a signal ends it.
 
     Args:
         bind: where to listen; BadInput for anything but loopback without keys, and for an address in use.
-        keys: folder of the server's key, the allow-list and the codes; None serves loopback without encryption.
+        door: who may come in; None serves loopback without encryption.
         advertise: the host that devices reach this machine by; the bound one by default.
-        announce: told where the server listens and how to join.
+        announce: told where the server listens and how to join; and the service itself.
     """
     os.umask(0o077)  # checkpoints and activations are for whoever runs the server
-    door = None if keys is None else Door(keys)
     settings.folder.mkdir(parents=True, exist_ok=True)
     socket = ServerSocket(bind, door=door, limits=service_limits(settings))
     service = Service(socket, settings, door)
@@ -181,9 +180,8 @@ def serve_forever(
         signal.signal(number, lambda *_: service.stop())
     join = ""
     if door is not None:
-        port = socket.address.rsplit(":", 1)[1]
-        reachable = socket.address if advertise is None else f"tcp://{advertise}:{port}"
-        join = str(JoinString(reachable, door.keys.public, door.codes.new_code()))
-    announce(ServiceStart(address=socket.address, join=join, pid=os.getpid()))
+        reachable = socket.address if advertise is None else f"tcp://{advertise}:{socket.address.rsplit(':', 1)[1]}"
+        join = str(JoinString(reachable, door.keys.public, door.new_code()))
+    announce(ServiceStart(address=socket.address, join=join, pid=os.getpid()), service)
     with socket:
         service.run()

@@ -1,0 +1,61 @@
+"""A class's server: the plain server with the class's door, its journal, and an eye on the list.
+
+Knows: the folder, the door, the journal, the server.  Knows nothing of: how a batch is trained.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+
+from mobillm_kit.classroom.door import ClassDoor
+from mobillm_kit.classroom.folder import ClassFolder
+from mobillm_kit.classroom.journal import QUIET_S, journal
+from mobillm_kit.classroom.roster import Roster, RosterError
+from mobillm_kit.files import only_one
+from mobillm_kit.server.process import ServiceStart, serve_forever
+from mobillm_kit.server.service import Service
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 1.0
+"""Between two looks at the list: whoever is removed trains so long at most."""
+
+
+def serve_class(folder: ClassFolder, announce: Callable[[ServiceStart], None]) -> None:
+    """Serve a class until a signal ends it; ``announce`` is told where.
+
+    Raises:
+        FolderBusy: this class's server runs already.
+        RosterError: the list cannot be used at the beginning; later that costs a sentence only.
+        BadInput, AddressInUse: as for :func:`mobillm_kit.server.process.serve_forever`.
+    """
+    settings, roster = folder.settings(), Roster(folder.database)
+    ended = threading.Event()
+    with only_one(folder.root):
+        roster.all_ended("the server ended")
+        door = ClassDoor(folder.keys, roster)
+        door.look()
+
+        def begin(start: ServiceStart, service: Service) -> None:
+            """The list is looked at from when there is a service to turn out of."""
+            announce(start)
+            threading.Thread(target=_watch, args=(door, service, ended), daemon=True, name="list").start()
+
+        with journal(folder.journal, roster, door.name_of):
+            try:
+                serve_forever(settings, bind=settings.bind, door=door, advertise=settings.host, announce=begin)
+            finally:
+                ended.set()
+
+
+def _watch(door: ClassDoor, service: Service, ended: threading.Event) -> None:
+    """Turn out whoever was taken off the list."""
+    quiet_s = 0.0
+    while not ended.wait(LOOK_S):
+        quiet_s -= LOOK_S
+        try:
+            service.turned_out.extend(door.look())
+        except RosterError as error:
+            if quiet_s <= 0:
+                quiet_s = QUIET_S
+                log.warning("%s", error)
