@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from mobillm_kit.channel.join import JoinString
 from mobillm_kit.channel.keys import new_keys
-from mobillm_kit.classroom import invitations
-from mobillm_kit.classroom import roster as roster_module
+from mobillm_kit.classroom import database, invitations
+from mobillm_kit.classroom.database import RosterError
 from mobillm_kit.classroom.folder import ClassFolder, own_address
-from mobillm_kit.classroom.roster import NotAdmitted, Roster, RosterError, check_name, fold
+from mobillm_kit.classroom.roster import NotAdmitted, Roster, check_name, fold
 from mobillm_kit.cli import main
 from mobillm_kit.errors import BadInput
 
@@ -331,7 +331,8 @@ def test_a_class_is_begun_once_and_where_devices_can_join(begun, tmp_path, capsy
     )
     assert "no place to go to" in refused(capsys, "init", str(tmp_path / "a"), "--advertise", "0.0.0.0")
     assert not (tmp_path / "a").exists()
-    assert JoinString(f"tcp://{own_address()}:1", server_key=40 * "0")
+    assert JoinString(f"tcp://{own_address('tcp://0.0.0.0:7000')}:1", server_key=40 * "0")
+    assert own_address("tcp://127.0.0.1:7000") == "127.0.0.1"
 
 
 def test_who_is_invited_is_asked_where_it_is_not_said(begun, capsys):
@@ -394,7 +395,7 @@ def test_a_database_that_is_damaged_gone_or_another_one_is_a_sentence(begun, cap
 
 
 def test_a_database_that_somebody_holds_is_read_on_and_written_later(begun, capsys, monkeypatch):
-    monkeypatch.setattr(roster_module, "BUSY_S", 0.1)
+    monkeypatch.setattr(database, "BUSY_S", 0.1)
     with closing(sqlite3.connect(begun / "class.sqlite", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         assert main(["class", "status", str(begun)]) == 0
@@ -434,7 +435,7 @@ def test_an_older_database_is_brought_up_and_a_newer_one_left_alone(roster, tmp_
     roster.invite(["Ada"])
     step = ("ALTER TABLE students ADD COLUMN room TEXT NOT NULL DEFAULT 'A1'",)
     with monkeypatch.context() as later:
-        later.setattr(roster_module, "MIGRATIONS", (*roster_module.MIGRATIONS, step))
+        later.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, step))
         assert states(roster) == states(roster) == {"Ada": "invited"}
         with closing(sqlite3.connect(tmp_path / "class.sqlite")) as db:
             assert db.execute("SELECT room FROM students").fetchall() == [("A1",)]

@@ -96,6 +96,10 @@ def test_who_is_kicked_stops_training_and_stays_out_until_invited_again(place, t
         try:
             server.until("Ada joined")
             server.until("Ben joined")
+            deadline = time.monotonic() + WAIT_S
+            while not all(line.steps and line.training == 1 for line in Roster(bio / "class.sqlite").lines()):
+                assert time.monotonic() < deadline  # seen while it goes on
+                time.sleep(0.2)
             assert main(["class", "kick", str(bio), "ada"]) == 0
             asked = time.monotonic()
             server.until("Ada left: turned out")

@@ -1,4 +1,4 @@
-"""The instructor's commands: `mobillm class init | invite | serve | status | kick`.
+"""The instructor's commands: `mobillm class init | invite | serve | status | kick | export`.
 
 Knows: the class's folder and roster.  Knows nothing of: how words on a command line become a command.
 """
@@ -14,6 +14,7 @@ from tyro.conf import Positional, subcommand
 
 from mobillm_kit.classroom import invitations
 from mobillm_kit.classroom.folder import ClassFolder, ClassSettings, begin, own_address
+from mobillm_kit.classroom.report import write_report
 from mobillm_kit.classroom.roster import Roster
 from mobillm_kit.common import MIB
 from mobillm_kit.errors import BadInput
@@ -33,7 +34,7 @@ class Init(msgspec.Struct, frozen=True, kw_only=True):
 
     def __call__(self) -> int:
         """Make it, and say what comes next."""
-        settings = ClassSettings(bind=self.bind, advertise=self.advertise or own_address())
+        settings = ClassSettings(bind=self.bind, advertise=self.advertise or own_address(self.bind))
         begin(self.folder, settings)
         Roster.make(self.folder / "class.sqlite")
         say(f"Devices will join at {settings.reachable}; {self.folder / 'settings.toml'} says so, and may be changed.")
@@ -110,6 +111,23 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         return 0
 
 
+class Export(msgspec.Struct, frozen=True, kw_only=True):
+    """Write what the class did as the server saw it: runs.csv and index.html with joins, runs, steps and bytes."""
+
+    folder: Positional[Path]
+    """Folder of the class."""
+    out: Path | None = None
+    """Folder for both; export/ in the class's folder if not given."""
+
+    def __call__(self) -> int:
+        """Write both, over those of before."""
+        roster, out = Roster(ClassFolder(self.folder).database), self.out or self.folder / "export"
+        lines, runs = roster.lines(), roster.runs()
+        write_report(out, self.folder.resolve().name, lines, runs)
+        say(f"{len(runs)} runs of {len(lines)} students in {out / 'runs.csv'} and {out / 'index.html'}")
+        return 0
+
+
 class Kick(msgspec.Struct, frozen=True, kw_only=True):
     """Let a student's device in no longer; a server that runs ends their sessions within seconds."""
 
@@ -126,7 +144,7 @@ class Kick(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Class = Annotated[
-    Init | Invite | Serve | Status | Kick,
+    Init | Invite | Serve | Status | Kick | Export,
     subcommand("class", description="One server for a class: invitations, who is there, who trains."),
 ]
 """`mobillm class …`, for the command line."""

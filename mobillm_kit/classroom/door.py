@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mobillm_kit.channel.keys import Door
 from mobillm_kit.channel.messages import WireError
-from mobillm_kit.classroom.roster import NotAdmitted, Roster, RosterError
+from mobillm_kit.classroom.database import RosterError
+from mobillm_kit.classroom.roster import NotAdmitted, Roster
 
 log = logging.getLogger(__name__)
 

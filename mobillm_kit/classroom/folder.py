@@ -30,6 +30,8 @@ advertise = "{advertise}"
 
 # Sessions that are trained at a time, all students together.
 max_sessions = {max_sessions}
+# Of them, so many of one student; half of them at most.
+per_device = {per_device}
 # MiB of memory for training and for batches that wait, all sessions together.
 budget = {budget}
 # MiB of cached activations in memory, and on disk, each session.
@@ -119,8 +121,11 @@ def begin(root: Path, settings: ClassSettings) -> None:
     load_or_make_keys(root / "keys")
 
 
-def own_address() -> str:
-    """The address by which this machine is reached in its network, as its routes say; nothing is sent."""
+def own_address(bind: str) -> str:
+    """The address by which who listens at ``bind`` is reached: of all of them, what the routes say; nothing is sent."""
+    host, _ = split_address(bind)
+    if host not in ("0.0.0.0", "::", "*"):
+        return host
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # set aside for documentation (RFC 5737): a datagram socket only looks up

@@ -21,7 +21,8 @@ from typing import Any
 
 import msgspec
 
-from mobillm_kit.classroom.roster import Roster, RosterError
+from mobillm_kit.classroom.database import RosterError
+from mobillm_kit.classroom.roster import Roster
 from mobillm_kit.common import MIB
 from mobillm_kit.server.places import Place
 
@@ -43,12 +44,17 @@ class _Told(logging.handlers.QueueHandler):
     def __init__(self, queue: "SimpleQueue[Any]", name_of: Callable[[str], str | None]) -> None:
         super().__init__(queue)
         self._waiting = queue
+        self._live: dict[str, Place] = {}
         self._name_of = name_of
 
     def enqueue(self, record: logging.LogRecord) -> None:
         """Never waits, and keeps no more than so many: whoever knocks a thousand times a second costs no memory."""
         if self._waiting.qsize() < MOST_WAITING:
             self._waiting.put_nowait(record)
+
+    def progress(self) -> list[tuple[str, int, int]]:
+        """Session, steps and bytes of each that is trained now; from any thread."""
+        return [(name, place.thread.trained, place.n_bytes) for name, place in list(self._live.items())]
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         """The record with its event, and nothing that is still in use."""
@@ -64,7 +70,9 @@ class _Told(logging.handlers.QueueHandler):
             event |= {"code": error.code, "why": error.problem}
         if isinstance(place, Place):
             event["session"] = place.name
+            self._live[place.name] = place
             if record.msg == "left":
+                del self._live[place.name]
                 event |= {"why": getattr(record, "why", ""), "steps": place.thread.trained, "bytes": place.n_bytes}
         plain = logging.LogRecord(record.name, record.levelno, "", 0, "", (), None)
         plain.event = event
@@ -135,8 +143,8 @@ def _wanted(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def journal(path: Path, roster: Roster, name_of: Callable[[str], str | None]) -> Iterator[None]:
-    """Tell, for the time of a ``with`` block, what the server's rooms log."""
+def journal(path: Path, roster: Roster, name_of: Callable[[str], str | None]) -> Iterator[_Told]:
+    """Tell, for the time of a ``with`` block, what the server's rooms log; gives what knows who trains now."""
     file = _Lines(path, maxBytes=FILE_BYTES, backupCount=FILES, encoding="utf-8", delay=True)
     file.setFormatter(_AsJson())
     screen = logging.StreamHandler(sys.stdout)
@@ -150,7 +158,7 @@ def journal(path: Path, roster: Roster, name_of: Callable[[str], str | None]) ->
     rooms.setLevel(logging.INFO)
     listener.start()
     try:
-        yield
+        yield told
     finally:
         listener.stop()
         rooms.removeHandler(told)

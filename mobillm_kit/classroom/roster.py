@@ -3,9 +3,6 @@
     a student   one name, at most one device at a time: the public CURVE key that spent the newest code
     a code      spent once; only its salted digest is kept
 
-Each call opens the database, does one transaction, and closes it: what breaks between two calls costs a sentence, and a
-copy of the file is a whole one.  Readers never wait (WAL); writers wait for each other, a few seconds at most.
-
 Knows: SQL, keys, names.  Knows nothing of: sockets, messages, what is trained.
 """
 
@@ -15,50 +12,15 @@ import secrets
 import sqlite3
 import time
 import unicodedata
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mobillm_kit.channel.join import CODE_ALPHABET, CODE_GROUP, CODE_GROUPS, plain_code
+from mobillm_kit.classroom.database import Database
 from mobillm_kit.errors import BadInput, KitError, nearest
 
-BUSY_S = 3.0
-"""Longest wait for another process that writes."""
 NAME_LENGTH = 64
-
-_APPLICATION = 0x4D424C4D
-"""SQLite's ``application_id`` of a class: other databases are not touched."""
-
-MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    (
-        # folded: what makes two names one; key: public CURVE key of the device, z85; removed: NULL in the class
-        "CREATE TABLE students (id INTEGER PRIMARY KEY, name TEXT NOT NULL, folded TEXT NOT NULL UNIQUE,"
-        " key TEXT UNIQUE, removed REAL)",
-        "CREATE TABLE codes (id INTEGER PRIMARY KEY, student INTEGER NOT NULL REFERENCES students (id),"
-        " salt BLOB NOT NULL, digest BLOB NOT NULL, made REAL NOT NULL, spent REAL, key TEXT)",
-        # ended: NULL in training, or the server was killed
-        "CREATE TABLE sessions (id TEXT PRIMARY KEY, student INTEGER NOT NULL REFERENCES students (id),"
-        " began REAL NOT NULL, ended REAL, why TEXT NOT NULL DEFAULT '', steps INTEGER NOT NULL DEFAULT 0,"
-        " bytes INTEGER NOT NULL DEFAULT 0)",
-        # student 0: a device that nobody knows
-        "CREATE TABLE counts (student INTEGER NOT NULL, event TEXT NOT NULL, n INTEGER NOT NULL,"
-        " PRIMARY KEY (student, event))",
-    ),
-)
-"""What leads from each version of the database (``user_version``) to the next; times are seconds since 1970."""
-
-_TROUBLE = {
-    "SQLITE_BUSY": (f"another program has been writing it for {BUSY_S:g} s", "Try again; close what else has it open."),
-    "SQLITE_FULL": ("the disk is full", "Free some space and try again."),
-    "SQLITE_IOERR": ("the disk does not take or give what it should", "Look whether it is full or broken."),
-    "SQLITE_READONLY": ("it may not be written", "Look at who owns it, and whether the disk is read-only."),
-    "SQLITE_CANTOPEN": ("it could not be opened", "Look whether the folder is there, and who owns it."),
-}
-
-
-class RosterError(KitError):
-    """The database of a class cannot be used now, or at all."""
 
 
 class NotAdmitted(KitError):
@@ -81,22 +43,32 @@ class Line:
     n_bytes: int
 
 
+@dataclass(frozen=True)
+class Run:
+    """A session as the server saw it; times are seconds since 1970."""
+
+    student: str
+    session: str
+    began: float
+    ended: float | None
+    """None while it is trained."""
+    why: str
+    """It ended."""
+    steps: int
+    n_bytes: int
+
+
 class Roster:
     """The database of a class.  Any method raises RosterError where it cannot be used."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._database = Database(path)
 
     @classmethod
     def make(cls, path: Path) -> "Roster":
         """A new, empty one."""
-        path.touch(mode=0o600)
-        roster = cls(path)
-        with roster._trouble(), closing(sqlite3.connect(path, isolation_level=None)) as db:
-            db.execute(f"PRAGMA application_id = {_APPLICATION}")
-            db.execute("PRAGMA journal_mode = WAL")
-        with roster._writing():
-            return roster
+        Database.make(path)
+        return cls(path)
 
     # ------------------------------------------------------------------ the instructor
 
@@ -105,12 +77,12 @@ class Roster:
 
         The code of an earlier invitation that nobody spent is void.
         """
-        with self._writing() as db:
+        with self._database.writing() as db:
             return [(name, _invite(db, name)) for name in names]
 
     def numbered(self, count: int) -> list[str]:
         """The next free names of the form "student 07"."""
-        with self._reading() as db:
+        with self._database.reading() as db:
             taken = {folded for (folded,) in db.execute("SELECT folded FROM students")}
         names: list[str] = []
         number = 0
@@ -121,7 +93,7 @@ class Roster:
 
     def remove(self, name: str) -> str:
         """A student's device is let in no longer; the name as it was invited, BadInput for one that is not there."""
-        with self._writing() as db:
+        with self._database.writing() as db:
             known = dict(db.execute("SELECT folded, name FROM students"))
             if fold(name) not in known:
                 meant = nearest(name, known.values(), "`mobillm class status` lists the names.")
@@ -133,13 +105,13 @@ class Roster:
 
     def lines(self) -> list[Line]:
         """Everybody, in the order of the invitations; then, where some were refused, the devices that nobody knows."""
-        with self._reading() as db:
+        with self._database.reading() as db:
             counts: dict[int, dict[str, int]] = {}
             for student, event, n in db.execute("SELECT student, event, n FROM counts"):
                 counts.setdefault(student, {})[event] = n
             rows = db.execute(
                 "SELECT s.id, s.name, s.key, s.removed, COUNT(r.id), COUNT(r.id) - COUNT(r.ended),"
-                " TOTAL(r.steps), TOTAL(r.bytes)"
+                " TOTAL(r.steps), TOTAL(r.bytes + r.now_bytes)"
                 " FROM students s LEFT JOIN sessions r ON r.student = s.id GROUP BY s.id ORDER BY s.id"
             ).fetchall()
         found = [
@@ -159,6 +131,15 @@ class Roster:
         )
         return found + strangers
 
+    def runs(self) -> list[Run]:
+        """Every session, the oldest first."""
+        with self._database.reading() as db:
+            rows = db.execute(
+                "SELECT s.name, r.id, r.began, r.ended, r.why, r.steps, r.bytes + r.now_bytes"
+                " FROM sessions r JOIN students s ON s.id = r.student ORDER BY r.began, r.id"
+            ).fetchall()
+        return [Run(*row) for row in rows]
+
     # ------------------------------------------------------------------ the server
 
     def admit(self, key: str, code: str) -> str:
@@ -166,11 +147,11 @@ class Roster:
 
         A fresh code is spent, and binds its student to the key in place of the one before.
         """
-        with self._reading() as db:
+        with self._database.reading() as db:
             name, fresh = _judged(db, key, code)
         if fresh is None:
             return name
-        with self._writing() as db:
+        with self._database.writing() as db:
             name, fresh = _judged(db, key, code)  # anew: somebody may have been quicker
             if fresh is not None:
                 now = time.time()
@@ -183,7 +164,7 @@ class Roster:
 
     def names(self) -> tuple[dict[str, str], set[str]]:
         """The student of each key that was ever let in; and which of these keys are let in no longer."""
-        with self._reading() as db:
+        with self._database.reading() as db:
             rows = db.execute(
                 # of a key that moved from one student to another, the one that has it now
                 "SELECT c.key, s.name, MAX(s.key IS c.key AND s.removed IS NULL) FROM codes c"
@@ -193,7 +174,7 @@ class Roster:
 
     def count(self, key: str, event: str) -> None:
         """Something happened to a key's student, or to a device that nobody knows."""
-        with self._writing() as db:
+        with self._database.writing() as db:
             student = _student(db, key) or 0
             db.execute(
                 "INSERT INTO counts VALUES (?, ?, 1) ON CONFLICT (student, event) DO UPDATE SET n = n + 1",
@@ -202,7 +183,7 @@ class Roster:
 
     def session_began(self, session: str, key: str) -> None:
         """A key's session is being trained, for the first time or again."""
-        with self._writing() as db:
+        with self._database.writing() as db:
             student = _student(db, key)
             if student is not None:
                 db.execute(
@@ -213,76 +194,28 @@ class Roster:
 
     def session_ended(self, session: str, why: str, steps: int, n_bytes: int) -> None:
         """It is trained no longer; it stands at so many steps, and so many bytes came since it began."""
-        with self._writing() as db:
+        with self._database.writing() as db:
             db.execute(
-                "UPDATE sessions SET ended = ?, why = ?, steps = MAX(steps, ?), bytes = bytes + ? WHERE id = ?",
+                "UPDATE sessions SET ended = ?, why = ?, steps = MAX(steps, ?), bytes = bytes + ?, now_bytes = 0"
+                " WHERE id = ?",
                 (time.time(), why, steps, n_bytes, session),
+            )
+
+    def progress(self, found: Sequence[tuple[str, int, int]]) -> None:
+        """Sessions that are trained now: steps, and bytes since each began."""
+        with self._database.writing() as db:
+            rows = [(steps, n_bytes, session) for session, steps, n_bytes in found]
+            db.executemany(
+                "UPDATE sessions SET steps = MAX(steps, ?), now_bytes = ? WHERE id = ? AND ended IS NULL", rows
             )
 
     def all_ended(self, why: str) -> None:
         """A server begins: whatever the last one trained has ended."""
-        with self._writing() as db:
-            db.execute("UPDATE sessions SET ended = ?, why = ? WHERE ended IS NULL", (time.time(), why))
-
-    # ------------------------------------------------------------------ inside
-
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._trouble(), self._open() as db:
-            db.execute("BEGIN")  # one state for all questions
-            yield db
-            db.execute("COMMIT")
-
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """All of it or, where anything goes wrong, nothing; one writer at a time."""
-        with self._trouble(), self._open() as db:
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                yield db
-                db.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):  # some errors have rolled back already
-                    db.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        # mode=rw: a database that is gone is no empty one
-        uri = f"{self._path.absolute().as_uri()}?mode=rw"
-        with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None)) as db:
-            db.execute("PRAGMA foreign_keys = ON")
-            if db.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
-                raise RosterError(f"{self._path}: this is no class's database.", "Name the folder of a class.")
-            _migrate(db, self._path)
-            yield db
-
-    @contextmanager
-    def _trouble(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            name = getattr(error, "sqlite_errorname", "")
-            damaged = (f"it is damaged ({error})", "Restore a copy of it, or begin a new class.")
-            found = next((words for kind, words in _TROUBLE.items() if name.startswith(kind)), damaged)
-            raise RosterError(f"{self._path}: {found[0]}.", found[1]) from error
-
-
-def _migrate(db: sqlite3.Connection, path: Path) -> None:
-    if _version(db) > len(MIGRATIONS):
-        problem = f"{path}: a newer version of mobillm-kit made this class."
-        raise RosterError(problem, "Install that version here, or begin a new class.")
-    if _version(db) < len(MIGRATIONS):
-        db.execute("BEGIN IMMEDIATE")
-        for version in range(_version(db), len(MIGRATIONS)):  # asked anew: another process may have been quicker
-            for statement in MIGRATIONS[version]:
-                db.execute(statement)
-        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-        db.execute("COMMIT")
-
-
-def _version(db: sqlite3.Connection) -> int:
-    return int(db.execute("PRAGMA user_version").fetchone()[0])
+        with self._database.writing() as db:
+            db.execute(
+                "UPDATE sessions SET ended = ?, why = ?, bytes = bytes + now_bytes, now_bytes = 0 WHERE ended IS NULL",
+                (time.time(), why),
+            )
 
 
 def fold(name: str) -> str:

@@ -7,10 +7,11 @@ import logging
 import threading
 from collections.abc import Callable
 
+from mobillm_kit.classroom.database import RosterError
 from mobillm_kit.classroom.door import ClassDoor
 from mobillm_kit.classroom.folder import ClassFolder
 from mobillm_kit.classroom.journal import QUIET_S, journal
-from mobillm_kit.classroom.roster import Roster, RosterError
+from mobillm_kit.classroom.roster import Roster
 from mobillm_kit.files import only_one
 from mobillm_kit.server.process import ServiceStart, serve_forever
 from mobillm_kit.server.service import Service
@@ -36,25 +37,33 @@ def serve_class(folder: ClassFolder, announce: Callable[[ServiceStart], None]) -
         door = ClassDoor(folder.keys, roster)
         door.look()
 
-        def begin(start: ServiceStart, service: Service) -> None:
-            """The list is looked at from when there is a service to turn out of."""
-            announce(start)
-            threading.Thread(target=_watch, args=(door, service, ended), daemon=True, name="list").start()
+        with journal(folder.journal, roster, door.name_of) as told:
 
-        with journal(folder.journal, roster, door.name_of):
+            def begin(start: ServiceStart, service: Service) -> None:
+                """The list is kept from when there is a service to turn out of."""
+                announce(start)
+
+                def keep() -> None:
+                    """Turn out whoever was taken off the list; write down how far the others are."""
+                    service.turned_out.extend(door.look())
+                    if found := told.progress():
+                        roster.progress(found)
+
+                threading.Thread(target=_keep, args=(keep, ended), daemon=True, name="list").start()
+
             try:
                 serve_forever(settings, bind=settings.bind, door=door, advertise=settings.host, announce=begin)
             finally:
                 ended.set()
 
 
-def _watch(door: ClassDoor, service: Service, ended: threading.Event) -> None:
-    """Turn out whoever was taken off the list."""
+def _keep(keep: Callable[[], None], ended: threading.Event) -> None:
+    """Again and again; what goes wrong with the list is said now and then."""
     quiet_s = 0.0
     while not ended.wait(LOOK_S):
         quiet_s -= LOOK_S
         try:
-            service.turned_out.extend(door.look())
+            keep()
         except RosterError as error:
             if quiet_s <= 0:
                 quiet_s = QUIET_S

@@ -17,8 +17,6 @@ from mobillm_kit.channel.messages import WireError, refusal
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.server.session import TrainingThread
 
-MOST_PER_KEY = 4
-
 log = logging.getLogger(__name__)
 
 
@@ -43,11 +41,11 @@ class Place:
 
 
 class Places:
-    """The sessions of one server, ``most`` at a time; ``socket`` is told which connections a session stands on."""
+    """The sessions of one server, ``most`` at a time, in all and of a key; ``socket`` is told where sessions stand."""
 
-    def __init__(self, socket: ServerSocket, most: int) -> None:
+    def __init__(self, socket: ServerSocket, most: int, most_per_key: int) -> None:
         self._socket = socket
-        self._most = most
+        self._most, self._most_per_key = most, most_per_key
         self._by_name: dict[str, Place] = {}
         self._by_route: dict[bytes, Place] = {}
 
@@ -72,7 +70,7 @@ class Places:
             if left is not None:
                 self.drop(left, "failed" if left.thread.failed else "began another session")
         own = [place for place in self.all() if peer.key and place.owner == peer.key]
-        most = max(1, min(MOST_PER_KEY, self._most // 2))
+        most = max(1, min(self._most_per_key, self._most // 2))
         if len(own) >= most:
             self._drop_quietest(own, TIMINGS.left_s, refusal("sessions-of-key", most=most))
         if len(self._by_name) >= self._most:

@@ -44,7 +44,7 @@ class Service:
         self._door = door
         self._clerk = ThreadPoolExecutor(1, thread_name_prefix="codes")
         self._asked: dict[bytes, tuple[Future[bool], Peer, Hello, list[memoryview]]] = {}
-        self._places = Places(socket, settings.max_sessions)
+        self._places = Places(socket, settings.max_sessions, settings.per_device)
         self._limits = service_limits(settings)
         self._disk = disk_of(settings)
         self._stop = threading.Event()
