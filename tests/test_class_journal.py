@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sqlite3
 import sys
+import time
+from contextlib import closing
 
 import pytest
 
 from mobillm_kit.channel.ends import Peer
 from mobillm_kit.channel.messages import WireError
+from mobillm_kit.classroom import database
 from mobillm_kit.classroom import journal as journal_module
 from mobillm_kit.classroom.door import ClassDoor
 from mobillm_kit.classroom.journal import journal
@@ -70,6 +74,7 @@ def test_turning_one_key_out_leaves_the_others(request):
 def test_what_happens_of_itself_is_not_told_and_trouble_is_with_its_trace(roster, tmp_path, capsys):
     with journal(tmp_path / "log.jsonl", roster, {"k": "Ada"}.get):
         refuse("k", "hello-first")
+        ROOMS.info("Somebody's key was looked at.")
         ROOMS.info("refused", extra={"peer": Peer(b"1", "k"), "error": WireError("bad-plan", "No net.", "Ask.")})
         try:
             raise RuntimeError("boom")
@@ -106,6 +111,19 @@ def test_who_knocks_without_end_costs_no_memory(roster, tmp_path, monkeypatch):
 
 def _refused() -> dict:
     return {"peer": Peer(b"1", "k"), "error": WireError("bad-code", "No.", "Ask.")}
+
+
+def test_a_list_that_somebody_holds_does_not_hold_up_the_end(roster, tmp_path, monkeypatch):
+    monkeypatch.setattr(database, "BUSY_S", 0.5)
+    with closing(sqlite3.connect(tmp_path / "class.sqlite", isolation_level=None)) as other:
+        with journal(tmp_path / "log.jsonl", roster, {}.get):
+            other.execute("BEGIN IMMEDIATE")
+            for _ in range(40):
+                refuse("k")
+            ends = time.monotonic()
+        assert time.monotonic() - ends < 10  # one or two waits, not forty
+        other.execute("ROLLBACK")
+    assert len([line for line in lines(tmp_path / "log.jsonl") if line["event"] == "refused"]) == 40
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a folder in a file's place")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import stat
 import subprocess
@@ -311,6 +312,16 @@ def test_a_class_from_init_to_kick_on_the_command_line(begun, capsys):
     assert main(["class", "status", str(begun)]) == 0
     rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if "student 0" in line]
     assert [(row[1].strip(), row[2].strip()) for row in rows] == [("student 01", "removed"), ("student 02", "invited")]
+
+
+@pytest.mark.parametrize("name", ["init", "invite", "serve", "status", "kick", "export"])
+def test_every_command_and_option_of_a_class_has_a_sentence(capsys, name):
+    with pytest.raises(SystemExit) as end:
+        main(["class", name, "--help"])
+    assert not end.value.code
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "Folder" in text
+    assert not re.search(r"--[\w-]+ (?:STR|INT|PATH) \(|(?:PATH|STR) \(required\)", text)
 
 
 @pytest.mark.parametrize("what", [["invite", "{}", "--count", "1"], ["status", "{}"], ["kick", "{}", "Ada"]])

@@ -115,11 +115,14 @@ class _Counts(logging.Handler):
         super().__init__()
         self._roster = roster
         self._said_at = -QUIET_S
+        self._given_up = False
+        self.ending = False
+        """The server ends: a list that somebody holds is then waited for once, and not for each event."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """One event."""
         event = _event(record)
-        if event["event"] == "trouble":
+        if event["event"] == "trouble" or (self.ending and self._given_up):
             return
         try:
             self._roster.count(event["key"], event["event"])
@@ -128,6 +131,7 @@ class _Counts(logging.Handler):
             elif event["event"] == "left":
                 self._roster.session_ended(event["session"], event["why"], event["steps"], event["bytes"])
         except RosterError as error:
+            self._given_up = self.ending
             if time.monotonic() - self._said_at >= QUIET_S:
                 self._said_at = time.monotonic()
                 log.warning("%s", error)
@@ -138,8 +142,9 @@ def _event(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _wanted(record: logging.LogRecord) -> bool:
-    """Everything but what happens of itself when a server was started again under its devices."""
-    return record.levelno >= logging.WARNING or getattr(getattr(record, "error", None), "code", "") != "hello-first"
+    """Warnings and events; not what happens of itself when a server was started again under its devices."""
+    refused = getattr(getattr(record, "error", None), "code", "hello-first") != "hello-first"
+    return record.levelno >= logging.WARNING or hasattr(record, "place") or refused
 
 
 @contextmanager
@@ -151,7 +156,8 @@ def journal(path: Path, roster: Roster, name_of: Callable[[str], str | None]) ->
     screen.setFormatter(_AsLine())
     told = _Told(SimpleQueue(), name_of)
     told.addFilter(_wanted)
-    listener = logging.handlers.QueueListener(told.queue, file, screen, _Counts(roster))
+    counts = _Counts(roster)
+    listener = logging.handlers.QueueListener(told.queue, file, screen, counts)
     rooms = logging.getLogger("mobillm_kit")
     level = rooms.level
     rooms.addHandler(told)
@@ -160,6 +166,7 @@ def journal(path: Path, roster: Roster, name_of: Callable[[str], str | None]) ->
     try:
         yield told
     finally:
+        counts.ending = True
         listener.stop()
         rooms.removeHandler(told)
         rooms.setLevel(level)
