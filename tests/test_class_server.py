@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -166,3 +168,30 @@ def test_a_run_goes_on_by_itself_when_the_server_is_killed_and_begun_again(place
     assert told == [("joined", None), ("joined", None), ("left", "said farewell")]
     ada = Roster(bio / "class.sqlite").lines()[0]
     assert (ada.sessions, ada.training, ada.steps) == (1, 0, 12)
+
+
+def test_where_all_places_are_taken_devices_wait_in_line_and_end_in_the_same_bytes(tmp_path, oracle):
+    bio = tmp_path / "bio"
+    joins = begin(bio, "Ada", "Ben", "Cleo")
+    settings = bio / "settings.toml"
+    settings.write_text(settings.read_text().replace("max_sessions = 32", "max_sessions = 1"))
+    with Serving(bio) as server:
+        first = device(tmp_path, joins["Ada"], "Ada", steps=100_000)
+        server.until("Ada joined")
+        second = device(tmp_path, joins["Ben"], "Ben")
+        server.until("Ben waits: number 1 in line")
+        third = device(tmp_path, joins["Cleo"], "Cleo")
+        server.until("Cleo waits: number 2 in line")
+        time.sleep(12)  # longer than a stranger may stay
+        first.send_signal(signal.SIGINT)
+        outcome(first)
+        waited = [outcome(second), outcome(third)]
+    for status, said in waited:
+        assert status == 0, said
+        assert Path(said.rsplit("Kept in ", 1)[1].split("\n")[0], "side", "model.safetensors").read_bytes() == oracle
+    assert "All places of this class are taken: you are number 1 in line." in waited[0][1]
+    assert "you are number 2 in line" in waited[1][1]
+    assert "It is your turn." in waited[1][1]
+    told = [(event["event"], event["student"]) for event in events(bio)]
+    assert told.index(("joined", "Ben")) < told.index(("joined", "Cleo"))
+    assert told.count(("waits", "Ben")) == told.count(("waits", "Cleo")) == 1

@@ -58,16 +58,18 @@ class _Told(logging.handlers.QueueHandler):
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         """The record with its event, and nothing that is still in use."""
-        place, error = getattr(record, "place", None), getattr(record, "error", None)
-        key = place.owner if place else record.peer.key if error else ""  # type: ignore[attr-defined]
+        place, peer, error = (getattr(record, name, None) for name in ("place", "peer", "error"))
+        key = place.owner if place else peer.key if peer else ""
         at = datetime.fromtimestamp(record.created, UTC)
         event: dict[str, Any] = {"at": at.isoformat(timespec="milliseconds")}
-        if place or error:
+        if place or peer:
             event |= {"event": record.msg, "student": self._name_of(key) or "", "key": key}
         else:
             event |= {"event": "trouble", "said": self.format(record)}
+        if peer:
+            event["why"] = error.problem if error else getattr(record, "why", "")
         if error:
-            event |= {"code": error.code, "why": error.problem}
+            event["code"] = error.code
         if isinstance(place, Place):
             event["session"] = place.name
             self._live[place.name] = place
@@ -143,8 +145,10 @@ def _event(record: logging.LogRecord) -> dict[str, Any]:
 
 def _wanted(record: logging.LogRecord) -> bool:
     """Warnings and events; not what happens of itself when a server was started again under its devices."""
-    refused = getattr(getattr(record, "error", None), "code", "hello-first") != "hello-first"
-    return record.levelno >= logging.WARNING or hasattr(record, "place") or refused
+    told = hasattr(record, "place") or hasattr(record, "peer")
+    return record.levelno >= logging.WARNING or (
+        told and getattr(getattr(record, "error", None), "code", "") != "hello-first"
+    )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from mobillm_kit.classroom.database import RosterError
 from mobillm_kit.classroom.door import ClassDoor
 from mobillm_kit.classroom.folder import ClassFolder
 from mobillm_kit.classroom.journal import QUIET_S, journal
+from mobillm_kit.classroom.line import LineService
 from mobillm_kit.classroom.roster import Roster
 from mobillm_kit.files import only_one
 from mobillm_kit.server.process import ServiceStart, serve_forever
@@ -52,7 +53,9 @@ def serve_class(folder: ClassFolder, announce: Callable[[ServiceStart], None]) -
                 threading.Thread(target=_keep, args=(keep, ended), daemon=True, name="list").start()
 
             try:
-                serve_forever(settings, bind=settings.bind, door=door, advertise=settings.host, announce=begin)
+                serve_forever(
+                    settings, bind=settings.bind, door=door, advertise=settings.host, announce=begin, kind=LineService
+                )
             finally:
                 ended.set()
 

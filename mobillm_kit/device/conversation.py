@@ -15,6 +15,7 @@ Knows: messages, and the moments it is told.  Knows nothing of: clocks, sockets,
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ from mobillm_kit.channel.checks import check_welcome
 from mobillm_kit.channel.messages import Answer, BatchMessage, Message, Question, WireError
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.errors import ServerGone, ServerRefused, TrainingDiverged
+
+log = logging.getLogger(__name__)
 
 Frames = Sequence[bytes | bytearray | memoryview]
 
@@ -63,6 +66,7 @@ class Conversation:
         self.wanted = self.acked = self.known = position
         """``known``: steps whose losses are known."""
         self.welcome = False
+        self._place = ""  # in line, as it was said last
         self.first_at: int | None = None  # the byte of the first weights that the server waits for
         self.part_bytes = 0  # of them on their way
         self.outbox: Outgoing | None = None
@@ -165,6 +169,11 @@ class Conversation:
                 self._begin(message, now)
         elif isinstance(message, messages.Error):
             _refused(message, asked=self._request is not None and self._request.sequence == message.sequence)
+            if message.code == "too-many-sessions":  # it waits in line, and the user wants to know where
+                self.patience.progressed(now)
+                if message.sentence != self._place:
+                    self._place = message.sentence
+                    log.warning("%s", message.sentence)
         elif not self.welcome:
             return None  # meant for the connection before this one
         elif isinstance(message, messages.Ack):

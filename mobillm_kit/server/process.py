@@ -53,8 +53,7 @@ class ServerProcess:
 
     def __init__(self, folder: Path, *, keys: Path | None = None, options: tuple[str, ...] = ()) -> None:
         self.folder = folder
-        self._keys = keys
-        self._options = options
+        self._options = options if keys is None else ("--keys", str(keys), *options)
         self._launch(ANY_PORT)
 
     @property
@@ -79,7 +78,6 @@ class ServerProcess:
     def _launch(self, bind: str) -> None:
         command = [sys.executable, "-m", "mobillm_kit.cli", "server", "--json", "--with-parent"]
         command += ["--folder", str(self.folder), "--bind", bind]
-        command += ["--keys", str(self._keys)] if self._keys is not None else []
         self._process = subprocess.Popen(
             [*command, *self._options],
             stdin=subprocess.PIPE,
@@ -163,6 +161,7 @@ def serve_forever(
     door: Door | None = None,
     advertise: str | None = None,
     announce: Callable[[ServiceStart, Service], None],
+    kind: type[Service] = Service,
 ) -> None:
     """Listen and serve until a signal ends it.
 
@@ -170,12 +169,12 @@ def serve_forever(
         bind: where to listen; BadInput for anything but loopback without keys, and for an address in use.
         door: who may come in; None serves loopback without encryption.
         advertise: the host that devices reach this machine by; the bound one by default.
-        announce: told where the server listens and how to join; and the service itself.
+        announce: told where the server listens and how to join; and the service itself, which is of that ``kind``.
     """
     os.umask(0o077)  # checkpoints and activations are for whoever runs the server
     settings.folder.mkdir(parents=True, exist_ok=True)
     socket = ServerSocket(bind, door=door, limits=service_limits(settings))
-    service = Service(socket, settings, door)
+    service = kind(socket, settings, door)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: service.stop())
     join = ""
