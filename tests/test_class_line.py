@@ -61,7 +61,8 @@ def numbers(found) -> list[tuple[int, str]]:
 def begun(line, *others: int) -> None:
     """The first has the place, and the others came in this order."""
     line.say(peer(1), hello(1))
-    assert isinstance(line.answers(2)[-1][1], Welcome)
+    ((_, welcome),) = line.answers(1)  # and nothing else is said to who need not wait
+    assert isinstance(welcome, Welcome)
     for place, number in enumerate(others, 1):
         line.say(peer(number), hello(number))
         assert numbers(line.answers(1)) == [(number, str(place))]
@@ -86,6 +87,15 @@ def test_who_asks_again_is_told_again_and_stays_where_it_is(line):
     assert numbers(line.answers(1)) == [(9, "1")]
     line.say(peer(1), Bye())
     assert [r for r, message in line.answers(4) if isinstance(message, Welcome)] == [b"\x09"]
+
+
+def test_who_has_a_place_asks_and_comes_back_past_the_line(line):
+    begun(line, 2, 3)
+    for connection in (peer(1), peer(9, "key 1")):
+        line.say(connection, hello(1))
+        ((route, welcome),) = line.answers(1)
+        assert (route, type(welcome)) == (connection.route, Welcome)
+    assert len(line.service._line) == 2
 
 
 def test_who_is_gone_holds_nobody_up(line):

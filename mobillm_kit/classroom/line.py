@@ -38,15 +38,16 @@ class LineService(Service):
         self._line_up()
         number = 0
         for route, (turn, peer, hello) in list(self._line.items()):
-            free = number == 0 and self._has_room(peer, hello.session)
-            number += not free
-            if not self._tell(peer, 0 if free else number):  # gone while it waited
-                del self._line[route], self._asked[route]
-                number -= not free
-            elif free:
-                del self._line[route]
-                turn.set_result(True)
-                super()._admit()
+            with self._fence(peer):
+                free = self._has_place(peer, hello.session) or (number == 0 and self._has_room())
+                if not self._tell(peer, 0 if free else number + 1):  # gone while it waited
+                    del self._line[route], self._asked[route]
+                elif free:
+                    del self._line[route]
+                    turn.set_result(True)
+                    super()._admit()
+                else:
+                    number += 1
         super()._admit()
 
     def _line_up(self) -> None:
@@ -71,18 +72,21 @@ class LineService(Service):
             else:
                 self._line[route] = turn, peer, hello
 
-    def _has_room(self, peer: Peer, session: str) -> bool:
-        """Whether a session of that name can begin now, or goes on."""
+    def _has_place(self, peer: Peer, session: str) -> bool:
+        """Whether that session is being trained, and its device asks, or is back on a new connection."""
+        return any(place.name == session or place.peer.route == peer.route for place in self._places.all())
+
+    def _has_room(self) -> bool:
+        """Whether another session can begin now."""
         places = self._places.all()
         left = any(place.thread.failed or place.silent_s > TIMINGS.silent_s for place in places)
-        own = any(place.name == session or place.peer.route == peer.route for place in places)
-        return len(places) < self._settings.max_sessions or left or own
+        return len(places) < self._settings.max_sessions or left
 
     def _tell(self, peer: Peer, number: int) -> bool:
         """Say the number in line where it has changed, 0 as the turn comes; False where nobody is there any more."""
-        if self._told.get(peer.route) == number:
+        if self._told.get(peer.route, 0) == number:  # who never waited is not called either
             return True
-        if peer.route not in self._told and number:
+        if peer.route not in self._told:
             log.info("waits", extra={"peer": peer, "why": f"number {number} in line"})
         words = (
             f"All places of this class are taken: you are number {number} in line." if number else "It is your turn."

@@ -67,9 +67,9 @@ class Service:
         self._admit()
         self._flush()
         self._places.drop_idle(TIMINGS.idle_s)
-        while self.turned_out:
-            key = self.turned_out.popleft()
-            for place in (place for place in self._places.all() if place.owner == key):
+        gone = {self.turned_out.popleft() for _ in range(len(self.turned_out))}
+        for place in (place for place in self._places.all() if place.owner in gone):
+            with self._fence(place.peer):
                 self._send(place.peer, refusal("turned-out").said(fatal=True))
                 self._places.drop(place, "turned out")
         self._socket.cut_off()
