@@ -9,7 +9,7 @@ Taught in: notebooks/00_start_here.ipynb
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from functools import reduce
 from itertools import dropwhile, pairwise, takewhile
@@ -77,13 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def parse(arguments: Sequence[str]) -> cli_run.Command:
+def parse(arguments: Sequence[str]) -> Callable[[], int]:
     """The command that is asked for, its values checked against their fields."""
     said = io.StringIO()
-    kinds: Any = reduce(or_, COMMANDS)
+    kinds: Any = reduce(or_, (*COMMANDS, cli_tools.Class))
     try:
         with redirect_stderr(said):
-            command: cli_run.Command = tyro.cli(
+            command: Callable[[], int] = tyro.cli(
                 kinds,
                 prog="mobillm",
                 description=ABOUT,
@@ -112,15 +112,14 @@ def _is_rule(line: str) -> bool:
     return not line.strip("─-+╰╯")
 
 
-def _check(command: cli_run.Command) -> None:
+def _check(command: Callable[[], int]) -> None:
     """tyro reads types; bounds are msgspec's."""
     plain = msgspec.to_builtins(command, enc_hook=str)
     try:
         msgspec.convert(plain, type(command), dec_hook=lambda kind, value: kind(value))
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at `$.")
-        option = place.rstrip("`").replace("_", "-")
-        raise BadInput(f"--{option}: {problem[0].lower()}{problem[1:]}.") from None
+        raise BadInput(f"--{place.rstrip('`').replace('_', '-')}: {problem[0].lower()}{problem[1:]}.") from None
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ SHOWN = 4
 
 def few(values: Collection[object]) -> str:
     """The first few of a list that a user or a peer gave: sentences have a longest length."""
-    more = ", …" if len(values) > SHOWN else ""
-    return f"[{', '.join(map(str, list(values)[:SHOWN]))}{more}]"
+    return f"[{', '.join(map(str, list(values)[:SHOWN]))}{', …' if len(values) > SHOWN else ''}]"
 
 
 def first_line(error: BaseException) -> str:

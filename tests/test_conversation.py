@@ -370,3 +370,17 @@ def test_a_handshake_gets_what_is_left_of_patience():
     assert patience.handshake_s(BEGAN) == TIMES.handshake_s
     assert patience.handshake_s(BEGAN + 18) == pytest.approx(2.0)
     assert patience.handshake_s(BEGAN + 100) == TIMES.shortest_handshake_s
+
+
+def test_a_number_in_line_is_said_where_it_changes_and_who_waits_is_not_stuck(caplog):
+    link = conversation()
+    link.connected(BEGAN)
+    for minute, sentence in enumerate(["number 2", "number 2", "number 1"], 1):
+        now = BEGAN + 0.9 * minute * TIMES.stuck_s
+        link.patience.heard(now)
+        link.take(replace(error("too-many-sessions", fatal=False), sentence=sentence), [], now)
+        link.patience.heard(now + TIMES.stall_s + 1)  # a pong
+        assert any(isinstance(said, Hello) for said in link.tick(now + TIMES.stall_s + 1))  # asks where it stands
+    assert [record.message for record in caplog.records] == ["number 2", "number 1"]
+    with pytest.raises(ServerRefused, match="too-many-sessions"):
+        link.take(error("too-many-sessions"), [], now)

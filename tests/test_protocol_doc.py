@@ -26,7 +26,6 @@ from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import MIB
 from mobillm_kit.quant import BITS, CODECS, FP4, NF4, codec
 from mobillm_kit.server import ServiceSettings
-from mobillm_kit.server.places import MOST_PER_KEY
 from mobillm_kit.server.service import service_limits
 from mobillm_kit.side.adapter import SideAdapter
 from mobillm_kit.side.description import HeadSpec, SideSpec
@@ -131,7 +130,7 @@ def test_the_limits_are_those_of_the_code():
     assert f"{STRANGER_BYTES // MIB} MiB" in SECTIONS[1]
     assert f"{TIMINGS.stranger_s:g} s" in SECTIONS[1]
     assert f"{MOST_STRANGERS} such" in SECTIONS[1]
-    assert f"at most {MOST_PER_KEY} sessions" in SECTIONS[4]
+    assert f"at most {ServiceSettings().per_device} sessions" in SECTIONS[4]
 
 
 def test_the_seconds_are_those_of_the_code():

@@ -425,6 +425,16 @@ def test_a_key_has_a_few_sessions_and_leaves_room_for_others(served):
     assert isinstance(end.answers(1)[0], Welcome)
 
 
+@pytest.mark.parametrize(("per_device", "most"), [(1, 1), (3, 3), (9, 4)])
+def test_how_many_sessions_a_key_has_is_a_setting_and_half_of_the_places_at_most(served, per_device, most):
+    end = served(max_sessions=8, per_device=per_device)
+    codes = []
+    for number in range(9):
+        end.say(Peer(bytes([number]), "key"), hello(number))
+        codes.append(getattr(end.answers(1)[0], "code", "welcome"))
+    assert codes == ["welcome"] * most + ["too-many-sessions"] * (9 - most)
+
+
 def test_another_key_never_finds_a_session_of_the_same_name(tmp_path):
     assert owner_folder("key") != owner_folder("another key")
     assert len(owner_folder("key")) == 32

@@ -160,8 +160,7 @@ class Backbone(nn.Module):
     def taps(self, *tokens: Any, layers: Sequence[int]) -> list[Tensor]:
         """The activations of the chosen layers, (B, T, d) each, in the order of ``layers`` (1 .. L; 0 = embedding)."""
         self.check_layers(layers)
-        states = enumerate(self.hidden_states(*tokens))
-        kept = {index: state for index, state in states if index in layers}
+        kept = {index: state for index, state in enumerate(self.hidden_states(*tokens)) if index in layers}
         return [kept[index] for index in layers]
 
     def check_layers(self, layers: Sequence[int]) -> None:

@@ -264,8 +264,7 @@ class DeviceSocket(End):
 
     def _connect_anew_if_given_up(self) -> None:
         """libzmq connects again after a loss, but not after bytes that break its protocol, nor after a refusal."""
-        given_up = self._last_event == zmq.EVENT_DISCONNECTED
-        if given_up and time.monotonic() - self._last_event_at > TIMINGS.given_up_s:
+        if self._last_event == zmq.EVENT_DISCONNECTED and time.monotonic() - self._last_event_at > TIMINGS.given_up_s:
             self._last_event = 0
             with suppress(zmq.ZMQError):  # it has forgotten the address already
                 self._socket.disconnect(self.address)

@@ -155,8 +155,7 @@ class OneTimeCodes(_File[list[_Code]]):
         """Three groups of four characters, 59 bits; BadInput for a lifetime not between a second and a week."""
         if not 1 <= lifetime_s <= 7 * 24 * 3600:
             raise BadInput(f"A code cannot live {lifetime_s} seconds.", "Choose between 1 second and a week.")
-        groups = ("".join(secrets.choice(CODE_ALPHABET) for _ in range(CODE_GROUP)) for _ in range(CODE_GROUPS))
-        text = "-".join(groups)
+        text = "-".join("".join(secrets.choice(CODE_ALPHABET) for _ in range(CODE_GROUP)) for _ in range(CODE_GROUPS))
         salt = secrets.token_hex(16)
         code = _Code(salt=salt, digest=_digest(salt, text), expires=time.time() + lifetime_s)
         with self.changing() as codes:
@@ -198,10 +197,13 @@ class Door:
         self.known.add(key, "joined")
         return True
 
+    def new_code(self) -> str:
+        """What the join string brings a new device in with."""
+        return self.codes.new_code()
+
 
 def _in_time(codes: list[_Code]) -> list[_Code]:
-    now = time.time()
-    return [code for code in codes if code.expires > now]
+    return [code for code in codes if code.expires > time.time()]
 
 
 @contextmanager

@@ -82,14 +82,12 @@ def make_routes_unpredictable() -> None:
     libzmq 4.3.5 never seeds it, so that every server hands out the same routes, and it ends the whole process
     ("Assertion failed: ok") when a stranger claims the very route that is next.  Nobody else here uses that generator.
     """
-    library = ctypes.CDLL("ucrtbase" if sys.platform == "win32" else None)
-    library.srand(ctypes.c_uint(secrets.randbits(32)))
+    ctypes.CDLL("ucrtbase" if sys.platform == "win32" else None).srand(ctypes.c_uint(secrets.randbits(32)))
 
 
 def failure(reason: str, address: str, encrypted: bool) -> HandshakeFailed:
     """What is said of a device that does not get in."""
-    curve = "no-curve-there" if encrypted else "no-curve-here"
-    said = _SENTENCES[curve if reason == "no-curve" else reason]
+    said = _SENTENCES[{"no-curve": "no-curve-there" if encrypted else "no-curve-here"}.get(reason, reason)]
     return HandshakeFailed(said["problem"].format(address=address), said["remedy"], reason=reason)
 
 

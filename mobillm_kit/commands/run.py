@@ -61,8 +61,7 @@ class Running(Settings, Command, frozen=True, kw_only=True):
 
         torch.set_num_threads(self.threads)
         with only_one(out), Bars(screen) as bars:
-            show = bars.of(method_row(spec.method).label)
-            record = run(spec, folder=out, command=_command(), callbacks=[show])
+            record = run(spec, folder=out, command=_command(), callbacks=[bars.of(method_row(spec.method).label)])
         if record.status == "interrupted":
             raise KeyboardInterrupt
         _print_scores(record.scores)

@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.conf import Positional, UseAppendAction, arg
 
+from mobillm_kit.classroom.desk import Class as Class
 from mobillm_kit.commands.run import Command, method_options, say, screen
 from mobillm_kit.common import MIB, when_parent_ends
 from mobillm_kit.errors import MissingExtra
@@ -143,10 +144,11 @@ class Server(ServiceSettings, Command, frozen=True, kw_only=True):
     def __call__(self) -> int:
         if self.with_parent:  # before torch is imported, which takes seconds: an interrupted cell leaves no server
             when_parent_ends(lambda: os._exit(0))  # at once: checkpoints are whole at any moment
+        from mobillm_kit.channel.keys import Door
         from mobillm_kit.server.disk import disk_of
         from mobillm_kit.server.process import ServiceStart, serve_forever
 
-        def announce(start: ServiceStart) -> None:
+        def announce(start: ServiceStart, _: object) -> None:
             """Where it listens, for people or for programs."""
             if self.as_json:
                 print(msgspec.json.encode(start).decode(), flush=True)
@@ -158,7 +160,8 @@ class Server(ServiceSettings, Command, frozen=True, kw_only=True):
             removed, used_bytes = disk_of(self).make_room()
             say(f"Removed {removed} sessions from {self.folder}; the others hold {used_bytes / MIB:.1f} MiB.")
             return 0
-        serve_forever(self, bind=self.bind, keys=self.keys, advertise=self.advertise, announce=announce)
+        door = None if self.keys is None else Door(self.keys)
+        serve_forever(self, bind=self.bind, door=door, advertise=self.advertise, announce=announce)
         return 0
 
 

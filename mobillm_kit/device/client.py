@@ -298,8 +298,7 @@ def route_to(
 
 def _address(server: str, stack: ExitStack, folder: Path | None) -> tuple[str, str, str]:
     if server == "spawn":
-        process = stack.enter_context(serve(folder, options=("--max-sessions", "1")))  # ours alone
-        return process.address, "", ""
+        return stack.enter_context(serve(folder, options=("--max-sessions", "1"))).address, "", ""  # ours alone
     if server.startswith("mobillm://"):
         join = JoinString.parse(server)
         return join.address, join.server_key, join.code

@@ -15,6 +15,7 @@ Knows: messages, and the moments it is told.  Knows nothing of: clocks, sockets,
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ from mobillm_kit.channel.checks import check_welcome
 from mobillm_kit.channel.messages import Answer, BatchMessage, Message, Question, WireError
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.errors import ServerGone, ServerRefused, TrainingDiverged
+
+log = logging.getLogger(__name__)
 
 Frames = Sequence[bytes | bytearray | memoryview]
 
@@ -63,6 +66,7 @@ class Conversation:
         self.wanted = self.acked = self.known = position
         """``known``: steps whose losses are known."""
         self.welcome = False
+        self._place = ""  # in line, as it was said last
         self.first_at: int | None = None  # the byte of the first weights that the server waits for
         self.part_bytes = 0  # of them on their way
         self.outbox: Outgoing | None = None
@@ -130,8 +134,7 @@ class Conversation:
         if self.patience.is_silent(now, transfer_s):
             raise ConnectionLost
         said: list[Message] = [messages.Ping(nonce=max(0, int(now * 1000)))] if self.patience.pings(now) else []
-        steps = bool(self._under_way) or self.acked > self.known
-        waiting = not self.welcome or steps or self._request is not None
+        waiting = not self.welcome or bool(self._under_way) or self.acked > self.known or self._request is not None
         if self.patience.asks_again(now, waiting, transfer_s):
             said.append(self._say_hello(now))
         return said
@@ -166,6 +169,11 @@ class Conversation:
                 self._begin(message, now)
         elif isinstance(message, messages.Error):
             _refused(message, asked=self._request is not None and self._request.sequence == message.sequence)
+            if message.code == "too-many-sessions":  # it waits in line, and the user wants to know where
+                self.patience.progressed(now)
+                if message.sentence != self._place:
+                    self._place = message.sentence
+                    log.warning("%s", message.sentence)
         elif not self.welcome:
             return None  # meant for the connection before this one
         elif isinstance(message, messages.Ack):
@@ -317,8 +325,7 @@ class Patience:
 
     def pings(self, now: float) -> bool:
         """Whether to ping now; one at a time: behind a large batch they would only pile up."""
-        unanswered = self._pinged > self._heard_here
-        due = not unanswered and now - max(self._pinged, self._heard_here) > TIMINGS.ping_s
+        due = self._pinged <= self._heard_here and now - max(self._pinged, self._heard_here) > TIMINGS.ping_s
         if due:
             self._pinged = now
         return due
@@ -337,8 +344,7 @@ class Patience:
 
     def handshake_s(self, now: float) -> float:
         """How long a handshake may take."""
-        left_s = self._heard + self._patience_s - now
-        return min(TIMINGS.handshake_s, max(TIMINGS.shortest_handshake_s, left_s))
+        return min(TIMINGS.handshake_s, max(TIMINGS.shortest_handshake_s, self._heard + self._patience_s - now))
 
     def lost(self, now: float) -> None:
         """A connection was lost; ServerGone after too many in a row, or where the server is silent for too long."""

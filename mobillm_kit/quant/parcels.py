@@ -73,8 +73,7 @@ def pack(upload: Upload, coder: Codec, layers: Sequence[int], rows: Sequence[int
     """Encode an upload's real tokens, of all samples or ``rows``; ``layers`` are numbers for errors and the server."""
     chosen = torch.arange(upload.mask.shape[0]) if rows is None else torch.tensor(list(rows), dtype=torch.long)
     real = upload.mask[chosen].bool()
-    places = real.long().cumsum(dim=1) - 1
-    positions = places.gather(1, upload.positions[chosen].long().unsqueeze(1)).squeeze(1)
+    positions = (real.long().cumsum(dim=1) - 1).gather(1, upload.positions[chosen].long().unsqueeze(1)).squeeze(1)
     payloads = tuple(
         coder.encode(tap[chosen][real], f"layer {layer}") for layer, tap in zip(layers, upload.activations, strict=True)
     )

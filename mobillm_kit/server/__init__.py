@@ -25,6 +25,8 @@ class ServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
     """MiB of training and of batches that wait, all devices together."""
     max_sessions: Count = 8
     """Devices at a time."""
+    per_device: Count = 4
+    """Sessions of one device's key at a time; half of --max-sessions at most."""
     cache_memory: Annotated[int, Meta(ge=0)] = 1024
     """MiB of cached activations in memory, per device."""
     cache_disk: Annotated[int, Meta(ge=0)] = 8192

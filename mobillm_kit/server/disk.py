@@ -73,8 +73,7 @@ class Disk:
             sizes = {folder: max(_size(folder), self._needs.get(folder, 0)) for folder in unused_s}
             before = len(sizes)
             for folder in sorted(unused_s, key=unused_s.__getitem__, reverse=True):
-                too_old = unused_s[folder] > self._keep_s
-                if (too_old or sum(sizes.values()) > self._total_bytes) and _removed(folder):
+                if (unused_s[folder] > self._keep_s or sum(sizes.values()) > self._total_bytes) and _removed(folder):
                     del sizes[folder]
         return before - len(sizes), sum(sizes.values())
 

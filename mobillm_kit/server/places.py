@@ -6,6 +6,7 @@ Knows: connections, keys, training threads.  Knows nothing of: messages, plans, 
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
+import logging
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from mobillm_kit.channel.messages import WireError, refusal
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.server.session import TrainingThread
 
-MOST_PER_KEY = 4
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -30,6 +31,8 @@ class Place:
     peer: Peer
     """Where its device is at present."""
     unsent: deque[Sequence[bytes | bytearray | memoryview]] = field(default_factory=deque)
+    n_bytes: int = 0
+    """What its device has sent."""
 
     @property
     def silent_s(self) -> float:
@@ -38,11 +41,11 @@ class Place:
 
 
 class Places:
-    """The sessions of one server, ``most`` at a time; ``socket`` is told which connections a session stands on."""
+    """The sessions of one server, ``most`` at a time, in all and of a key; ``socket`` is told where sessions stand."""
 
-    def __init__(self, socket: ServerSocket, most: int) -> None:
+    def __init__(self, socket: ServerSocket, most: int, most_per_key: int) -> None:
         self._socket = socket
-        self._most = most
+        self._most, self._most_per_key = most, most_per_key
         self._by_name: dict[str, Place] = {}
         self._by_route: dict[bytes, Place] = {}
 
@@ -65,9 +68,9 @@ class Places:
         """Drop what is left or has failed, to begin another session; ``too-many-sessions`` where all are at work."""
         for left in (self.at(peer), self._by_name.get(name)):
             if left is not None:
-                self.drop(left)
+                self.drop(left, "failed" if left.thread.failed else "began another session")
         own = [place for place in self.all() if peer.key and place.owner == peer.key]
-        most = max(1, min(MOST_PER_KEY, self._most // 2))
+        most = max(1, min(self._most_per_key, self._most // 2))
         if len(own) >= most:
             self._drop_quietest(own, TIMINGS.left_s, refusal("sessions-of-key", most=most))
         if len(self._by_name) >= self._most:
@@ -76,6 +79,7 @@ class Places:
     def take(self, peer: Peer, name: str, thread: TrainingThread) -> Place:
         """Give a session a place."""
         self._by_name[name] = place = Place(name, peer.key, thread, peer)
+        log.info("joined", extra={"place": place})
         return place
 
     def bind(self, place: Place, peer: Peer) -> bool:
@@ -88,9 +92,10 @@ class Places:
         self._socket.know(peer, True)
         return again
 
-    def drop(self, place: Place) -> None:
+    def drop(self, place: Place, why: str) -> None:
         """End a session's training after the step it is in; its checkpoints stay."""
-        self._by_name.pop(place.name, None)
+        if self._by_name.pop(place.name, None) is not None:
+            log.info("left", extra={"place": place, "why": why})
         place.thread.close()
         self._let_go(place)
 
@@ -98,7 +103,7 @@ class Places:
         """Those whose devices have said nothing for so long."""
         for place in self.all():
             if place.silent_s > idle_s:
-                self.drop(place)
+                self.drop(place, "silent")
 
     def end_all(self) -> None:
         """Every session ends the step it is in; waits for that."""
@@ -107,12 +112,13 @@ class Places:
         deadline = time.monotonic() + TIMINGS.end_s
         for place in self.all():
             place.thread.wait_closed(max(0.0, deadline - time.monotonic()))
+            self.drop(place, "the server ended")
 
     def _drop_quietest(self, places: Sequence[Place], silent_s: float, otherwise: WireError) -> None:
         place = max(places, key=lambda place: (place.thread.failed, place.silent_s))
         if not place.thread.failed and place.silent_s <= silent_s:
             raise otherwise
-        self.drop(place)
+        self.drop(place, "failed" if place.thread.failed else "silent, and others waited")
 
     def _let_go(self, place: Place) -> None:
         if self._by_route.get(place.peer.route) is place:

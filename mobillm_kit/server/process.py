@@ -53,8 +53,7 @@ class ServerProcess:
 
     def __init__(self, folder: Path, *, keys: Path | None = None, options: tuple[str, ...] = ()) -> None:
         self.folder = folder
-        self._keys = keys
-        self._options = options
+        self._options = options if keys is None else ("--keys", str(keys), *options)
         self._launch(ANY_PORT)
 
     @property
@@ -79,7 +78,6 @@ class ServerProcess:
     def _launch(self, bind: str) -> None:
         command = [sys.executable, "-m", "mobillm_kit.cli", "server", "--json", "--with-parent"]
         command += ["--folder", str(self.folder), "--bind", bind]
-        command += ["--keys", str(self._keys)] if self._keys is not None else []
         self._process = subprocess.Popen(
             [*command, *self._options],
             stdin=subprocess.PIPE,
@@ -160,30 +158,29 @@ def serve_forever(
     settings: ServiceSettings,
     *,
     bind: str = ANY_PORT,
-    keys: Path | None = None,
+    door: Door | None = None,
     advertise: str | None = None,
-    announce: Callable[[ServiceStart], None],
+    announce: Callable[[ServiceStart, Service], None],
+    kind: type[Service] = Service,
 ) -> None:
     """Listen and serve until a signal ends it.
 
     Args:
         bind: where to listen; BadInput for anything but loopback without keys, and for an address in use.
-        keys: folder of the server's key, the allow-list and the codes; None serves loopback without encryption.
+        door: who may come in; None serves loopback without encryption.
         advertise: the host that devices reach this machine by; the bound one by default.
-        announce: told where the server listens and how to join.
+        announce: told where the server listens and how to join; and the service itself, which is of that ``kind``.
     """
     os.umask(0o077)  # checkpoints and activations are for whoever runs the server
-    door = None if keys is None else Door(keys)
     settings.folder.mkdir(parents=True, exist_ok=True)
     socket = ServerSocket(bind, door=door, limits=service_limits(settings))
-    service = Service(socket, settings, door)
+    service = kind(socket, settings, door)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: service.stop())
     join = ""
     if door is not None:
-        port = socket.address.rsplit(":", 1)[1]
-        reachable = socket.address if advertise is None else f"tcp://{advertise}:{port}"
-        join = str(JoinString(reachable, door.keys.public, door.codes.new_code()))
-    announce(ServiceStart(address=socket.address, join=join, pid=os.getpid()))
+        reachable = socket.address if advertise is None else f"tcp://{advertise}:{socket.address.rsplit(':', 1)[1]}"
+        join = str(JoinString(reachable, door.keys.public, door.new_code()))
+    announce(ServiceStart(address=socket.address, join=join, pid=os.getpid()), service)
     with socket:
         service.run()

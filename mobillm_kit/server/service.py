@@ -44,10 +44,12 @@ class Service:
         self._door = door
         self._clerk = ThreadPoolExecutor(1, thread_name_prefix="codes")
         self._asked: dict[bytes, tuple[Future[bool], Peer, Hello, list[memoryview]]] = {}
-        self._places = Places(socket, settings.max_sessions)
+        self._places = Places(socket, settings.max_sessions, settings.per_device)
         self._limits = service_limits(settings)
         self._disk = disk_of(settings)
         self._stop = threading.Event()
+        self.turned_out: deque[str] = deque()
+        """Keys whose sessions are to end; any thread may append.  Whether they come back is the door's to say."""
 
     def run(self) -> None:
         """Serve until :meth:`stop`; then every session ends the step it is in."""
@@ -65,6 +67,11 @@ class Service:
         self._admit()
         self._flush()
         self._places.drop_idle(TIMINGS.idle_s)
+        gone = {self.turned_out.popleft() for _ in range(len(self.turned_out))}
+        for place in (place for place in self._places.all() if place.owner in gone):
+            with self._fence(place.peer):
+                self._send(place.peer, refusal("turned-out").said(fatal=True))
+                self._places.drop(place, "turned out")
         self._socket.cut_off()
 
     def stop(self) -> None:
@@ -87,6 +94,8 @@ class Service:
                 if place is not None:
                     place.thread.damaged()
                 return
+            if place is not None:
+                place.n_bytes += sum(map(len, frames))
             if isinstance(message, Hello):
                 self._hello(peer, message, payloads)
             elif place is not None and isinstance(message, Bye):
@@ -105,12 +114,13 @@ class Service:
             try:
                 yield
             except WireError as error:
+                log.info("refused", extra={"peer": peer, "error": error})
                 self._send(peer, error.said(fatal=error.code != "hello-first"))
             except Exception as error:
                 log.exception("One device's message met an error of this server; the others go on.")
                 place = self._places.at(peer)
                 if place is not None:
-                    self._places.drop(place)
+                    self._places.drop(place, "an error of the server")
                 # its kind alone: its words may hold the server's paths
                 self._send(peer, refusal("own-error", kind=type(error).__name__).said(fatal=True))
         except Exception:
@@ -138,8 +148,7 @@ class Service:
         place = self._places.of(peer, hello.session)
         if place is None or place.thread.failed:
             place = self._new_place(peer, hello, payloads)
-        again = self._places.bind(place, peer)
-        place.thread.receive(hello, [], again=again)
+        place.thread.receive(hello, [], again=self._places.bind(place, peer))
 
     def _new_place(self, peer: Peer, hello: Hello, payloads: list[memoryview]) -> Place:
         plan = hello.plan
@@ -183,7 +192,7 @@ class Service:
 
     def _bye(self, place: Place) -> None:
         self._flush()
-        self._places.drop(place)
+        self._places.drop(place, "said farewell")
         self._send(place.peer, Bye())
 
     def _flush(self) -> None:

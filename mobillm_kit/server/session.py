@@ -151,8 +151,7 @@ class Session:
     def fail(self, job: Job, error: WireError) -> None:
         """It cannot go on: everything that waits is dropped, the session is over, others do not notice."""
         self.failed = True
-        sequence = getattr(job.message, "sequence", None)
-        self.done(job, [(error.said(fatal=True, sequence=sequence), [])], self._trained)
+        self.done(job, [(error.said(fatal=True, sequence=getattr(job.message, "sequence", None)), [])], self._trained)
 
     # ------------------------------------------------------------------ inside
 
@@ -203,6 +202,7 @@ class TrainingThread:
         threads: int = 1,
     ) -> None:
         self.last_heard = time.monotonic()
+        self.trained = 0  # steps so far, those of earlier lives of this session too
         self._session = session
         self._make_trainer = trainer
         self._trainer: SessionTrainer | None = None
@@ -264,8 +264,7 @@ class TrainingThread:
         with self._changed:
             while not self._closing:
                 waiting = self._trainer is not None and self._trainer.waiting
-                job = self._session.next_job(waiting=waiting)
-                if job is not None:
+                if (job := self._session.next_job(waiting=waiting)) is not None:
                     return job
                 self._changed.wait()
             return None
@@ -283,6 +282,7 @@ class TrainingThread:
         else:
             with self._changed:
                 self._session.done(job, replies, self._trainer.sequence)
+                self.trained = self._trainer.sequence
         self._wake()
 
     def _fail(self, job: Job, error: WireError) -> None:

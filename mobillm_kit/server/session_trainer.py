@@ -272,8 +272,7 @@ def _read_checkpoint(path: Path, plan: Plan) -> dict[str, Tensor] | None:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError, ValueError, TypeError, RuntimeError):  # the last two: a header that lies
         return None
-    whole = about.get("digest") == tensors_digest(state) and about.get("plan") == plan_digest(plan)
-    return state if whole else None
+    return state if about.get("digest") == tensors_digest(state) and about.get("plan") == plan_digest(plan) else None
 
 
 def _unpacked(parcels: Sequence[Parcel], message: BatchMessage) -> Upload:

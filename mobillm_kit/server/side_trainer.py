@@ -79,8 +79,7 @@ class SideTrainer:
     def residual_logits(self, upload: Upload) -> Tensor:
         """(B, C), without gradient, of a side network trained on prediction differences: log(p + f)."""
         start = self.start_logits(upload)
-        change = self._logits(upload) - start
-        return (start.float().softmax(dim=-1) + change).clamp_min(FLOOR).log()
+        return (start.float().softmax(dim=-1) + (self._logits(upload) - start)).clamp_min(FLOOR).log()
 
     @torch.no_grad()
     def start_logits(self, upload: Upload) -> Tensor:

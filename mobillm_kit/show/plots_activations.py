@@ -38,8 +38,7 @@ def token_with_outlier(x: Tensor, rank: float = 0.9) -> Tensor:
 
 def lost(x: Tensor, coder: Codec) -> str:
     """What a codec does to one token (d,), in words: channels that become zero, relative error, bytes."""
-    back = _through(coder, x.unsqueeze(0))[0]
-    small = ((back == 0) & (x != 0)).sum().item()
+    small = ((_through(coder, x.unsqueeze(0))[0] == 0) & (x != 0)).sum().item()
     error = relative_error(coder, x.unsqueeze(0))
     return f"{small} of {len(x)} channels became zero; relative error {error:.3f}; {coder.wire_bytes((len(x),))} bytes"
 

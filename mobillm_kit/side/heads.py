@@ -132,8 +132,7 @@ class SideTuned(nn.Module):
         The side network works in its own precision, whatever the taps arrive in.
         """
         wide = [tap.to(self.adapter.side.gates.dtype) for tap in taps]
-        hidden = wide[-1] + self.adapter.side(wide, mask)
-        return self.head(self.head.pool(hidden, mask, positions))
+        return self.head(self.head.pool(wide[-1] + self.adapter.side(wide, mask), mask, positions))
 
     @property
     def one_token_is_enough(self) -> bool:

@@ -29,8 +29,7 @@ class PooledHead(nn.Module):
         self.n_labels = n_labels
         self.single_token = pooling == "first"
         self.classifier = nn.Linear(width, n_labels, device="meta").to_empty(device="cpu")
-        generator = torch.Generator().manual_seed(seed)
-        nn.init.normal_(self.classifier.weight, std=0.02, generator=generator)
+        nn.init.normal_(self.classifier.weight, std=0.02, generator=torch.Generator().manual_seed(seed))
         nn.init.zeros_(self.classifier.bias)
         self.query = nn.Parameter(torch.zeros(heads, width // heads)) if pooling == "attention" else None
 

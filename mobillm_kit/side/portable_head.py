@@ -172,8 +172,7 @@ def _form_of(norm: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[NormForm, 
     eps = float(getattr(norm, "eps", None) or getattr(norm, "variance_epsilon", None) or 0.0)
     weight = tensors.get("norm.weight")
     if weight is not None:
-        generator = torch.Generator().manual_seed(0)
-        probe = torch.randn(8, weight.shape[0], generator=generator).to(weight)
+        probe = torch.randn(8, weight.shape[0], generator=torch.Generator().manual_seed(0)).to(weight)
         with torch.no_grad():
             expected = norm(probe)
             for form in NORMS:

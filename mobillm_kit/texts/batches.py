@@ -89,8 +89,7 @@ class Batches:
     def step(self, step: int) -> StepBatch:
         """The batch of a step."""
         samples = self.samples(step)
-        rows = self.rows(samples)
-        return StepBatch(**vars(rows), step=step, samples=samples, batches=self)
+        return StepBatch(**vars(self.rows(samples)), step=step, samples=samples, batches=self)
 
     def samples(self, step: int) -> tuple[int, ...]:
         """The numbers of the samples of a step, in their order."""

@@ -83,8 +83,7 @@ def read_table(path: Path, *, headerless: Sequence[str] = (), spreadsheet: bool 
         raise BadInput(problem, f"Give one of {', '.join(_READERS)}.")
     if not path.is_file():
         raise BadInput(f"There is no file {path}.", "Check the path.")
-    data = path.read_bytes()
-    text = decoded(data, str(path))
+    text = decoded(path.read_bytes(), str(path))
     if not text.strip():
         raise BadInput(f"{path} is empty.", "It needs a header and at least one row (JSONL: one object).")
     if reader is _read_tsv and spreadsheet and _QUOTED.fullmatch(f"{text}\n"):

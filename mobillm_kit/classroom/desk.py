@@ -1,0 +1,155 @@
+"""The instructor's commands: `mobillm class init | invite | serve | status | kick | export`.
+
+Knows: the class's folder and roster.  Knows nothing of: how words on a command line become a command.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+from tyro.conf import Positional, subcommand
+
+from mobillm_kit.classroom import invitations
+from mobillm_kit.classroom.folder import ClassFolder, ClassSettings, begin, own_address
+from mobillm_kit.classroom.report import write_report
+from mobillm_kit.classroom.roster import Roster
+from mobillm_kit.common import MIB
+from mobillm_kit.errors import BadInput
+
+screen = Console()
+
+
+class Init(msgspec.Struct, frozen=True, kw_only=True):
+    """Begin a class: a folder with the server's key, settings.toml and an empty list of students."""
+
+    folder: Positional[Path]
+    """Folder to make; its name is the class's."""
+    bind: str = "tcp://0.0.0.0:7000"
+    """Where the server will listen; 0.0.0.0 is every address of this machine, 127.0.0.1 this machine alone."""
+    advertise: str = ""
+    """Host name or address by which students' devices reach this machine; found out if not given."""
+
+    def __call__(self) -> int:
+        """Make it, and say what comes next."""
+        settings = ClassSettings(bind=self.bind, advertise=self.advertise or own_address(self.bind))
+        begin(self.folder, settings)
+        Roster.make(self.folder / "class.sqlite")
+        say(f"Devices will join at {settings.reachable}; {self.folder / 'settings.toml'} says so, and may be changed.")
+        say(f"Next: mobillm class invite {self.folder} --students names.txt")
+        return 0
+
+
+class Invite(msgspec.Struct, frozen=True, kw_only=True):
+    """Write a sheet with a one-time code, and the command to join with, for each student.
+
+    Who is in the class already gets a code too: it moves them to the device that uses it.
+    """
+
+    folder: Positional[Path]
+    """Folder of the class."""
+    students: Path | None = None
+    """Text file, one name a line."""
+    count: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """So many students without names: student 01, student 02 …"""
+    out: Path | None = None
+    """The sheet: a page to print, or plain text where the name ends in .txt; invitations-1.html … if not given."""
+
+    def __call__(self) -> int:
+        """Make the codes and the sheet, which is the only place where they stand."""
+        if (self.students is None) == (self.count == 0):
+            raise BadInput("Who is invited?", "Give --students FILE, one name a line, or --count 30.")
+        there = ClassFolder(self.folder)
+        roster = Roster(there.database)
+        sheet = invitations.free_sheet(self.folder, self.out)
+        if self.students is not None:
+            names = invitations.names_in(self.students)
+        else:
+            names = roster.numbered(len(invitations.counted([""] * self.count, "")))
+        to = there.join  # settings and key are looked at before a code is made
+        to("")
+        joins = [(name, to(code)) for name, code in roster.invite(names)]
+        invitations.write_sheet(sheet, self.folder.resolve().name, joins)
+        say(f"{len(joins)} invitations in {sheet}: print it, cut it, and keep it from others.")
+        return 0
+
+
+class Serve(msgspec.Struct, frozen=True, kw_only=True):
+    """Train side networks for the students of a class, until Ctrl-C, and say who joins, leaves and is refused."""
+
+    folder: Positional[Path]
+    """Folder of the class."""
+
+    def __call__(self) -> int:
+        """Serve, and say where."""
+        there = ClassFolder(self.folder)
+        from mobillm_kit.classroom.serving import serve_class
+
+        serve_class(there, lambda start: say(f"Listening at {start.address}; log: {there.journal}"))
+        return 0
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """Show who is in the class, how many runs each has, now and in all, and who was refused, server running or not."""
+
+    folder: Positional[Path]
+    """Folder of the class."""
+
+    def __call__(self) -> int:
+        """Print a line per student."""
+        lines = Roster(ClassFolder(self.folder).database).lines()
+        table = Table(Column("student", no_wrap=True), "", title=Text(self.folder.resolve().name))
+        for column in ("now", "runs", "steps", "MiB", "joined", "left", "refused"):
+            table.add_column(column, justify="right")
+        for line in lines:
+            counts = (str(line.counts.get(event, 0)) for event in ("joined", "left", "refused"))
+            ran = (str(line.training), str(line.sessions), str(line.steps), f"{line.n_bytes / MIB:.1f}")
+            table.add_row(Text(line.name), line.state, *ran, *counts)
+        screen.print(table)
+        return 0
+
+
+class Export(msgspec.Struct, frozen=True, kw_only=True):
+    """Write what the class did as the server saw it: runs.csv and index.html with joins, runs, steps and bytes."""
+
+    folder: Positional[Path]
+    """Folder of the class."""
+    out: Path | None = None
+    """Folder for both; export/ in the class's folder if not given."""
+
+    def __call__(self) -> int:
+        """Write both, over those of before."""
+        roster, out = Roster(ClassFolder(self.folder).database), self.out or self.folder / "export"
+        lines, runs = roster.lines(), roster.runs()
+        write_report(out, self.folder.resolve().name, lines, runs)
+        say(f"{len(runs)} runs of {len(lines)} students in {out / 'runs.csv'} and {out / 'index.html'}")
+        return 0
+
+
+class Kick(msgspec.Struct, frozen=True, kw_only=True):
+    """Let a student's device in no longer; a server that runs ends their sessions within seconds."""
+
+    folder: Positional[Path]
+    """Folder of the class."""
+    student: Positional[str]
+    """Name, as `mobillm class status` shows it."""
+
+    def __call__(self) -> int:
+        """Take the student off; a new invitation would bring them back."""
+        name = Roster(ClassFolder(self.folder).database).remove(self.student)
+        say(f"{name} is let in no longer; `mobillm class invite` would bring them back.")
+        return 0
+
+
+Class = Annotated[
+    Init | Invite | Serve | Status | Kick | Export,
+    subcommand("class", description="One server for a class: invitations, who is there, who trains."),
+]
+"""`mobillm class …`, for the command line."""
+
+
+def say(line: str) -> None:
+    """Print a line as it is, however wide."""
+    screen.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)

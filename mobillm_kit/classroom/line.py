@@ -1,0 +1,99 @@
+"""A service whose devices wait in line where all places are taken, each told its number, in place of a refusal.
+
+    hello ─► the door's answer ─► a place, or the end of the line ─► a place
+
+A number in line is an answer that is not given yet: the service keeps such a device's connection and answers its pings.
+
+Knows: the service, its places.  Knows nothing of: keys' names, how a batch is trained.
+"""
+
+from concurrent.futures import Future
+
+from mobillm_kit.channel.ends import Peer, ServerSocket
+from mobillm_kit.channel.frames import to_frames
+from mobillm_kit.channel.keys import Door
+from mobillm_kit.channel.messages import Hello, WireError
+from mobillm_kit.channel.timings import TIMINGS
+from mobillm_kit.server import ServiceSettings
+from mobillm_kit.server.service import Service, log
+
+
+class LineService(Service):
+    """First come, first served; of one key so many wait as may train."""
+
+    def __init__(self, socket: ServerSocket, settings: ServiceSettings, door: Door | None = None) -> None:
+        super().__init__(socket, settings, door)
+        self._line: dict[bytes, tuple[Future[bool], Peer, Hello]] = {}
+        """By connection, in the order in which the door let them in."""
+        self._told: dict[bytes, int] = {}
+        """The number that each heard last."""
+
+    def _hello(self, peer: Peer, hello: Hello, payloads: list[memoryview]) -> None:
+        """Who waits and asks again is told again."""
+        if peer.route in self._told:
+            self._told[peer.route] = -1
+        super()._hello(peer, hello, payloads)
+
+    def _admit(self) -> None:
+        self._line_up()
+        number = 0
+        for route, (turn, peer, hello) in list(self._line.items()):
+            with self._fence(peer):
+                free = self._has_place(peer, hello.session) or (number == 0 and self._has_room())
+                if not self._tell(peer, 0 if free else number + 1):  # gone while it waited
+                    del self._line[route], self._asked[route]
+                elif free:
+                    del self._line[route]
+                    turn.set_result(True)
+                    super()._admit()
+                else:
+                    number += 1
+        super()._admit()
+
+    def _line_up(self) -> None:
+        """Whom the door has let in goes to the end of the line."""
+        for route, (answer, peer, hello, payloads) in list(self._asked.items()):
+            if route in self._line or not answer.done() or answer.exception() or not answer.result():
+                continue  # those who stay out are told so by the service
+            turn: Future[bool] = Future()
+            self._asked[route] = turn, peer, hello, payloads
+            before = [
+                at
+                for at, (_, other, said) in self._line.items()
+                if (other.key, said.session) == (peer.key, hello.session)
+            ]
+            if before:  # the same session on a new connection: it keeps its number
+                del self._asked[before[0]]
+                self._told.pop(before[0], None)
+                self._line = {route if at == before[0] else at: one for at, one in self._line.items()}
+                self._line[route] = turn, peer, hello
+            elif sum(other.key == peer.key for _, other, _ in self._line.values()) >= self._settings.per_device:
+                turn.set_exception(WireError("too-many-sessions", "This device waits in line already.", "Be patient."))
+            else:
+                self._line[route] = turn, peer, hello
+
+    def _has_place(self, peer: Peer, session: str) -> bool:
+        """Whether that session is being trained, and its device asks, or is back on a new connection."""
+        return any(place.name == session or place.peer.route == peer.route for place in self._places.all())
+
+    def _has_room(self) -> bool:
+        """Whether another session can begin now."""
+        places = self._places.all()
+        left = any(place.thread.failed or place.silent_s > TIMINGS.silent_s for place in places)
+        return len(places) < self._settings.max_sessions or left
+
+    def _tell(self, peer: Peer, number: int) -> bool:
+        """Say the number in line where it has changed, 0 as the turn comes; False where nobody is there any more."""
+        if self._told.get(peer.route, 0) == number:  # who never waited is not called either
+            return True
+        if peer.route not in self._told:
+            log.info("waits", extra={"peer": peer, "why": f"number {number} in line"})
+        words = (
+            f"All places of this class are taken: you are number {number} in line." if number else "It is your turn."
+        )
+        self._socket.know(peer, True)  # no stranger: it may wait longer
+        self._told[peer.route] = number
+        said = self._socket.send(peer, to_frames(WireError("too-many-sessions", words).said(fatal=False)))
+        if not (said and number):
+            del self._told[peer.route]
+        return said
