@@ -158,13 +158,7 @@ class Server(ServiceSettings, Command, frozen=True, kw_only=True):
             removed, used_bytes = disk_of(self).make_room()
             say(f"Removed {removed} sessions from {self.folder}; the others hold {used_bytes / MIB:.1f} MiB.")
             return 0
-        serve_forever(
-            self,
-            bind=self.bind,
-            keys=self.keys,
-            advertise=self.advertise,
-            announce=announce,
-        )
+        serve_forever(self, bind=self.bind, keys=self.keys, advertise=self.advertise, announce=announce)
         return 0
 
 

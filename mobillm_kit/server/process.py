@@ -30,7 +30,6 @@ from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import fresh_environment
 from mobillm_kit.errors import ServerGone
 from mobillm_kit.server import ServiceSettings
-from mobillm_kit.server.service import Service, service_limits
 
 ANY_PORT = "tcp://127.0.0.1:0"
 """A free one, of this machine alone."""
@@ -172,6 +171,8 @@ def serve_forever(
         advertise: the host that devices reach this machine by; the bound one by default.
         announce: told where the server listens and how to join.
     """
+    from mobillm_kit.server.service import Service, service_limits  # torch: not for who only starts a server
+
     os.umask(0o077)  # checkpoints and activations are for whoever runs the server
     door = None if keys is None else Door(keys)
     settings.folder.mkdir(parents=True, exist_ok=True)

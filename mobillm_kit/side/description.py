@@ -69,9 +69,8 @@ class SideSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def check(self) -> None:
         """Refuse an unknown kind, a start that the kind does not have, and sizes that do not fit together."""
         if self.start not in ("random", "backbone") or (self.start == "backbone" and self.kind != "ladder"):
-            raise BadInput(
-                f"start is '{self.start}' for side '{self.kind}'.", "Choose 'random', or 'backbone' with a ladder."
-            )
+            problem = f"start is '{self.start}' for side '{self.kind}'."
+            raise BadInput(problem, "Choose 'random', or 'backbone' with a ladder.")
         if self.normalization != "none" and (self.normalization, self.kind) != ("layer", "full-width"):
             problem = f"normalization is '{self.normalization}' for side '{self.kind}'."
             raise BadInput(problem, "Choose 'none', or 'layer' with the full width.")
@@ -142,20 +141,9 @@ def check_ladder(width: int, reduction: int, heads: int) -> None:
 
 
 USUAL = SideSpec(
-    kind="full-width",
-    width=1,
-    layers=[1],
-    n_labels=2,
-    rank=16,
-    reduction=4,
-    heads=2,
-    causal=True,
-    start="random",
-    feed_forward=0,
-    norm_eps=1e-12,
-    pooling=None,
-    seed=0,
-)
+    kind="full-width", width=1, layers=[1], n_labels=2, rank=16, reduction=4, heads=2, causal=True, start="random",
+    feed_forward=0, norm_eps=1e-12, pooling=None, seed=0,
+)  # fmt: skip
 """Stands where nothing else is said; width, layers and labels are the backbone's and the task's."""
 
 

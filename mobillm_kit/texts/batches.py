@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from mobillm_kit.common import derived_seed
 from mobillm_kit.errors import BadInput
@@ -131,9 +130,15 @@ class Batches:
 def batch_indices(n: int, batch_size: int, step: int, seed: int) -> list[int]:
     """Which examples step ``step`` sees: shuffled anew each epoch, the ragged end of an epoch left out."""
     epoch, place = divmod(step, n // batch_size)
-    return _order(n, epoch, seed)[place * batch_size : (place + 1) * batch_size].tolist()
+    return _order(n, epoch, seed)[place * batch_size : (place + 1) * batch_size]
 
 
 @lru_cache(maxsize=2)
-def _order(n: int, epoch: int, seed: int) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(derived_seed(seed, "order", epoch)))
+def _order(n: int, epoch: int, seed: int) -> list[int]:
+    """What ``torch.randperm`` gives for the seed: both draw from the Mersenne Twister, seeded with 32 bits."""
+    twister = np.random.RandomState(derived_seed(seed, "order", epoch) % 2**32)
+    order = list(range(n))
+    for place, drawn in enumerate(twister.randint(0, 2**32, max(0, n - 1), dtype=np.uint32).tolist()):
+        other = place + drawn % (n - place)
+        order[place], order[other] = order[other], order[place]
+    return order
