@@ -285,16 +285,11 @@ class Wire:
             plan, head = self.plan()
             connect, code = self._open.enter_context(self._reach())
             self._remote = ServerClient(
-                connect,
-                Hello(session=self._session, name="device", code=code, position=0, plan=plan, frames=[]),
-                [save(head)] if head else [],
-                self.timeline,
-                self.messages.of_step,
-                first=self.first_weights,
-                gradient=self.messages.gradient if self.messages.labels == "device" else None,
-                position=self._sequence,
+                connect, Hello(session=self._session, name="device", code=code, position=0, plan=plan, frames=[]),
+                [save(head)] if head else [], self.timeline, self.messages.of_step, first=self.first_weights,
+                gradient=self.messages.gradient if self.messages.labels == "device" else None, position=self._sequence,
                 patience_s=self._patience_s,
-            )
+            )  # fmt: skip
             self._open.callback(self._remote.close)
         return self._remote
 

@@ -127,7 +127,7 @@ def _write_tokenizer(tokenizer: Any, path: Path) -> Words:
     backend.no_truncation()
     backend.no_padding()
     backend.save(str(path))
-    names = ("pad_token_id", "eos_token_id", "unk_token_id", "mask_token")
+    names = ("pad_token_id", "eos_token_id", "unk_token_id")
     own = {name: getattr(tokenizer, name) for name in names}
     return Words(**own, segments="token_type_ids" in tokenizer.model_input_names)
 

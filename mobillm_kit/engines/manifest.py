@@ -45,7 +45,6 @@ class Words(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     pad_token_id: int | None
     eos_token_id: int | None
     unk_token_id: int | None
-    mask_token: str | None
     segments: bool
     """Whether rows have the type of each token (first or second text)."""
 

@@ -12,12 +12,11 @@ Taught in: notebooks/08_device_and_server.ipynb
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
-
-import numpy as np
 
 from mobillm_kit.common import derived_seed
 from mobillm_kit.errors import BadInput
@@ -135,10 +134,13 @@ def batch_indices(n: int, batch_size: int, step: int, seed: int) -> list[int]:
 
 @lru_cache(maxsize=2)
 def _order(n: int, epoch: int, seed: int) -> list[int]:
-    """What ``torch.randperm`` gives for the seed: both draw from the Mersenne Twister, seeded with 32 bits."""
-    twister = np.random.RandomState(derived_seed(seed, "order", epoch) % 2**32)
-    order = list(range(n))
-    for place, drawn in enumerate(twister.randint(0, 2**32, max(0, n - 1), dtype=np.uint32).tolist()):
-        other = place + drawn % (n - place)
+    """What ``torch.randperm`` gives for the seed: Python has the same generator, MT19937, but seeds it another way."""
+    state = [derived_seed(seed, "order", epoch) % 2**32]
+    for place in range(1, 624):
+        state.append((1812433253 * (state[-1] ^ state[-1] >> 30) + place) % 2**32)
+    twister, order = random.Random(), list(range(n))
+    twister.setstate((3, (*state, 624), None))
+    for place in range(n - 1):
+        other = place + twister.getrandbits(32) % (n - place)
         order[place], order[other] = order[other], order[place]
     return order
