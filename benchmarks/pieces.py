@@ -22,8 +22,8 @@ from torch import Tensor
 from mobillm_kit.backbone.streaming import StreamedBackbone, Tap, Tokens
 from mobillm_kit.errors import BadInput
 from mobillm_kit.quant import Codec
-from mobillm_kit.quant.codec import release
 from mobillm_kit.quant.parcels import Parcel
+from mobillm_kit.quant.tensors import release
 from mobillm_kit.texts.encode import Batch
 
 

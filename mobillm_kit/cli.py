@@ -39,6 +39,7 @@ INTERRUPTED = 130
 COMMANDS = (
     *(cli_tools.Doctor, cli_run.Compare, cli_run.Train, cli_run.Evaluate, cli_run.Predict, cli_tools.Memory),
     *(cli_tools.Methods, cli_tools.Tasks, cli_tools.App, cli_tools.Server, cli_run.Device, cli_tools.Quantize),
+    cli_tools.Export,
 )
 
 WORDS = ConstructorRegistry()

@@ -45,9 +45,7 @@ def quiet() -> Iterator[None]:
 
 def usable_cores() -> int:
     """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 MMAP_THRESHOLD = "MALLOC_MMAP_THRESHOLD_"

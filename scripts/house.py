@@ -5,8 +5,7 @@
 
 Lines are counted as ``wc -l`` does; code lines are those that are neither empty, nor a comment, nor a docstring.  A
 function's length counts from its ``def`` to its last line; its parameters include ``self``.  An annex is a room that
-an extra of ``pip`` opens and that no other room but ``commands/`` imports: who does not install it does not read it, so
-its lines are counted by themselves.
+no other room but ``commands/`` imports, beside the way of a training step: its lines are counted by themselves.
 """
 
 from __future__ import annotations

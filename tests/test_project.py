@@ -97,7 +97,10 @@ def test_every_library_that_the_package_imports_is_declared(project):
         "adjustText": "adjusttext",
     }
     imported |= {"IPython": "ipykernel", "memory_profiler": "memory-profiler", "jupyter_core": "jupyterlab"}
-    user_lists = [project["dependencies"], *(project["optional-dependencies"][x] for x in ("lab", "hub", "gguf"))]
+    user_lists = [
+        project["dependencies"],
+        *(project["optional-dependencies"][x] for x in ("lab", "hub", "gguf", "onnx")),
+    ]
     declared = {name_of(requirement) for requirement in chain(*user_lists)}
     for path in MODULES:
         for module in imports_of(path):

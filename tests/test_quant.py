@@ -15,7 +15,7 @@ from torch import Tensor
 from mobillm_kit.errors import BadInput, CodecError, UnknownName
 from mobillm_kit.quant import BITS, CODECS, FP4, NF4, Codec, codec
 from mobillm_kit.quant.books import TOP
-from mobillm_kit.quant.codec import PIECE, _kept, nearest, pack, release
+from mobillm_kit.quant.tensors import PIECE, _kept, nearest, pack, release
 
 SCALED = CODECS[3:]
 LOSSY = CODECS[1:]

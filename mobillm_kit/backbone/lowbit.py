@@ -151,9 +151,8 @@ def quantize_backbone(folder_in: str | Path, folder_out: str | Path, kind: str, 
     if target.exists() and any(target.iterdir()):
         raise BadInput(f"{target}: is not empty.", "Name a new folder.")
     if file := gguf_in(source):
-        raise BadInput(
-            f"{file}: holds codes already.", "Stream it as it is, or name the folder of the unquantized model."
-        )
+        problem = f"{file}: holds codes already."
+        raise BadInput(problem, "Stream it as it is, or name the folder of the unquantized model.")
     shards = Shards(source)
     if read_low_bit(source):
         raise BadInput(f"{source}: is coded already.", "Name the folder of the unquantized model.")

@@ -114,10 +114,8 @@ def _check(shards: Shards, coded: Mapping[str, tuple[int, ...]], name: str, want
         problem = f"{file}: '{name}' has the shape {shape}, the configuration says {tuple(wanted.shape)}"
         raise BadInput(f"{problem}: the file is another model's.", "Copy the model's folder again, every file of it.")
     if entry and wanted.is_floating_point() and not entry.dtype.is_floating_point:
-        raise BadInput(
-            f"{file}: '{name}' is stored as {entry.dtype}, a weight must be a floating-point number.",
-            "Name the folder of the unquantized model, or one that `quantize_backbone` wrote.",
-        )
+        problem = f"{file}: '{name}' is stored as {entry.dtype}, a weight must be a floating-point number."
+        raise BadInput(problem, "Name the folder of the unquantized model, or one that `quantize_backbone` wrote.")
 
 
 def random_folder(

@@ -32,17 +32,9 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 STORED_DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32":
+    torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 """safetensors' names of the types that can be read here."""
 
 _CONVERT_BYTES = 8 * 2**20
@@ -214,9 +206,8 @@ def _header(file: Path) -> dict[str, Entry]:
             slices = {name: opened.get_slice(name) for name in opened.offset_keys()}  # in the order of their bytes
             listed = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise BadInput(
-            f"{file}: is no safetensors file, or one that was cut off or written over ({error}).", "Copy it again."
-        ) from error
+        problem = f"{file}: is no safetensors file, or one that was cut off or written over ({error})."
+        raise BadInput(problem, "Copy it again.") from error
     entries: dict[str, Entry] = {}
     for name, (stored, shape) in listed.items():
         if stored not in STORED_DTYPES:

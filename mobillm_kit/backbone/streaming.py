@@ -243,9 +243,8 @@ def stream_backbone(
     """
     source = resolve(name)
     if not Path(source).exists():
-        raise BadInput(
-            f"{name}: only a folder can be streamed.", "Download the model first: huggingface-cli download NAME."
-        )
+        problem = f"{name}: only a folder can be streamed."
+        raise BadInput(problem, "Download the model first: huggingface-cli download NAME.")
     model = meta_model(load_config(source), torch_dtype(dtype), masked)
     return StreamedBackbone(
         model,

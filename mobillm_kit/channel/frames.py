@@ -24,6 +24,7 @@ from mobillm_kit.channel import messages
 from mobillm_kit.channel.messages import DIGEST_BYTES, BatchMessage, FrameInfo, Message, Plan, WireError, refusal
 from mobillm_kit.common import FLOAT_BYTES
 from mobillm_kit.errors import BadInput, few, first_line
+from mobillm_kit.quant import codec
 from mobillm_kit.side.description import MOST_LAYERS
 
 MAGIC = b"MBLM"
@@ -175,8 +176,6 @@ def _check_fresh(batch: BatchMessage, plan: Plan) -> None:
 
 
 def _expected_sizes(batch: BatchMessage, plan: Plan) -> list[int]:
-    from mobillm_kit.quant import codec  # it brings torch, which the command line's help does without
-
     try:
         per_layer = codec(batch.codec, batch.group).wire_bytes((sum(batch.lengths), plan.side.width))
     except BadInput as error:

@@ -91,11 +91,10 @@ def check_code(text: str) -> str:
     plain = plain_code(text)
     strangers = sorted(set(plain) - set(CODE_ALPHABET))
     if strangers or len(plain) != CODE_GROUPS * CODE_GROUP:
-        problem = f"holds {strangers[0]!r}" if strangers else f"has {len(plain)} characters"
-        raise BadInput(
-            f"The one-time code {problem}.",
-            f"A code is {CODE_GROUPS} groups of {CODE_GROUP} letters and digits, without 0, O, 1, I and L.",
-        )
+        wrong = f"holds {strangers[0]!r}" if strangers else f"has {len(plain)} characters"
+        problem = f"The one-time code {wrong}."
+        remedy = f"A code is {CODE_GROUPS} groups of {CODE_GROUP} letters and digits, without 0, O, 1, I and L."
+        raise BadInput(problem, remedy)
     return "-".join(plain[i : i + CODE_GROUP] for i in range(0, len(plain), CODE_GROUP))
 
 

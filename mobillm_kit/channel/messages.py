@@ -47,27 +47,10 @@ PerSample = Annotated[list[Count], Meta(max_length=MOST_SAMPLES)]
 LabelMode = Literal["server", "residual", "device"]
 
 ErrorCode = Literal[
-    "not-our-protocol",
-    "version",
-    "bad-frames",
-    "too-large",
-    "bad-digest",
-    "bad-header",
-    "hello-first",
-    "session-over",
-    "not-your-session",
-    "bad-code",
-    "bad-plan",
-    "too-many-sessions",
-    "over-quota",
-    "over-credit",
-    "bad-sequence",
-    "bad-shape",
-    "bad-codec",
-    "bad-values",
-    "diverged",
-    "server-trouble",
-]
+    "not-our-protocol", "version", "bad-frames", "too-large", "bad-digest", "bad-header", "hello-first", "session-over",
+    "not-your-session", "bad-code", "bad-plan", "too-many-sessions", "over-quota", "over-credit", "bad-sequence",
+    "bad-shape", "bad-codec", "bad-values", "diverged", "server-trouble",
+]  # fmt: skip
 """Everything that a server refuses with, and nothing else."""
 
 

@@ -126,9 +126,8 @@ def attach(socket: zmq.Socket[Any], address: str, *, listen: bool) -> None:
         (socket.bind if listen else socket.connect)(address)
     except zmq.ZMQError as error:
         if error.errno == errno.EADDRINUSE:
-            raise AddressInUse(
-                f"{address}: another program listens there.", "Stop it, or choose another port (0 takes a free one)."
-            ) from error
+            problem = f"{address}: another program listens there."
+            raise AddressInUse(problem, "Stop it, or choose another port (0 takes a free one).") from error
         what = "listen there" if listen else "connect"
         remedy = "Name an address of this machine." if listen else "It has the form tcp://host:port."
         raise BadInput(f"{address}: cannot {what} ({error}).", remedy) from error

@@ -14,8 +14,8 @@ from mobillm_kit.classroom.journal import QUIET_S, journal
 from mobillm_kit.classroom.line import LineService
 from mobillm_kit.classroom.roster import Roster
 from mobillm_kit.files import only_one
-from mobillm_kit.server.process import ServiceStart, serve_forever
-from mobillm_kit.server.service import Service
+from mobillm_kit.server.process import ServiceStart
+from mobillm_kit.server.service import Service, serve_forever
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def serve_class(folder: ClassFolder, announce: Callable[[ServiceStart], None]) -
     Raises:
         FolderBusy: this class's server runs already.
         RosterError: the list cannot be used at the beginning; later that costs a sentence only.
-        BadInput, AddressInUse: as for :func:`mobillm_kit.server.process.serve_forever`.
+        BadInput, AddressInUse: as for :func:`mobillm_kit.server.service.serve_forever`.
     """
     settings, roster = folder.settings(), Roster(folder.database)
     ended = threading.Event()

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from rich.console import Console
@@ -171,6 +171,8 @@ class Device(Running, frozen=True, kw_only=True):
     """full-width or ladder."""
     codec: str = "int8"
     """fp32, fp16, int8, int4, nf4 …, or 'adaptive'."""
+    engine: Literal["torch", "onnx"] = "torch"
+    """onnx: --backbone is a folder of `mobillm export`, and PyTorch is not needed."""
     labels: str = "server"
     """Where labels go: server, residual or device."""
     cache: bool = True
@@ -188,7 +190,19 @@ class Device(Running, frozen=True, kw_only=True):
         names = ("codec", "labels", "cache", "link", "keys")
         uplink = {"server": self.join, **{name: getattr(self, name) for name in names}}
         chosen = [f"{name}={msgspec.json.encode(value).decode()}" for name, value in uplink.items() if value != ""]
-        return self.train(self.spec(f"mobillm-{self.side}", self.seed, chosen), self.out)
+        spec = self.spec(f"mobillm-{self.side}", self.seed, chosen)
+        return self.train(spec, self.out) if self.engine == "torch" else self.train_without_torch(spec)
+
+    def train_without_torch(self, spec: RunSpec) -> int:
+        """One run in this process, with a bar; scores come from `mobillm predict` elsewhere."""
+        from mobillm_kit.engines.training import train
+        from mobillm_kit.files import only_one
+        from mobillm_kit.runs.progress import Bars
+
+        with only_one(self.out), Bars(screen) as bars:
+            found = train(spec, self.out, bars.of(method_row(spec.method).label))
+        say(f"Loss of the last step: {found.losses[-1]:.4f}. The side network is in {self.out / 'side'}")
+        return 0
 
 
 class Evaluate(Command, frozen=True, kw_only=True):

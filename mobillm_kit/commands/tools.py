@@ -1,4 +1,4 @@
-"""The commands around runs: `mobillm doctor | methods | tasks | memory | app | server | quantize`.
+"""The commands around runs: `mobillm doctor | methods | tasks | memory | app | server | quantize | export`.
 
 Knows: every room.  Knows nothing that a function below it does not know better.
 Taught in: notebooks/00_start_here.ipynb
@@ -11,7 +11,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from rich.markup import escape
@@ -113,9 +113,8 @@ class Memory(Command, frozen=True, kw_only=True):
         if ram_bytes is None:
             return 0
         screen.print(f"\n[bold]{self.device_ram}[/]  {escape(reason(needs[0], ram_bytes))}", highlight=False)
-        shown = Table(
-            *("way (predicted)", "device, MiB", "fits", "server, MiB", "its price"), title=f"In {self.device_ram}"
-        )
+        heads = ("way (predicted)", "device, MiB", "fits", "server, MiB", "its price")
+        shown = Table(*heads, title=f"In {self.device_ram}")
         with screen.status("predicting the alternatives"):
             for way in alternatives(step, ram_bytes):
                 fits = "yes" if way.fits(ram_bytes) else "no"
@@ -146,7 +145,8 @@ class Server(ServiceSettings, Command, frozen=True, kw_only=True):
             when_parent_ends(lambda: os._exit(0))  # at once: checkpoints are whole at any moment
         from mobillm_kit.channel.keys import Door
         from mobillm_kit.server.disk import disk_of
-        from mobillm_kit.server.process import ServiceStart, serve_forever
+        from mobillm_kit.server.process import ServiceStart
+        from mobillm_kit.server.service import serve_forever
 
         def announce(start: ServiceStart, _: object) -> None:
             """Where it listens, for people or for programs."""
@@ -200,6 +200,25 @@ class Quantize(Command, frozen=True, kw_only=True):
 
         with screen.status(f"coding {escape(str(self.model))} as {escape(self.kind)}"):
             written = quantize_backbone(self.model, self.out, self.kind)
+        say(f"Kept in {written}")
+        return 0
+
+
+class Export(Command, frozen=True, kw_only=True):
+    """Write a backbone for a device without PyTorch: a file per block, tables, tokenizer (extra `onnx`)."""
+
+    model: Positional[str]
+    """'pocket', a model folder, a GGUF file, or a name on the hub."""
+    out: Positional[Path]
+    """Folder to write; it must not be there yet."""
+    engine: Literal["onnx"] = "onnx"
+    """What will run it: ONNX Runtime."""
+
+    def __call__(self) -> int:
+        from mobillm_kit.engines.export import export_backbone
+
+        with screen.status(f"exporting {escape(self.model)}"):
+            written = export_backbone(self.model, self.out)
         say(f"Kept in {written}")
         return 0
 

@@ -81,18 +81,12 @@ class Messages:
             payloads.append(to_bytes(self._residuals(sequence, samples)))
         coder = self.coder.codec(sequence)
         message = BatchMessage(
-            sequence=sequence,
-            lr=self.rates[sequence] if sequence in self.rates else self.batches.lr(sequence),
-            samples=list(samples),
-            fresh=fresh,
-            lengths=[] if parcel is None else list(parcel.lengths),
+            sequence=sequence, lr=self.rates[sequence] if sequence in self.rates else self.batches.lr(sequence),
+            samples=list(samples), fresh=fresh, lengths=[] if parcel is None else list(parcel.lengths),
             positions=[] if parcel is None else list(parcel.positions),
-            targets=self.batches.labels(samples) if self.labels == "server" else [],
-            codec=coder.name,
-            group=coder.group,
-            layers=list(self._device.layers),
-            frames=[],
-        )
+            targets=self.batches.labels(samples) if self.labels == "server" else [], codec=coder.name,
+            group=coder.group, layers=list(self._device.layers), frames=[],
+        )  # fmt: skip
         return message, payloads
 
     def _rows(self, samples: Sequence[int]) -> Batch:
@@ -291,16 +285,11 @@ class Wire:
             plan, head = self.plan()
             connect, code = self._open.enter_context(self._reach())
             self._remote = ServerClient(
-                connect,
-                Hello(session=self._session, name="device", code=code, position=0, plan=plan, frames=[]),
-                [save(head)] if head else [],
-                self.timeline,
-                self.messages.of_step,
-                first=self.first_weights,
-                gradient=self.messages.gradient if self.messages.labels == "device" else None,
-                position=self._sequence,
+                connect, Hello(session=self._session, name="device", code=code, position=0, plan=plan, frames=[]),
+                [save(head)] if head else [], self.timeline, self.messages.of_step, first=self.first_weights,
+                gradient=self.messages.gradient if self.messages.labels == "device" else None, position=self._sequence,
                 patience_s=self._patience_s,
-            )
+            )  # fmt: skip
             self._open.callback(self._remote.close)
         return self._remote
 
@@ -329,17 +318,11 @@ class Wire:
         batches, side = self.messages.batches, self._local.model.adapter.spec
         first = self.first_weights() if side.start == "backbone" else b""
         plan = Plan(
-            fingerprint=self._local.model.adapter.fingerprint,
-            side=side,
-            first=FrameInfo(n_bytes=len(first), digest=digest(first)) if first else None,
-            head=spec,
-            labels=self.messages.labels,
-            **self._local.settings,
-            steps=batches.settings.steps,
-            checkpoint_every=self._checkpoint_every,
-            max_rows=batches.settings.batch_size,
-            max_tokens=1 if self._device.one_token else batches.longest,
-            n_samples=batches.n_samples,
+            fingerprint=self._local.model.adapter.fingerprint, side=side,
+            first=FrameInfo(n_bytes=len(first), digest=digest(first)) if first else None, head=spec,
+            labels=self.messages.labels, **self._local.settings, steps=batches.settings.steps,
+            checkpoint_every=self._checkpoint_every, max_rows=batches.settings.batch_size,
+            max_tokens=1 if self._device.one_token else batches.longest, n_samples=batches.n_samples,
             cache=self.messages.cache,
-        )
+        )  # fmt: skip
         return plan, tensors

@@ -82,9 +82,8 @@ def parse_bytes(text: str) -> int:
     """``4GiB``, ``512 MiB``, ``4GB`` (10^9) as a number of bytes; BadInput below any process's need."""
     found = _SIZE.fullmatch(text.strip())
     if found is None:
-        raise BadInput(
-            f"'{text}' is not an amount of memory.", "Write a number and a unit, such as 4GiB, 512MiB or 4GB."
-        )
+        problem = f"'{text}' is not an amount of memory."
+        raise BadInput(problem, "Write a number and a unit, such as 4GiB, 512MiB or 4GB.")
     number, prefix, binary = found.groups()
     size = int(float(number) * (1024 if binary else 1000) ** " kmgt".index((prefix or " ").lower()))
     if size < RUNTIME_BYTES:

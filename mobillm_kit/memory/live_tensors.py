@@ -48,14 +48,7 @@ class _Entry:
 
 
 class LiveTensors(TorchDispatchMode):
-    """Follows every storage from its first tensor to its last, real or without values.
-
-    Example:
-        >>> with LiveTensors() as live:
-        ...     live.add(model.parameters(), "weights")
-        ...     loss = step(batch)
-        >>> live.peak.total
-    """
+    """Follows every storage from its first tensor to its last while its block runs, real or without values."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -78,7 +78,6 @@ def target_names(backbone: Backbone, targets: str | Sequence[str] | None) -> tup
     chosen = tuple(given or backbone.family.attention_targets)
     missing = [target for target in chosen if target not in there]
     if missing:
-        raise BadInput(
-            f"'{backbone.name}' has no layer named '{missing[0]}'.", f"There are: {', '.join(sorted(there))}."
-        )
+        problem = f"'{backbone.name}' has no layer named '{missing[0]}'."
+        raise BadInput(problem, f"There are: {', '.join(sorted(there))}.")
     return chosen

@@ -163,9 +163,8 @@ class ReplayLog:
                 sizes = file.get_tensor("step_sizes").tolist()
             return cls(int(header["seed"]), float.fromhex(header["eps"]), tuple(sizes))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise BadInput(
-                f"{path}: not a replay log ({error}).", "Name the replay.safetensors of a MeZO run."
-            ) from error
+            problem = f"{path}: not a replay log ({error})."
+            raise BadInput(problem, "Name the replay.safetensors of a MeZO run.") from error
 
 
 def replay(weights: Mapping[str, Tensor], log: ReplayLog) -> None:

@@ -78,14 +78,9 @@ def pack(upload: Upload, coder: Codec, layers: Sequence[int], rows: Sequence[int
         coder.encode(tap[chosen][real], f"layer {layer}") for layer, tap in zip(layers, upload.activations, strict=True)
     )
     return Parcel(
-        codec=coder.name,
-        group=coder.group,
-        layers=tuple(layers),
-        width=upload.activations[0].shape[-1],
-        lengths=tuple(real.sum(dim=1).tolist()),
-        positions=tuple(positions.tolist()),
-        payloads=payloads,
-    )
+        codec=coder.name, group=coder.group, layers=tuple(layers), width=upload.activations[0].shape[-1],
+        lengths=tuple(real.sum(dim=1).tolist()), positions=tuple(positions.tolist()), payloads=payloads,
+    )  # fmt: skip
 
 
 def unpack(parcel: Parcel, *, labels: Sequence[int] = ()) -> Upload:

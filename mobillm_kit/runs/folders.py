@@ -75,9 +75,8 @@ def check_files(place: Path, spec: RunSpec) -> None:
     for name in {**kept.files, **now}:
         if kept.files.get(name) != now.get(name):
             how = "is missing" if name not in now else "has changed" if name in kept.files else "is new"
-            raise BadInput(
-                f"{place}: '{name}' {how} since this run was trained.", "Put the old file back, or train anew."
-            )
+            problem = f"{place}: '{name}' {how} since this run was trained."
+            raise BadInput(problem, "Put the old file back, or train anew.")
 
 
 def load_task(place: Path) -> KeptTask | None:

@@ -91,17 +91,10 @@ def load_side(folder: str | Path, backbone: str | Path | None = None) -> Predict
     spec = RunSpec(method="mobillm", backbone=name, task="custom", max_length=adapter.max_length, accelerator="cpu")
     spec = replace(spec, head=None if adapter.head else "label-words")
     task = Task(
-        name=adapter.task or "side",
-        description="the task of a side network",
-        text_column="text",
-        pair_column="pair" if adapter.paired else None,
-        label_column="label",
-        labels=adapter.labels,
-        prompt=adapter.prompt,
-        label_words=adapter.label_words,
-        metric="accuracy",
-        source="the side network's config.json",
-    )
+        name=adapter.task or "side", description="the task of a side network", source="the side network's config.json",
+        text_column="text", pair_column="pair" if adapter.paired else None, label_column="label", metric="accuracy",
+        labels=adapter.labels, prompt=adapter.prompt, label_words=adapter.label_words,
+    )  # fmt: skip
     prepared = prepare(spec, TaskData(task, (), (), (), ()))
     tuned = attach(adapter, prepared.backbone, prepared.model.head)
     device = Device(prepared.backbone, adapter.side.layers, one_token=tuned.one_token_is_enough)

@@ -272,10 +272,8 @@ def _resume(method: Method, settings: FitSettings, checkpoint: Path | None) -> F
         problem = f"{checkpoint}: not a checkpoint ({first_line(error)})."
         raise BadInput(problem, "Delete it to start again.") from error
     if progress.settings != name:
-        raise BadInput(
-            f"{checkpoint}: made with other settings ({progress.settings}), this run has ({name}).",
-            "Delete it to start again, or name another folder.",
-        )
+        problem = f"{checkpoint}: made with other settings ({progress.settings}), this run has ({name})."
+        raise BadInput(problem, "Delete it to start again, or name another folder.")
     try:
         method.load_state(state)
     except (KeyError, RuntimeError) as error:

@@ -6,7 +6,6 @@ Taught in: notebooks/00_start_here.ipynb
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,13 @@ from mobillm_kit.backbone.streaming import stream_backbone
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import METHODS, check_options, load_method, method_row
 from mobillm_kit.methods.task_model import TaskModel, task_model
+from mobillm_kit.runs.data import LONGEST_TEXT, load_data
 from mobillm_kit.runs.presets import Preset, preset
 from mobillm_kit.runs.spec import RunSpec
 from mobillm_kit.texts.batches import Batches, FitSettings
 from mobillm_kit.texts.encode import Encoded, TextEncoder
-from mobillm_kit.texts.loading import TaskData, custom_task, handwritten, load_task
-from mobillm_kit.texts.splits import Seen
-from mobillm_kit.texts.tasks import PACKAGED
+from mobillm_kit.texts.loading import TaskData, handwritten
 from mobillm_kit.training.method import Method
-
-LONGEST_TEXT = 256
-"""Tokens; longer texts are cut unless the specification says otherwise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,32 +100,6 @@ def open_backbone(spec: RunSpec, device: str) -> Backbone:
     if spec.random_weights:
         backbone = random_backbone(backbone, seed=spec.seed)
     return quantize_in_memory(backbone, spec.weights) if spec.weights else backbone
-
-
-def load_data(spec: RunSpec, tokenizer: Any) -> TaskData:
-    """The texts of a specification: a known task, or a file of the user's; equal ones have equal token ids."""
-    limits = {"train": spec.limit_train, "dev": spec.limit_dev, "test": spec.limit_test}
-    limit = {split: most for split, most in limits.items() if most is not None}
-    if spec.task in PACKAGED and spec.backbone == "pocket" and spec.data is None:
-        return _packaged(spec.task, tuple(limit.items()))
-    seen = _ids(tokenizer)
-    if spec.task != "custom":
-        return load_task(spec.task, data=spec.data, limit=limit, seed=0, seen=seen)
-    if spec.data is None or spec.text is None or spec.label is None:
-        problem = "A task of your own needs a file and its columns."
-        raise BadInput(problem, "Give --data FILE --text COLUMN --label COLUMN.")
-    columns: dict[str, Any] = {name: getattr(spec, name) for name in ("text", "pair", "label", "prompt", "label_words")}
-    return custom_task(Path(spec.data), labels=spec.label_names, limit=limit, seed=0, seen=seen, **columns)
-
-
-@lru_cache(maxsize=8)
-def _packaged(task: str, limits: tuple[tuple[str, int], ...]) -> TaskData:
-    """A packaged task for the packaged model: neither changes while a process runs, and each run needs it."""
-    return load_task(task, limit=dict(limits), seed=0, seen=_ids(load_tokenizer("pocket")))
-
-
-def _ids(tokenizer: Any) -> Seen:
-    return lambda texts: list(map(tuple, tokenizer(texts, verbose=False)["input_ids"]))
 
 
 def choose_device(accelerator: str) -> str:

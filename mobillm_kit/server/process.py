@@ -1,36 +1,30 @@
-"""A server as a process: started from here, and what it does there, from its first line to its end.
+"""A server as a process, started and watched from here.
 
     with serve() as server:                       a real process; it ends with the block, or with this process
         train(…, server=server.address)
 
     mobillm server --folder FOLDER …              the same by hand: where it listens, who may come in
 
-Knows: processes, the service, keys, signals.  Knows nothing of: how a batch is trained, devices' data.
+Knows: processes, signals.  Knows nothing of: how a batch is trained, devices' data.
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
 import os
 import queue
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
-from mobillm_kit.channel.ends import ServerSocket
-from mobillm_kit.channel.join import JoinString
-from mobillm_kit.channel.keys import Door
 from mobillm_kit.channel.timings import TIMINGS
 from mobillm_kit.common import fresh_environment
 from mobillm_kit.errors import ServerGone
-from mobillm_kit.server import ServiceSettings
-from mobillm_kit.server.service import Service, service_limits
 
 ANY_PORT = "tcp://127.0.0.1:0"
 """A free one, of this machine alone."""
@@ -152,35 +146,3 @@ def _first_line(process: subprocess.Popen[bytes], timeout_s: float) -> bytes:
     with suppress(queue.Empty):
         return found.get(timeout=timeout_s)
     return b""
-
-
-def serve_forever(
-    settings: ServiceSettings,
-    *,
-    bind: str = ANY_PORT,
-    door: Door | None = None,
-    advertise: str | None = None,
-    announce: Callable[[ServiceStart, Service], None],
-    kind: type[Service] = Service,
-) -> None:
-    """Listen and serve until a signal ends it.
-
-    Args:
-        bind: where to listen; BadInput for anything but loopback without keys, and for an address in use.
-        door: who may come in; None serves loopback without encryption.
-        advertise: the host that devices reach this machine by; the bound one by default.
-        announce: told where the server listens and how to join; and the service itself, which is of that ``kind``.
-    """
-    os.umask(0o077)  # checkpoints and activations are for whoever runs the server
-    settings.folder.mkdir(parents=True, exist_ok=True)
-    socket = ServerSocket(bind, door=door, limits=service_limits(settings))
-    service = kind(socket, settings, door)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: service.stop())
-    join = ""
-    if door is not None:
-        reachable = socket.address if advertise is None else f"tcp://{advertise}:{socket.address.rsplit(':', 1)[1]}"
-        join = str(JoinString(reachable, door.keys.public, door.new_code()))
-    announce(ServiceStart(address=socket.address, join=join, pid=os.getpid()), service)
-    with socket:
-        service.run()

@@ -2,14 +2,16 @@
 
 The loop never trains and never waits for training; so a slow step of one session delays nobody's answer.
 
-Knows: the socket, sessions, who may come in.  Knows nothing of: how a batch is trained, devices' data.
+Knows: the socket, sessions, who may come in, signals.  Knows nothing of: how a batch is trained, devices' data.
 Taught in: notebooks/08_device_and_server.ipynb
 """
 
 import logging
+import os
+import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +21,7 @@ from torch import Tensor
 from mobillm_kit.channel.checks import batch_bytes, check_plan, checkpoint_bytes, samples_bytes, training_bytes
 from mobillm_kit.channel.ends import Peer, ServerSocket
 from mobillm_kit.channel.frames import Limits, digest, from_frames, to_frames
+from mobillm_kit.channel.join import JoinString
 from mobillm_kit.channel.keys import Door
 from mobillm_kit.channel.messages import Bye, Hello, Message, Ping, Plan, Pong, WireError, refusal
 from mobillm_kit.channel.timings import TIMINGS
@@ -28,6 +31,7 @@ from mobillm_kit.server import ServiceSettings
 from mobillm_kit.server.cache import ActivationCache
 from mobillm_kit.server.disk import disk_of
 from mobillm_kit.server.places import Place, Places
+from mobillm_kit.server.process import ANY_PORT, ServiceStart
 from mobillm_kit.server.session import Session, TrainingThread
 from mobillm_kit.server.session_trainer import SessionTrainer
 from mobillm_kit.side.portable_head import read_tensors
@@ -217,3 +221,35 @@ def owner_folder(key: str) -> str:
 def service_limits(settings: ServiceSettings) -> Limits:
     """What one message may weigh."""
     return Limits(frame_bytes=settings.share_bytes, total_bytes=settings.share_bytes)
+
+
+def serve_forever(
+    settings: ServiceSettings,
+    *,
+    bind: str = ANY_PORT,
+    door: Door | None = None,
+    advertise: str | None = None,
+    announce: Callable[[ServiceStart, Service], None],
+    kind: type[Service] = Service,
+) -> None:
+    """Listen and serve until a signal ends it.
+
+    Args:
+        bind: where to listen; BadInput for anything but loopback without keys, and for an address in use.
+        door: who may come in; None serves loopback without encryption.
+        advertise: the host that devices reach this machine by; the bound one by default.
+        announce: told where the server listens and how to join; and the service itself, which is of that ``kind``.
+    """
+    os.umask(0o077)  # checkpoints and activations are for whoever runs the server
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    socket = ServerSocket(bind, door=door, limits=service_limits(settings))
+    service = kind(socket, settings, door)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: service.stop())
+    join = ""
+    if door is not None:
+        reachable = socket.address if advertise is None else f"tcp://{advertise}:{socket.address.rsplit(':', 1)[1]}"
+        join = str(JoinString(reachable, door.keys.public, door.new_code()))
+    announce(ServiceStart(address=socket.address, join=join, pid=os.getpid()), service)
+    with socket:
+        service.run()

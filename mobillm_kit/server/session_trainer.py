@@ -129,14 +129,10 @@ class SessionTrainer:
         fresh = None
         if message.fresh:
             fresh = Parcel(
-                codec=message.codec,
-                group=message.group,
-                layers=tuple(message.layers),
-                width=self.plan.side.width,
-                lengths=tuple(message.lengths),
-                positions=tuple(message.positions),
+                codec=message.codec, group=message.group, layers=tuple(message.layers), width=self.plan.side.width,
+                lengths=tuple(message.lengths), positions=tuple(message.positions),
                 payloads=tuple(from_bytes(payload) for payload in payloads[: len(message.layers)]),
-            )
+            )  # fmt: skip
         if self.cache is None:
             if fresh is None:
                 raise BadInput("A batch without activations, and the plan asks for no cache.", "Send every sample's.")

@@ -202,8 +202,8 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, str, Look | None]]) -> No
 def spread_out(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Places at least ``gap`` apart that are nearest to the wanted ones, in the least-squares sense.
 
-    With p_i = q_i + i gap the distances become q_(i+1) >= q_i: an isotonic regression of ``wanted_i - i gap``, where
-    the wanted ones ascend. Places that do not fit between ``low`` and ``high`` start at ``low`` and go beyond it.
+    With p_i = q_i + i gap it is the isotonic regression of ``wanted_i - i gap``, where the wanted ones ascend; what
+    does not fit between ``low`` and ``high`` starts at ``low`` and goes beyond it.
     """
     if not wanted:
         return []

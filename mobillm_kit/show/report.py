@@ -186,11 +186,7 @@ def _template() -> Any:
     with lab("The page needs jinja2"):
         import jinja2
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mobillm_kit.show", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+        loader=jinja2.PackageLoader("mobillm_kit.show", "."), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
     return environment.get_template("report.html.j2")

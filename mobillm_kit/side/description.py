@@ -72,9 +72,8 @@ class SideSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def check(self) -> None:
         """Refuse an unknown kind, a start that the kind does not have, and sizes that do not fit together."""
         if self.start not in ("random", "backbone") or (self.start == "backbone" and self.kind != "ladder"):
-            raise BadInput(
-                f"start is '{self.start}' for side '{self.kind}'.", "Choose 'random', or 'backbone' with a ladder."
-            )
+            problem = f"start is '{self.start}' for side '{self.kind}'."
+            raise BadInput(problem, "Choose 'random', or 'backbone' with a ladder.")
         if self.normalization != "none" and (self.normalization, self.kind) != ("layer", "full-width"):
             problem = f"normalization is '{self.normalization}' for side '{self.kind}'."
             raise BadInput(problem, "Choose 'none', or 'layer' with the full width.")
@@ -95,10 +94,8 @@ class SideSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def _check_copied(self) -> None:
         """Copied blocks stand between consecutive layers; Llama's are whole, and heads share keys evenly."""
         if len(self.layers) < 2 or self.layers[-1] - self.layers[0] != len(self.layers) - 1:
-            raise BadInput(
-                f"layers are {few(self.layers)}; blocks that begin as the backbone's stand between consecutive layers.",
-                "Give a count (4: the last four layers) or consecutive layers, at least two.",
-            )
+            problem = f"layers are {few(self.layers)}; blocks that begin as the backbone's need consecutive layers."
+            raise BadInput(problem, "Give a count (4: the last four layers) or consecutive layers, at least two.")
         kv_heads, even = self.gated[0] if self.gated else 1, self.width // self.heads % 2 == 0
         if self.gated and not (even and self.reduction == 1 and self.causal and self.heads % kv_heads == 0):
             problem = f"{kv_heads} heads of keys and values for {self.heads} heads, reduction {self.reduction}."
@@ -163,20 +160,9 @@ def check_ladder(width: int, reduction: int, heads: int) -> None:
 
 
 USUAL = SideSpec(
-    kind="full-width",
-    width=1,
-    layers=[1],
-    n_labels=2,
-    rank=16,
-    reduction=4,
-    heads=2,
-    causal=True,
-    start="random",
-    feed_forward=0,
-    norm_eps=1e-12,
-    pooling=None,
-    seed=0,
-)
+    kind="full-width", width=1, layers=[1], n_labels=2, rank=16, reduction=4, heads=2, causal=True, start="random",
+    feed_forward=0, norm_eps=1e-12, pooling=None, seed=0,
+)  # fmt: skip
 """Stands where nothing else is said; width, layers and labels are the backbone's and the task's."""
 
 

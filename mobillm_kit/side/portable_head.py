@@ -62,15 +62,10 @@ def describe_head(head: LabelWordHead) -> tuple[HeadSpec, dict[str, Tensor]]:
     norm, eps = _form_of(rows.norm, tensors)
     projected = "project_out.weight" in tensors
     spec = HeadSpec(
-        norm=norm,
-        eps=eps,
-        project_out=projected,
-        bias="words.bias" in tensors,
-        softcap=head.softcap or None,
+        norm=norm, eps=eps, project_out=projected, bias="words.bias" in tensors, softcap=head.softcap or None,
         width=tensors["project_out.weight" if projected else "words.weight"].shape[1],
-        rows=head.n_labels,
-        masked=isinstance(head, MaskedWordHead),
-    )
+        rows=head.n_labels, masked=isinstance(head, MaskedWordHead),
+    )  # fmt: skip
     return spec, tensors
 
 

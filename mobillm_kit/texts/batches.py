@@ -12,13 +12,11 @@ Taught in: notebooks/08_device_and_server.ipynb
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
-
-import torch
-from torch import Tensor
 
 from mobillm_kit.common import derived_seed
 from mobillm_kit.errors import BadInput
@@ -130,9 +128,18 @@ class Batches:
 def batch_indices(n: int, batch_size: int, step: int, seed: int) -> list[int]:
     """Which examples step ``step`` sees: shuffled anew each epoch, the ragged end of an epoch left out."""
     epoch, place = divmod(step, n // batch_size)
-    return _order(n, epoch, seed)[place * batch_size : (place + 1) * batch_size].tolist()
+    return _order(n, epoch, seed)[place * batch_size : (place + 1) * batch_size]
 
 
 @lru_cache(maxsize=2)
-def _order(n: int, epoch: int, seed: int) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(derived_seed(seed, "order", epoch)))
+def _order(n: int, epoch: int, seed: int) -> list[int]:
+    """What ``torch.randperm`` gives for the seed: Python has the same generator, MT19937, but seeds it another way."""
+    state = [derived_seed(seed, "order", epoch) % 2**32]
+    for place in range(1, 624):
+        state.append((1812433253 * (state[-1] ^ state[-1] >> 30) + place) % 2**32)
+    twister, order = random.Random(), list(range(n))
+    twister.setstate((3, (*state, 624), None))
+    for place in range(n - 1):
+        other = place + twister.getrandbits(32) % (n - place)
+        order[place], order[other] = order[other], order[place]
+    return order

@@ -18,14 +18,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from mobillm_kit.errors import BadInput
 from mobillm_kit.texts.sources import check_characters
 from mobillm_kit.texts.tasks import MASK, Example, Task
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
     from transformers import PreTrainedTokenizerFast
 
 _log = logging.getLogger("mobillm_kit")
@@ -141,22 +142,30 @@ class TextEncoder:
 
     def collate(self, rows: Sequence[Encoded]) -> Batch:
         """Rows padded on ``padding_side`` to the longest of them."""
+        import torch  # a device whose engine is another one has arrays enough
+
+        arrays = self.arrays(rows)
+        return Batch(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+
+    def arrays(self, rows: Sequence[Encoded]) -> dict[str, np.ndarray]:
+        """The fields of a :class:`Batch` by name, without torch; segments only where the tokenizer has some."""
         if not rows:
             raise BadInput("A batch of no rows was asked for.", "Give at least one encoded example.")
-        lengths = torch.tensor([len(row.ids) for row in rows])
+        lengths = np.array([len(row.ids) for row in rows], dtype=np.int64)
         width = int(lengths.max())
         left = self.padding_side == "left"
-        starts = width - lengths if left else torch.zeros_like(lengths)
+        starts = width - lengths if left else np.zeros_like(lengths)
         if self.kind == "masked":
-            starts += torch.tensor([row.ids.index(self.tokenizer.mask_token_id) for row in rows])
-        typed = rows[0].type_ids is not None
-        return Batch(
-            input_ids=_padded([row.ids for row in rows], width, self.pad_id, left),
-            attention_mask=_padded([(1,) * len(row.ids) for row in rows], width, 0, left),
-            labels=torch.tensor([row.label for row in rows]),
-            positions=starts + lengths - 1 if self.kind == "decoder" else starts,
-            token_type_ids=_padded([row.type_ids or () for row in rows], width, 0, left) if typed else None,
-        )
+            starts += np.array([row.ids.index(self.tokenizer.mask_token_id) for row in rows], dtype=np.int64)
+        arrays = {
+            "input_ids": _padded([row.ids for row in rows], width, self.pad_id, left),
+            "attention_mask": _padded([(1,) * len(row.ids) for row in rows], width, 0, left),
+            "labels": np.array([row.label for row in rows], dtype=np.int64),
+            "positions": starts + lengths - 1 if self.kind == "decoder" else starts,
+        }
+        if rows[0].type_ids is not None:
+            arrays["token_type_ids"] = _padded([row.type_ids or () for row in rows], width, 0, left)
+        return arrays
 
     def label_ids(self) -> tuple[int, ...]:
         """For each label, its word's first token as it really follows the prompt, or its only one at the mask."""
@@ -273,8 +282,8 @@ class TextEncoder:
         ]
 
 
-def _padded(rows: Sequence[Sequence[int]], width: int, fill: int, left: bool) -> Tensor:
+def _padded(rows: Sequence[Sequence[int]], width: int, fill: int, left: bool) -> np.ndarray:
     """(B, width), int64."""
-    return torch.tensor(
+    return np.array(
         [[*[fill] * (width - len(row)), *row] if left else [*row, *[fill] * (width - len(row))] for row in rows]
     )

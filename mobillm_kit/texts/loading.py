@@ -202,10 +202,8 @@ def _used(table: Table, texts: Sequence[str], label: str, why: str) -> tuple[lis
     """The rows with the cells that a task reads, as text; those without a text are left out, counted in a sentence."""
     for column in (*texts, label):
         if column not in table.columns:
-            raise BadInput(
-                f"{table.where} has no column '{column}'; its columns are {_listed(table.columns)}.",
-                f"{why} The first line must name them.",
-            )
+            problem = f"{table.where} has no column '{column}'; its columns are {_listed(table.columns)}."
+            raise BadInput(problem, f"{why} The first line must name them.")
         if table.columns.count(column) > 1:
             problem = f"{table.where}: the header names the column '{column}' twice."
             raise BadInput(problem, "Give each column that is used its own name.")
@@ -253,10 +251,8 @@ def _labels_in(where: str, column: str, counts: Mapping[str, int]) -> list[str]:
     """The labels of a column, from how many texts each of its values has."""
     name_them = "Is it the right column? If so, name its labels with --labels 'a|b' (mobillm device: --label-names)."
     if len(counts) < 2:
-        raise BadInput(
-            f"{where}: the column '{column}' holds one label only ({', '.join(counts)}).",
-            "A classification task needs at least two.",
-        )
+        problem = f"{where}: the column '{column}' holds one label only ({', '.join(counts)})."
+        raise BadInput(problem, "A classification task needs at least two.")
     names = sorted(counts)
     if len(names) > MOST_LABELS or statistics.median(counts.values()) <= 1:
         problem = f"{where}: the column '{column}' holds {len(names)} labels for {sum(counts.values())} texts"

@@ -57,10 +57,9 @@ def finite(logits: Tensor) -> Tensor:
     """The logits as they are; refused where one is no finite number: a label would be read off it all the same."""
     bad = int((~torch.isfinite(logits)).any(dim=-1).sum())
     if bad:
-        raise TrainingDiverged(
-            f"The model's logits are not finite numbers for {bad} of {len(logits)} texts.",
-            "Load the backbone in bfloat16 or float32 (--dtype); if training did it, lower the learning rate.",
-        )
+        problem = f"The model's logits are not finite numbers for {bad} of {len(logits)} texts."
+        remedy = "Load the backbone in bfloat16 or float32 (--dtype); if training did it, lower the learning rate."
+        raise TrainingDiverged(problem, remedy)
     return logits
 
 

@@ -87,9 +87,8 @@ class Task:
             problem = f"Task '{self.name}': the label words {self.label_words} are not all different words."
             raise BadInput(problem, "Give each label its own word: --label-words ' bad| good'.")
         if self.metric not in METRIC_NAMES:
-            raise BadInput(
-                f"Task '{self.name}': there is no metric '{self.metric}'.", f"Known: {', '.join(METRIC_NAMES)}."
-            )
+            problem = f"Task '{self.name}': there is no metric '{self.metric}'."
+            raise BadInput(problem, f"Known: {', '.join(METRIC_NAMES)}.")
 
     @property
     def text_columns(self) -> list[str]:

@@ -1,0 +1,251 @@
+"""A backbone as files that an engine runs: one per block, tables, tokenizer, manifest.
+
+    a twin of block 0 with weights all different  ->  torch.onnx.export  ->  graph
+    graph with block i's weights in their place   ->  block-i.onnx       for every i
+
+Export takes seconds, and every block of a model has the same graph, so it is done once.  The exporter renames weights,
+transposes them and merges equal ones; in the twin each is recognised by its values.  What was written is loaded by the
+engine and held against PyTorch before the folder gets its name: an export that broke off leaves nothing behind.
+
+Knows: backbones, files, the engine.  Knows nothing of: tasks, training.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mobillm_kit.backbone.pretrained import load_backbone, load_tokenizer
+from mobillm_kit.backbone.split import Backbone
+from mobillm_kit.common import installed_version, quiet
+from mobillm_kit.engines import manifest as manifests
+from mobillm_kit.engines.engine import Eager
+from mobillm_kit.engines.manifest import Manifest, Words
+from mobillm_kit.engines.onnx import OnnxEngine
+from mobillm_kit.errors import BadInput, KitError, SaveFailed
+from mobillm_kit.methods.task_model import task_model
+from mobillm_kit.side.description import HeadSpec
+from mobillm_kit.side.heads import LabelWordHead
+from mobillm_kit.side.portable_head import describe_head
+
+WITHIN = 1e-5
+"""Largest difference from PyTorch, relative to the largest value of a layer."""
+OPSET = 18
+LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript")
+
+
+def export_backbone(name: str | Path, folder: str | Path, *, revision: str | None = None) -> Path:
+    """Write ``folder``, which must not be there yet, from a model as :func:`load_backbone` takes it, in float32.
+
+    Raises:
+        MissingExtra: the engine's libraries are not installed.
+        BadInput: an unknown family, a folder that is there, or a block that the engine does not run as PyTorch does.
+    """
+    manifests.check_installed("onnx", "onnxruntime", "onnxscript")
+    place = Path(folder)
+    if place.exists():
+        raise BadInput(f"{place}: is there already.", "Name a new folder, or remove this one.")
+    backbone, tokenizer = load_backbone(name, revision=revision), load_tokenizer(name, revision=revision)
+    manifests.check_family(str(backbone.config.model_type))
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".partial", dir=place.parent))
+    except OSError as error:
+        raise SaveFailed(f"{place}: cannot be written ({error.strerror}).", "Choose another folder.") from error
+    try:
+        _write(backbone, tokenizer, partial)
+        check_equal(backbone, OnnxEngine(partial))
+        partial.chmod(0o755)  # mkdtemp's folders are for one user alone
+        partial.rename(place)
+    except OSError as error:
+        raise SaveFailed(f"{place}: cannot be written ({error.strerror}).", "Free some space.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return place
+
+
+def check_equal(backbone: Backbone, engine: OnnxEngine) -> float:
+    """Hold an engine against PyTorch on a batch with padding; the largest relative difference of a layer."""
+    length = min(9, backbone.context)
+    ids = np.random.RandomState(0).randint(0, backbone.n_tokens, (2, length))
+    mask = np.ones_like(ids)
+    mask[1, length // 2 + 1 :] = 0
+    real, worst = mask.astype(bool), 0.0
+    for (layer, wanted), (_, found) in zip(Eager(backbone).taps(ids, mask), engine.taps(ids, mask), strict=True):
+        off = float(np.abs(found - wanted)[real].max() / max(np.abs(wanted[real]).max(), 1e-30))
+        if not off <= WITHIN:
+            problem = f"Layer {layer} of '{backbone.name}' comes out {off:.1e} away from PyTorch in ONNX Runtime."
+            raise KitError(problem, f"{WITHIN:g} is allowed: keep to --engine torch for this model, and report it.")
+        worst = max(worst, off)
+    return worst
+
+
+def _write(backbone: Backbone, tokenizer: Any, folder: Path) -> None:
+    _write_blocks(backbone, folder)
+    tables, eps = _tables(backbone)
+    head, tensors = _head(backbone)
+    for name, table in tables.items():
+        np.save(folder / f"{name}.npy", table.detach().float().contiguous().numpy())
+    if tensors:
+        save_file(tensors, folder / manifests.HEAD)
+    words = _write_tokenizer(tokenizer, folder / "tokenizer.json")
+    manifest = Manifest(
+        engine="onnx",
+        precision="float32",
+        name=backbone.name,
+        revision=backbone.revision,
+        fingerprint=backbone.fingerprint,
+        family=cast(Any, backbone.config.model_type),
+        kind=backbone.kind,
+        width=backbone.width,
+        layers=backbone.n_layers,
+        context=backbone.context,
+        rows=backbone.n_tokens,
+        eps=eps,
+        head=head,
+        words=words,
+        versions={library: installed_version(library) or "" for library in LIBRARIES},
+        files={path.name: manifests.described(path) for path in sorted(folder.iterdir())},
+    )
+    (folder / manifests.FILE).write_bytes(manifests.encoded(manifest))
+
+
+def _write_tokenizer(tokenizer: Any, path: Path) -> Words:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise BadInput("The model's tokenizer has no tokenizer.json.", "Save it with a fast tokenizer of transformers.")
+    backend.no_truncation()
+    backend.no_padding()
+    backend.save(str(path))
+    names = ("pad_token_id", "eos_token_id", "unk_token_id")
+    own = {name: getattr(tokenizer, name) for name in names}
+    return Words(**own, segments="token_type_ids" in tokenizer.model_input_names)
+
+
+def _tables(backbone: Backbone) -> tuple[dict[str, Tensor], float]:
+    """What h_0 and the blocks look up, row by row, and the eps of an encoder's first norm."""
+    base: Any = backbone.base
+    if backbone.kind == "encoder":
+        own = base.embeddings
+        norm = torch.stack((own.LayerNorm.weight, own.LayerNorm.bias))
+        named = {
+            "tokens": own.word_embeddings,
+            "positions": own.position_embeddings,
+            "types": own.token_type_embeddings,
+        }
+        return {**{name: each.weight for name, each in named.items()}, "norm": norm}, float(own.LayerNorm.eps)
+    tables = {"tokens": base.embed_tokens.weight}
+    if getattr(base, "project_in", None) is not None:
+        tables["project_in"] = base.project_in.weight.T
+    if hasattr(base, "embed_positions"):
+        tables["positions"] = base.embed_positions.weight[base.embed_positions.offset :]
+    if hasattr(base, "rotary_emb"):
+        places = torch.arange(backbone.context).unsqueeze(0)
+        turned = base.rotary_emb(torch.zeros(1, 1, 1), places)
+        tables |= {name: each[0] for name, each in zip(("cos", "sin"), turned, strict=True)}
+    lm_head: Any = backbone.lm_head
+    if lm_head.weight is not base.embed_tokens.weight:
+        tables["words"] = lm_head.weight
+    return tables, 0.0
+
+
+def _head(backbone: Backbone) -> tuple[HeadSpec | None, dict[str, Tensor]]:
+    """The head without its label words, whose rows a task will choose."""
+    if backbone.kind == "encoder":
+        return None, {}
+    head = task_model(backbone, word_ids=(0, 1)).head
+    assert isinstance(head, LabelWordHead)  # every decoder's
+    spec, tensors = describe_head(head)
+    if spec.bias:
+        raise BadInput(f"The head of '{backbone.name}' has a bias.", "Only heads without one are exported.")
+    return spec, {name: tensor for name, tensor in tensors.items() if name != "words.weight"}
+
+
+class _Block(nn.Module):
+    """A block as a graph sees it: arrays in, the next state out."""
+
+    def __init__(self, block: nn.Module, backbone: Backbone) -> None:
+        super().__init__()
+        self.block = block
+        self._state, self._encoder = backbone.state, backbone.kind == "encoder"
+
+    def forward(self, hidden: Tensor, bias: Tensor, cos: Tensor | None = None, sin: Tensor | None = None) -> Tensor:
+        """h_i of h_{i-1}, (B, T, d)."""
+        if self._encoder:
+            return self._state(0, self.block(hidden, bias))
+        turned = {} if cos is None else {"position_embeddings": (cos, sin)}
+        return self._state(0, self.block(hidden, attention_mask=bias, **turned))
+
+
+def _write_blocks(backbone: Backbone, folder: Path) -> None:
+    import onnx
+
+    twin = copy.deepcopy(backbone.blocks[0])
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    graph = _graph(_Block(twin, backbone), backbone)
+    places = _places(graph, dict(twin.named_parameters()))
+    for index, block in enumerate(backbone.blocks):
+        weights = dict(block.named_parameters())
+        for initializer, (name, turned) in places:
+            weight = weights[name].detach().float()
+            array = (weight.T if turned else weight).contiguous().numpy()
+            initializer.CopyFrom(onnx.numpy_helper.from_array(array, initializer.name))
+        onnx.save_model(graph, str(folder / f"block-{index}.onnx"))
+
+
+def _graph(block: _Block, backbone: Backbone) -> Any:
+    """The ONNX graph of a block, of any batch and length."""
+    rows, length = 2, 5
+    given = {"hidden": torch.randn(rows, length, backbone.width), "bias": torch.zeros(rows, 1, length, length)}
+    if hasattr(backbone.base, "rotary_emb"):
+        rotary: Any = backbone.base.rotary_emb
+        cos, sin = rotary(given["hidden"], torch.arange(length).expand(rows, length))
+        given |= {"cos": cos, "sin": sin}
+    b, t = torch.export.Dim("B", min=1), torch.export.Dim("T", min=1)
+    dynamic = {name: {0: b, 2: t, 3: t} if name == "bias" else {0: b, 1: t} for name in given}
+    with quiet(), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the exporter's own parts
+        program = torch.onnx.export(
+            block.eval(), tuple(given.values()), dynamo=True, dynamic_shapes=tuple(dynamic.values()), verbose=False,
+            input_names=list(given), output_names=["next"], opset_version=OPSET,
+        )  # fmt: skip
+    assert program is not None  # dynamo=True gives one
+    return program.model_proto
+
+
+def _places(graph: Any, weights: Mapping[str, Tensor]) -> list[tuple[Any, tuple[str, bool]]]:
+    """Which weight each initializer is, and whether transposed; found by its values, which are all different.
+
+    Raises:
+        KitError: a weight that stands nowhere as it is: the exporter has computed with it.
+    """
+    import onnx
+
+    known: dict[bytes, tuple[str, bool]] = {}
+    for name, weight in weights.items():
+        known[weight.detach().contiguous().numpy().tobytes()] = (name, False)
+        if weight.dim() == 2:
+            known[weight.detach().T.contiguous().numpy().tobytes()] = (name, True)
+    found = []
+    for initializer in graph.graph.initializer:
+        place = known.get(np.ascontiguousarray(onnx.numpy_helper.to_array(initializer)).tobytes())
+        if place is not None:
+            found.append((initializer, place))
+    missing = sorted(set(weights) - {name for _, (name, _) in found})
+    if missing:
+        problem = f"The exporter of torch {torch.__version__} has folded the weight '{missing[0]}' into others."
+        raise KitError(problem, "Keep to --engine torch, and report it with the versions of torch and onnxscript.")
+    return found
