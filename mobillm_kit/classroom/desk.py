@@ -100,7 +100,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     def __call__(self) -> int:
         """Print a line per student."""
         lines = Roster(ClassFolder(self.folder).database).lines()
-        table = Table(Column("student", no_wrap=True), "", title=Text(self.folder.resolve().name))
+        table = Table(Column("student", no_wrap=True), "state", title=Text(self.folder.resolve().name))
         for column in ("now", "runs", "steps", "MiB", "joined", "left", "refused"):
             table.add_column(column, justify="right")
         for line in lines:

@@ -69,7 +69,7 @@ def as_html(title: str, lines: Sequence[Line], runs: Sequence[Run]) -> str:
     return _PAGE.format(
         title=html.escape(title),
         at=_time(datetime.now().timestamp()),
-        students=_table(("student", "", "runs", "steps", "MiB", *counts), students, 2),
+        students=_table(("student", "state", "runs", "steps", "MiB", *counts), students, 2),
         runs=_table(("student", "session", "began", "ended", "why", "steps", "MiB"), ran, 5),
     )
 
