@@ -143,6 +143,16 @@ def test_padding_hides_nothing_and_positions_point_at_the_loss(
     assert {t.dtype for t in (batch.input_ids, batch.attention_mask, batch.labels, batch.positions)} == {torch.int64}
 
 
+def test_pad_to_gives_every_batch_the_same_width(opt_like: PreTrainedTokenizerFast) -> None:
+    encoder = TextEncoder(opt_like, get_task("sst2"), "decoder", 64)
+    rows = encoder.encode(examples())
+    assert encoder.collate(rows, pad_to=64).input_ids.shape == (5, 64)
+    with pytest.raises(BadInput, match="does not fit into pad_to=3"):
+        encoder.collate(rows, pad_to=3)
+    with pytest.raises(BadInput, match="no rows"):
+        encoder.collate([])
+
+
 def test_a_batch_moves_whole(opt_like: PreTrainedTokenizerFast) -> None:
     batch = TextEncoder(opt_like, get_task("sst2"), "decoder", 64).collate([Encoded((1, 2), (0, 1), 1)])
     moved = batch.to("meta")

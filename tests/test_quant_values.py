@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mobillm_kit.errors import BadInput, CodecError, UnknownName
 from mobillm_kit.quant import BITS, CODECS, FP4, GROUPS, NF4, codec
-from mobillm_kit.quant.tensors import PIECE, SEARCH, _pieces, cells_of, release, scratch, tables_of, values_of
+from mobillm_kit.quant.tables import SEARCH, cells_of, tables_of, values_of
+from mobillm_kit.quant.tensors import PIECE, _pieces, release, scratch
 
 CPU = torch.device("cpu")
 X = torch.tensor([[0.5, -4.0, 1.0, 0.0, 3.0, -0.25, 2.0, 1e-3], [0.0, 0.0, 0.0, 0.0, -8.0, 7.0, 6.0, 1.0]])

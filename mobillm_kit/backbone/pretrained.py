@@ -192,10 +192,9 @@ def from_pretrained(loader: Any, source: str, **kwargs: Any) -> Any:
             raise BadInput(problem, "Name a model that transformers itself knows.") from error
         first_line = str(error).strip().splitlines()[0]
         if is_gguf(source):
-            raise BadInput(
-                f"{source}: is no whole GGUF file, or one that transformers cannot read ({first_line}).",
-                "Copy it again, or take a file of another family, or with types that the gguf package here knows.",
-            ) from error
+            problem = f"{source}: is no whole GGUF file, or one that transformers cannot read ({first_line})."
+            remedy = "Copy it again, or take a file of another family, or with types that the gguf package here knows."
+            raise BadInput(problem, remedy) from error
         raise BadInput(
             f"{source}: could not be loaded ({first_line}).",
             "Name a model folder with config.json and weights, a name on the hub (needs a connection), or 'pocket'.",
@@ -229,10 +228,9 @@ def auto_class(model_type: str, masked: bool = False) -> tuple[Any, dict[str, An
 def check_complete(where: str | Path, missing: Sequence[str], masked: bool = False) -> None:
     """Refuse a model with weights that its files do not hold."""
     if missing:
-        raise BadInput(
-            f"{where}: {len(missing)} weights of the model are not in its files, the first is '{missing[0]}'.",
-            f"Name the folder of a whole pretrained model{', its MLM head too, or --head classifier' * masked}.",
-        )
+        problem = f"{where}: {len(missing)} weights of the model are not in its files, the first is '{missing[0]}'."
+        remedy = f"Name the folder of a whole pretrained model{', its MLM head too, or --head classifier' * masked}."
+        raise BadInput(problem, remedy)
 
 
 @contextmanager

@@ -130,9 +130,7 @@ class StreamedBackbone(Backbone):
     @cached_property
     def fingerprint(self) -> str:
         """As :attr:`Backbone.fingerprint`, read piece by piece: the same for the same weights."""
-        if self._low_bit:
-            return self._low_bit.fingerprint
-        return fingerprint(self._shards, self._names)
+        return self._low_bit.fingerprint if self._low_bit else fingerprint(self._shards, self._names)
 
     def resident(self) -> list[Tensor]:
         """The weights that this process holds at the moment."""

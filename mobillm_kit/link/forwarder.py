@@ -282,7 +282,8 @@ class ShapedLink:
         while data:
             async with line.turn:
                 await line.nearly_free()
-                burst = data[: burst_bytes(line.rate())]
+                segments = max(int(line.rate() * BURST_S) // SEGMENT_BYTES, 1)
+                burst = data[: min(segments * SEGMENT_BYTES, READ_BYTES)]
                 data = data[len(burst) :]
                 pipe.fly(line.book(arrived_s, len(burst), pipe.delays), burst)
 
@@ -317,11 +318,6 @@ class ShapedLink:
         while pipe.flying and pipe.flying[0][0] <= moment_s and pipe.flying[0][1] and sum(map(len, due)) < BUFFER_BYTES:
             due.append(pipe.flying.popleft()[1])
         return b"".join(due)
-
-
-def burst_bytes(rate: float) -> int:
-    """Whole segments that take about `BURST_S` at so many bytes per second."""
-    return min(max(int(rate * BURST_S) // SEGMENT_BYTES, 1) * SEGMENT_BYTES, READ_BYTES)
 
 
 def listening_socket(port: int) -> socket.socket:

@@ -1,5 +1,4 @@
 """The codecs by name: groups, sizes, and who encodes and decodes.  The package's docstring says what the bytes are.
-
 A process without torch reads names and sizes here; torch is imported by the first one that has tensors.
 
 Knows: names and shapes.  Knows nothing of: models, sockets, training.

@@ -5,29 +5,22 @@ main memory, and no float32 copy of the whole tensor is made.  Fresh memory cost
 as the system hands it out page by page; so what a piece needs between reading and writing, 8 MiB at most, is kept from
 call to call, one set per thread.
 
-A codebook's code is the number of midpoints between neighbouring values that lie below y.  A search over the 15
-midpoints is slow.  Here [-1, 1] is cut into 2^16 equal cells and the code is read from a table of the cells; the 15
-cells with a midpoint inside are marked, and only the few values in them are searched.
-
 Knows: payloads and tensors.  Knows nothing of: models, sockets, training.
 Taught in: notebooks/07_quantized_activations.ipynb
 """
 
-import itertools
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mobillm_kit.errors import BadInput, CodecError
-from mobillm_kit.quant.books import BITS, BOOKS, FLOATS, ORDERS, TOP
+from mobillm_kit.quant.books import BOOKS, TOP
 from mobillm_kit.quant.codec import Codec
-
-_TYPES = {name: getattr(torch, kind) for name, kind in FLOATS.items()}
+from mobillm_kit.quant.tables import SEARCH, TYPES, bound_of, cells_of, float_bound_of, tables_of, values_of
 
 PIECE = 2**19
 """Values worked on at a time on a CPU: 2 MiB of float32.  Less means more starts, more leaves the cache."""
@@ -53,14 +46,6 @@ _MOVED = {1: torch.float32, 2: torch.complex64}
 
 _kept = threading.local()
 
-_CELLS = 2**16
-_HALF = _CELLS // 2 - 1
-SEARCH = 255
-"""Marks a cell with a midpoint inside."""
-
-_SLACK = 2.0**-21
-"""Relative room for float32's own rounding in a bound."""
-
 
 def encode(coder: Codec, x: Tensor, where: str) -> Tensor:
     """As :meth:`Codec.encode`."""
@@ -69,7 +54,7 @@ def encode(coder: Codec, x: Tensor, where: str) -> Tensor:
     payload = torch.empty(coder.wire_bytes(x.shape), dtype=torch.uint8, device=x.device)
     rows = x.detach().reshape(-1, x.shape[-1])
     if not coder.has_scales:
-        _encode_floats(rows, payload.view(_TYPES[coder.name]).view(rows.shape), _place(where))
+        _encode_floats(rows, payload.view(TYPES[coder.name]).view(rows.shape), _place(where))
         return payload
     scales, codes = parts(coder, payload, x.shape)
     all_scales = scales.view(torch.float32)
@@ -86,7 +71,7 @@ def encode(coder: Codec, x: Tensor, where: str) -> Tensor:
 def decode(coder: Codec, payload: Tensor, shape: Sequence[int], where: str) -> Tensor:
     """As :meth:`Codec.decode`."""
     scales, codes = parts(coder, payload, shape, where)
-    kind = _TYPES.get(coder.name, torch.float32)
+    kind = TYPES.get(coder.name, torch.float32)
     rows = torch.empty(math.prod(shape[:-1]), shape[-1], dtype=kind, device=payload.device)
     if not coder.has_scales:
         rows.view(torch.uint8).copy_(codes)  # which may lie anywhere in a frame
@@ -297,65 +282,3 @@ def scratch(slot: str, like: Tensor, dtype: torch.dtype) -> Tensor:
 def release() -> None:
     """Give this thread's buffers back: for a process that has something larger to do before it encodes again."""
     _kept.__dict__.pop("buffers", None)
-
-
-@cache
-def values_of(name: str, device: torch.device) -> Tensor:
-    """What each byte stands for, in units of the scale, (256, values per byte); NaN for codes that nobody writes."""
-    bits = BITS[name]
-    if name in BOOKS:
-        values = torch.tensor(BOOKS[name])
-    elif name == "sign":
-        values = torch.tensor([1.0, -1.0])
-    elif name == "fp8":
-        values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
-    else:
-        top = 2 ** (bits - 1)
-        values = torch.tensor([*range(top), math.nan, *range(1 - top, 0)])
-    shifts = torch.arange(8 - bits, -1, -bits)
-    return values[(torch.arange(256).unsqueeze(1) >> shifts) & (2**bits - 1)].to(device)
-
-
-def cells_of(y: Tensor, out: Tensor) -> Tensor:
-    """The cell of each y in [-1, 1], rounded down by whoever makes it an integer; it never falls as y rises."""
-    return torch.mul(y, _HALF, out=out).add_(_HALF + 1)
-
-
-@cache
-def tables_of(name: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a codebook: codes by value, midpoints by value, and each cell's code or :data:`SEARCH`."""
-    order = torch.tensor(ORDERS.get(name, range(16)))
-    values = torch.tensor(BOOKS[name])[order]
-    midpoints = (values[:-1] + values[1:]) / 2
-    marked = cells_of(midpoints, torch.empty_like(midpoints)).to(torch.int32)
-    table = order.to(torch.uint8)[torch.searchsorted(marked, torch.arange(_CELLS, dtype=torch.int32))]
-    table[marked.long()] = SEARCH
-    return order.to(torch.uint8).to(device), midpoints.to(device), table.to(device)
-
-
-def bound_of(absolute: Tensor, scales: Tensor, name: str) -> Tensor:
-    """Largest |x - x'|, value by value, from |x| in groups (n, d / G, G) and their scales (n, d / G)."""
-    scale = scales.unsqueeze(-1)
-    if name == "sign":
-        bound = torch.maximum(scale, absolute.amax(dim=-1, keepdim=True) - scale)
-    elif name == "fp8":
-        relative, least = _rounding(torch.float8_e4m3fn)
-        bound = torch.maximum(absolute * relative, scale * least)
-    else:
-        book = sorted(BOOKS.get(name, (0.0, 1.0)))
-        bound = scale * (max(b - a for a, b in itertools.pairwise(book)) / 2)
-    return torch.where(scale == 0, absolute, bound + absolute * _SLACK)
-
-
-def float_bound_of(absolute: Tensor, name: str) -> Tensor:
-    """The same for codecs without scales."""
-    if name == "fp32":
-        return torch.zeros_like(absolute)
-    relative, least = _rounding(_TYPES[name])
-    return (absolute * relative).clamp_min_(least)
-
-
-def _rounding(dtype: torch.dtype) -> tuple[float, float]:
-    """Largest relative error of a float type, and half of its smallest step."""
-    info = torch.finfo(dtype)
-    return info.eps / 2, info.smallest_normal * info.eps / 2

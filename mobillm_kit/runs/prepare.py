@@ -89,10 +89,9 @@ def open_backbone(spec: RunSpec, device: str) -> Backbone:
     masked = spec.head == "label-words"
     if spec.stream:
         if spec.random_weights or spec.weights:
-            raise BadInput(
-                "A streamed backbone has the weights that its files hold.",
-                "Leave --random-weights and --weights out; write a folder of codes with `mobillm quantize` first.",
-            )
+            problem = "A streamed backbone has the weights that its files hold."
+            remedy = "Leave --random-weights and --weights out; write a folder of codes with `mobillm quantize` first."
+            raise BadInput(problem, remedy)
         if device != "cpu":
             raise BadInput(f"Blocks are streamed into the CPU's memory, not '{device}'.", "Use --accelerator cpu.")
         return stream_backbone(spec.backbone, revision=spec.revision, dtype=spec.dtype, masked=masked)

@@ -177,9 +177,7 @@ def _values(tables: Sequence[Mapping[str, Scalar]], between: str) -> list[tuple[
 
 
 def _shown(value: Scalar) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "none" if value is None else str(value)
+    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
 def _template() -> Any:

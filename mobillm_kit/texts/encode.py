@@ -140,19 +140,22 @@ class TextEncoder:
             self.notes.append(note)
         return rows
 
-    def collate(self, rows: Sequence[Encoded]) -> Batch:
-        """Rows padded on ``padding_side`` to the longest of them."""
+    def collate(self, rows: Sequence[Encoded], pad_to: int | None = None) -> Batch:
+        """Rows padded on ``padding_side`` to the longest of them, or to ``pad_to`` tokens."""
         import torch  # a device whose engine is another one has arrays enough
 
-        arrays = self.arrays(rows)
+        arrays = self.arrays(rows, pad_to)
         return Batch(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
-    def arrays(self, rows: Sequence[Encoded]) -> dict[str, np.ndarray]:
+    def arrays(self, rows: Sequence[Encoded], pad_to: int | None = None) -> dict[str, np.ndarray]:
         """The fields of a :class:`Batch` by name, without torch; segments only where the tokenizer has some."""
         if not rows:
             raise BadInput("A batch of no rows was asked for.", "Give at least one encoded example.")
         lengths = np.array([len(row.ids) for row in rows], dtype=np.int64)
         width = int(lengths.max())
+        if pad_to is not None and width > pad_to:
+            raise BadInput(f"A row of {width} tokens does not fit into pad_to={pad_to}.", "Give a larger pad_to.")
+        width = pad_to or width
         left = self.padding_side == "left"
         starts = width - lengths if left else np.zeros_like(lengths)
         if self.kind == "masked":
@@ -183,10 +186,9 @@ class TextEncoder:
                 problem = f"The label word {word!r} is {len(ids)} tokens to this tokenizer, or an unknown one."
                 raise BadInput(problem, "A mask is one token: choose other words, --label-words 'bad|good'.")
             if ids[: len(bare)] != bare or len(ids) == len(bare):
-                raise BadInput(
-                    f"The label word {word!r} has no token of its own after the prompt {self.task.prompt!r}.",
-                    "End the prompt with a word and begin the label word with a space: --label-words ' bad| good'.",
-                )
+                problem = f"The label word {word!r} has no token of its own after the prompt {self.task.prompt!r}."
+                remedy = "End the prompt with a word and begin the label word with a space: --label-words ' bad| good'."
+                raise BadInput(problem, remedy)
             first = ids[len(bare)]
             if first in found:
                 token = self.tokenizer.convert_ids_to_tokens(first)

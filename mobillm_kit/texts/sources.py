@@ -124,20 +124,18 @@ def hub_tables(repository: str, config: str | None = None, *, revision: str | No
     try:
         import datasets
     except ImportError as error:
-        raise MissingExtra(
-            "Loading from the Hugging Face hub needs the library 'datasets', which is not installed.",
-            "Run: pip install 'mobillm-kit[hub]', or give a local folder with data=... (--data).",
-        ) from error
+        problem = "Loading from the Hugging Face hub needs the library 'datasets', which is not installed."
+        remedy = "Run: pip install 'mobillm-kit[hub]', or give a local folder with data=... (--data)."
+        raise MissingExtra(problem, remedy) from error
     address = f"{repository}/{config}" if config else repository
     with _hub_or_cache(datasets, repository) as refusal:
         try:
             splits = datasets.load_dataset(repository, config, revision=revision)
         except Exception as error:  # the hub's libraries raise some twenty types for "not now"
             reason = refusal or f"{type(error).__name__}: {error}"
-            raise BadInput(
-                f"The Hugging Face hub did not give '{address}' and no copy is in the local cache ({reason}).",
-                "Check the network, or give a local folder in GLUE's layout with data=... (--data).",
-            ) from error
+            problem = f"The Hugging Face hub did not give '{address}' and no copy is in the local cache ({reason})."
+            remedy = "Check the network, or give a local folder in GLUE's layout with data=... (--data)."
+            raise BadInput(problem, remedy) from error
     return split_tables(splits, address)
 
 

@@ -73,10 +73,9 @@ class Task:
         for slot, needed in (("{text}", True), ("{pair}", self.pair_column is not None)):
             times = self.prompt.count(slot)
             if times != int(needed):
-                raise BadInput(
-                    f"Task '{self.name}': {slot} stands {times} times in the prompt {self.prompt!r}.",
-                    "It must stand there once." if needed else "The task has one text column: leave it out.",
-                )
+                problem = f"Task '{self.name}': {slot} stands {times} times in the prompt {self.prompt!r}."
+                remedy = "It must stand there once." if needed else "The task has one text column: leave it out."
+                raise BadInput(problem, remedy)
         if len(self.labels) < 2 or len(self.label_words) != len(self.labels):
             raise BadInput(
                 f"Task '{self.name}': {len(self.label_words)} label words for {len(self.labels)} labels "
