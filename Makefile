@@ -21,7 +21,7 @@ export OMP_WAIT_POLICY
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 PARALLEL := -n 2 --dist loadfile
 
-FAULTS := tests/faults tests/test_shaping.py tests/test_bad_input.py tests/test_wire.py tests/test_wire_fuzz.py \
+FAULTS := tests/faults tests/test_class_server.py tests/test_shaping.py tests/test_bad_input.py tests/test_wire.py tests/test_wire_fuzz.py \
 	tests/test_connections.py tests/test_keys.py tests/test_service.py tests/test_service_loop.py tests/test_sessions.py \
 	tests/test_remote.py tests/test_reached.py
 FUZZ := MOBILLM_FUZZ=200000 MOBILLM_FUZZ_RESULTS=10000

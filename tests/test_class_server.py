@@ -150,6 +150,7 @@ def test_one_server_at_a_time_and_none_without_a_list(tmp_path, capsys):
     assert "it is damaged" in capsys.readouterr().err
 
 
+@pytest.mark.faults
 def test_a_run_goes_on_by_itself_when_the_server_is_killed_and_begun_again(place, tmp_path):
     bio = tmp_path / "bio"
     joins = begin(bio, "Ada", "Ben")
@@ -170,6 +171,7 @@ def test_a_run_goes_on_by_itself_when_the_server_is_killed_and_begun_again(place
     assert (ada.sessions, ada.training, ada.steps) == (1, 0, 12)
 
 
+@pytest.mark.faults
 def test_where_all_places_are_taken_devices_wait_in_line_and_end_in_the_same_bytes(tmp_path, oracle):
     bio = tmp_path / "bio"
     joins = begin(bio, "Ada", "Ben", "Cleo")
