@@ -127,7 +127,11 @@ def test_real_models(shared, tmp_path, name):
     place = shared / "models" / name
     if not place.is_dir():
         pytest.skip(f"needs ../shared/models/{name}, which this machine has not")
-    assert check_equal(load_backbone(place), OnnxEngine(export_backbone(place, tmp_path / name))) <= WITHIN
+    engine = OnnxEngine(export_backbone(place, tmp_path / name))  # which refuses what is not within WITHIN of PyTorch
+    ids = np.array([[5, 6, 7, 8]])
+    states = [state for _, state in engine.taps(ids, np.ones_like(ids))]
+    assert len(states) == engine.manifest.layers + 1
+    assert all(np.isfinite(state).all() and state.std() > 0 for state in states)
 
 
 # --- bad input --------------------------------------------------------------------------------------------------
