@@ -22,7 +22,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 COPY = "MobiLLM, copy of the top blocks (ladder)"
 RANDOM = "MobiLLM, ladder, begun at random (`smollm2-sst2-random.jsonl`)"
-ROW = {label.lower(): name for name, label in LABELS.items()} | {COPY.lower(): "mobillm-ladder"}
+TWO_SEEDS = "MobiLLM, full width (seeds 0 and 1)"
+ROW = {label.lower(): name for name, label in LABELS.items()} | {
+    COPY.lower(): "mobillm-ladder",
+    TWO_SEEDS.lower(): "mobillm-full-width",
+}
 POCKET, TURNS = "`benchmarks/results/pocket-*.jsonl`; print", "`benchmarks/results/turns-*.jsonl`"
 REAL = ("minilm-sst2", "minilm-rte", "llama-sst2")
 
