@@ -90,6 +90,13 @@ def test_what_the_copy_on_the_decoder_takes_and_sends():
     assert f"{copied.sent_mb:.0f} MB were\nsent, {first_mb:.0f} of them first weights" in PAGE
 
 
+def test_the_decoder_in_the_readme():
+    names = ("mobillm-ladder", "lora", "probe")
+    copied, lora, probe = (percent(scores("smollm2-sst2", name)) for name in names)
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"one seed: copy of the top blocks {copied}, LoRA {lora}, linear probe {probe}." in readme
+
+
 def test_the_ladder_of_the_decoder_that_began_at_random():
     assert table_after("A real decoder from the file")[RANDOM] == [
         percent(scores("smollm2-sst2-random", "mobillm-ladder"))

@@ -21,7 +21,7 @@ from typing import Annotated, Generic, TypeVar
 import msgspec
 from filelock import FileLock, Timeout
 
-from mobillm_kit.channel.join import CODE_ALPHABET, CODE_GROUP, CODE_GROUPS, check_key, plain_code
+from mobillm_kit.channel.join import CODE_ALPHABET, CODE_GROUP, CODE_GROUPS, check_code, check_key, plain_code
 from mobillm_kit.errors import BadInput, FolderBusy, SaveFailed
 from mobillm_kit.files import write_bytes
 
@@ -155,7 +155,7 @@ class OneTimeCodes(_File[list[_Code]]):
         """Three groups of four characters, 59 bits; BadInput for a lifetime not between a second and a week."""
         if not 1 <= lifetime_s <= 7 * 24 * 3600:
             raise BadInput(f"A code cannot live {lifetime_s} seconds.", "Choose between 1 second and a week.")
-        text = "-".join("".join(secrets.choice(CODE_ALPHABET) for _ in range(CODE_GROUP)) for _ in range(CODE_GROUPS))
+        text = check_code("".join(secrets.choice(CODE_ALPHABET) for _ in range(CODE_GROUPS * CODE_GROUP)))
         salt = secrets.token_hex(16)
         code = _Code(salt=salt, digest=_digest(salt, text), expires=time.time() + lifetime_s)
         with self.changing() as codes:

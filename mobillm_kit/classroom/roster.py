@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobillm_kit.channel.join import CODE_ALPHABET, CODE_GROUP, CODE_GROUPS, plain_code
+from mobillm_kit.channel.join import CODE_ALPHABET, CODE_GROUP, CODE_GROUPS, check_code, plain_code
 from mobillm_kit.classroom.database import Database
 from mobillm_kit.errors import BadInput, KitError, nearest
 
@@ -238,7 +238,7 @@ def _invite(db: sqlite3.Connection, name: str) -> str:
     db.execute("INSERT INTO students (name, folded) VALUES (?, ?) ON CONFLICT DO NOTHING", (name, fold(name)))
     (student,) = db.execute("SELECT id FROM students WHERE folded = ?", (fold(name),)).fetchone()
     db.execute("DELETE FROM codes WHERE student = ? AND spent IS NULL", (student,))
-    code = "-".join("".join(secrets.choice(CODE_ALPHABET) for _ in range(CODE_GROUP)) for _ in range(CODE_GROUPS))
+    code = check_code("".join(secrets.choice(CODE_ALPHABET) for _ in range(CODE_GROUPS * CODE_GROUP)))
     salt = secrets.token_bytes(16)
     row = (student, salt, _digest(salt, code), time.time())
     db.execute("INSERT INTO codes (student, salt, digest, made) VALUES (?, ?, ?, ?)", row)
