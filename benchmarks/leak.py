@@ -143,6 +143,8 @@ class Plan:
     known: int = 200
     sent: int = 48
     searched: int = 8
+    searched_up_to: int = 99
+    """The highest layer that is searched: each candidate goes through all layers below."""
     nearest: Callable[[int], tuple[int, ...]] = lambda n: (0, 1, n // 2, n)
     """Layers, of n, at which the whole vocabulary is forwarded."""
     trained: Callable[[int], tuple[int, ...]] = lambda n: (0, 1, n // 2, n)
@@ -171,7 +173,10 @@ def plans() -> dict[str, Plan]:
         "limit_dev": 48,
         "limit_test": 10,
     }
-    decoder = replace(real, spec=spec(**smol), nearest=lambda n: (0,), trained=lambda n: (1,), searched=2, top=())
+    decoder = replace(
+        real, spec=spec(**smol), trained=lambda n: (1, n // 2, n), at_first=("fp32", "int8", "int4", "sign"),
+        searched=2, searched_up_to=1,
+    )  # fmt: skip
     return {**pocket, "minilm": real, "smollm2": decoder}
 
 
@@ -254,7 +259,8 @@ class Reader:
         if (name, layers) == ("fp32", (1,)):
             self.first = found
         yield self.cell("inverter", name, layers, found)
-        if len(layers) > 1 or not layers[0] or self.backbone.kind == "encoder":
+        top = max(layers)
+        if len(layers) > 1 or not 0 < top <= self.plan.searched_up_to or self.backbone.kind == "encoder":
             return
         few, layer = self.plan.searched, layers[0]
         state, mask = through(name, self.states[1][layer][:few]), self.sent.attention_mask[:few]
