@@ -164,7 +164,7 @@ def plans() -> dict[str, Plan]:
     }
     real = Plan(
         spec(**minilm, limit_train=48, limit_dev=200, limit_test=10), steps=60, nearest=lambda n: (0, 1),
-        trained=lambda n: (1, n), at_first=("fp32", "sign"), top=(8,), together=False,
+        trained=lambda n: (1, n // 2, n), at_first=("fp32", "int8", "int4", "sign"), top=(8,), together=False,
     )  # fmt: skip
     smol = {
         **minilm,
@@ -173,10 +173,7 @@ def plans() -> dict[str, Plan]:
         "limit_dev": 48,
         "limit_test": 10,
     }
-    decoder = replace(
-        real, spec=spec(**smol), trained=lambda n: (1, n // 2, n), at_first=("fp32", "int8", "int4", "sign"),
-        searched=2, searched_up_to=1,
-    )  # fmt: skip
+    decoder = replace(real, spec=spec(**smol), searched=2, searched_up_to=1)
     return {**pocket, "minilm": real, "smollm2": decoder}
 
 

@@ -25,7 +25,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from mobillm_kit import __version__
 from mobillm_kit.commands import run as cli_run
 from mobillm_kit.commands import tools as cli_tools
-from mobillm_kit.errors import BadInput, KitError
+from mobillm_kit.errors import BadInput, KitError, extra
 from mobillm_kit.texts.sources import check_characters
 
 ABOUT = (
@@ -69,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given == ["--version"]:
             print(f"mobillm_kit {__version__}")
             return 0
-        return parse(given or ["--help"])()
+        with extra("torch", "This command needs {}", brings=("torch", "transformers", "peft", "huggingface_hub")):
+            return parse(given or ["--help"])()
     except KitError as error:
         complaints.print(f"[bold red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         return 2

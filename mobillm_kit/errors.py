@@ -79,13 +79,15 @@ class MissingExtra(KitError):
 
 
 @contextmanager
-def lab(need: str) -> Iterator[None]:
-    """Around imports of what the extra ``lab`` brings: ``need`` begins the sentence about the one that is missing."""
+def extra(name: str, need: str, *, brings: Collection[str] = (), otherwise: str = ".") -> Iterator[None]:
+    """Around imports of what an extra ``brings``: ``need`` begins the sentence about the one that is missing."""
     try:
         yield
     except ModuleNotFoundError as missing:
+        if brings and missing.name not in brings:
+            raise
         problem = f"{need.format(missing.name)}, which is not installed."
-        raise MissingExtra(problem, "Install the extra: pip install 'mobillm-kit[lab]'.") from missing
+        raise MissingExtra(problem, f"Install the extra: pip install 'mobillm-kit[{name}]'{otherwise}") from missing
 
 
 class AddressInUse(KitError):

@@ -78,8 +78,8 @@ def index_args(build: str, system: str, index_answers: Callable[[], bool]) -> tu
 
 def bound_in_pyproject(path: Path) -> str:
     """The requirement on torch that the project declares, for example ``torch>=2.6``."""
-    dependencies = tomllib.loads(path.read_text(encoding="utf-8"))["project"]["dependencies"]
-    return next(line for line in dependencies if line.startswith("torch"))
+    extras = tomllib.loads(path.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    return next(line for line in extras["torch"] if line.startswith("torch"))
 
 
 def pip_install(requirement: str, arguments: Sequence[str]) -> bool:

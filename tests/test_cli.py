@@ -247,6 +247,45 @@ def test_the_app_without_voila_says_how_to_get_it(monkeypatch, capsys):
     assert "pip install 'mobillm-kit[app]'" in capsys.readouterr().err
 
 
+WITHOUT_PYTORCH = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Missing(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "transformers", "peft", "huggingface_hub"):
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+sys.meta_path.insert(0, Missing())
+from mobillm_kit.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["--help"], 0),
+        (["methods"], 0),
+        (["device", "--help"], 0),
+        (["memory"], 2),
+        (["train", "lora", "--out", "out"], 2),
+        (["predict", "nowhere", "a text"], 2),
+        (["server"], 2),
+        (["export", "pocket", "out"], 2),
+    ],
+)
+def test_an_environment_without_pytorch_says_which_extra_a_command_needs(words, status, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PYTORCH, *words], capture_output=True, text=True, timeout=100, cwd=tmp_path
+    )
+    assert done.returncode == status, done.stderr
+    wanted = (
+        "error This command needs torch, which is not installed. Install the extra: pip install 'mobillm-kit[torch]'."
+    )
+    assert done.stderr.strip() == (wanted if status else "")
+
+
 def test_mobillm_alone_means_its_usual_side_network(capsys):
     assert RunSpec(method="mobillm").method == "mobillm-full-width"
     assert method_options(["mobillm.rank=4", "lora.rank=2"], "mobillm-full-width") == {"rank": 4}

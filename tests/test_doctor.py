@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+from mobillm_kit.errors import MissingExtra
 from mobillm_kit.runs import doctor
 from mobillm_kit.runs.doctor import Check
 
@@ -21,7 +22,7 @@ def test_every_probe_answers_and_every_failure_says_what_to_do():
     checks = doctor.examine()
     names = [check.name for check in checks]
     assert len(set(names)) == len(names)
-    assert {"python", "torch", "extra lab", "accelerators", "memory", "sockets", "pocket model"} <= set(names)
+    assert {"python", "numpy", "extra torch", "accelerators", "memory", "sockets", "pocket model"} <= set(names)
     for check in checks:
         assert check.detail
         assert check.ok or check.remedy
@@ -44,6 +45,13 @@ def test_a_probe_that_raises_is_a_failed_check_that_carries_the_reason():
     (check,) = doctor.within("broken", broken, limit_s=5)
     assert not check.ok
     assert check.detail == "OSError: no such library"
+
+
+def test_a_probe_that_raises_our_own_sentence_is_that_sentence():
+    def lacking() -> list[Check]:
+        raise MissingExtra("This needs torch.", "Install it.")
+
+    assert doctor.within("torch", lacking, limit_s=5) == [Check("torch", False, "This needs torch.", "Install it.")]
 
 
 def test_a_line_shows_the_state_and_the_remedy():
@@ -77,9 +85,11 @@ def test_the_socket_check_leaves_no_thread_behind():
 
 def test_versions_are_those_of_the_installed_packages():
     found = {check.name: check for check in doctor.packages()}
-    for name in ("torch", "transformers", "peft", "pyzmq", "msgspec"):
+    for name in ("tokenizers", "pyzmq", "msgspec"):
         assert found[name].ok
         assert found[name].detail == metadata.version(name)
+    for name in ("torch", "transformers", "peft"):
+        assert f"{name} {metadata.version(name)}" in found["extra torch"].detail
 
 
 def fake_distribution(folder: Path, name: str, version: str, *requires: str) -> None:

@@ -99,7 +99,7 @@ def test_every_library_that_the_package_imports_is_declared(project):
     imported |= {"IPython": "ipykernel", "memory_profiler": "memory-profiler", "jupyter_core": "jupyterlab"}
     user_lists = [
         project["dependencies"],
-        *(project["optional-dependencies"][x] for x in ("lab", "hub", "gguf", "onnx")),
+        *(project["optional-dependencies"][x] for x in ("torch", "device", "lab", "hub", "gguf", "onnx")),
     ]
     declared = {name_of(requirement) for requirement in chain(*user_lists)}
     for path in MODULES:
@@ -107,6 +107,14 @@ def test_every_library_that_the_package_imports_is_declared(project):
             top = module.split(".")[0]
             if top not in sys.stdlib_module_names and top != "mobillm_kit":
                 assert imported.get(top, top) in declared, f"{path.name} imports {top}"
+
+
+def test_a_device_with_an_exported_backbone_is_installed_without_pytorch(project):
+    extras = project["optional-dependencies"]
+    wanted = {name_of(requirement) for requirement in (*project["dependencies"], *extras["device"])}
+    assert not wanted & {"torch", "transformers", "peft", "mobillm-kit"}
+    for name in ("lab", "hub", "gguf", "onnx"):  # who trains gets PyTorch without asking for it
+        assert any(re.match(r"mobillm-kit\[.*torch", line) for line in extras[name]), name
 
 
 def imports_of(path: Path) -> Iterator[str]:
@@ -288,5 +296,5 @@ def test_the_installed_torch_is_recognised(install_torch):
 
 def test_the_fallback_is_the_bound_that_the_project_declares(install_torch, project):
     bound = install_torch.bound_in_pyproject(ROOT / "pyproject.toml")
-    assert bound in project["dependencies"]
+    assert bound in project["optional-dependencies"]["torch"]
     assert name_of(bound) == "torch"

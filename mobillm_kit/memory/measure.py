@@ -29,7 +29,7 @@ from typing import Literal
 import psutil
 
 from mobillm_kit.common import MIB, MMAP_THRESHOLD
-from mobillm_kit.errors import lab
+from mobillm_kit.errors import extra
 from mobillm_kit.record import MeasuredMemory
 
 INTERVAL_S = 0.01
@@ -79,7 +79,7 @@ def measured(run: Callable[[], object], *, party: Literal["device", "server", "b
         party: whose part of the work this process does.
         steps: how many steps ``run`` takes, for the record.
     """
-    with lab("Measuring memory needs memory-profiler"):
+    with extra("lab", "Measuring memory needs memory-profiler"):
         from memory_profiler import memory_usage
     give_back_free_memory()
     loaded_bytes = current_rss_bytes()

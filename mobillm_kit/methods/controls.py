@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mobillm_kit.errors import BadInput, lab
+from mobillm_kit.errors import BadInput, extra
 from mobillm_kit.texts.tasks import Example
 
 
@@ -41,7 +41,7 @@ def threshold(logits: Tensor, t: float) -> Tensor:
 
 def bag_of_words(train: Sequence[Example], texts: Sequence[Example]) -> Tensor:
     """Labels of ``texts``, (N,), by scikit-learn's logistic regression on the training texts' word counts."""
-    with lab("The bag-of-words control needs scikit-learn"):
+    with extra("lab", "The bag-of-words control needs scikit-learn"):
         from sklearn.feature_extraction.text import CountVectorizer
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline

@@ -21,12 +21,12 @@ from typing import TypeAlias
 from packaging.requirements import Requirement
 
 from mobillm_kit.common import MIB, installed_version, usable_cores
-from mobillm_kit.errors import KitError
+from mobillm_kit.errors import KitError, extra
 from mobillm_kit.files import data_folder
 from mobillm_kit.texts.tasks import PACKAGED
 
 DISTRIBUTION = "mobillm-kit"
-USER_EXTRAS = ("lab", "hub")
+USER_EXTRAS = ("torch", "lab", "hub")
 SOCKET_LIMIT_S = 5.0
 QUICK_LIMIT_S = 10.0
 
@@ -65,6 +65,8 @@ def within(name: str, probe: Callable[[], list[Check]], limit_s: float) -> list[
     def _work() -> None:
         try:
             found.extend(probe())
+        except KitError as error:
+            found.append(Check(name, False, error.problem, error.remedy))
         except Exception as error:  # a broken library may raise anything, and the doctor has to go on
             detail = f"{type(error).__name__}: {error}"
             found.append(Check(name, False, detail, "Report this line with your system's name."))
@@ -90,9 +92,9 @@ def packages(distribution: str = DISTRIBUTION) -> list[Check]:
         return [Check("packages", False, f"{distribution} is not installed", "Run: make setup   or: pip install -e .")]
     core = [r for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
     checks = [_package(requirement) for requirement in core]
-    for extra in USER_EXTRAS:
-        further = [r for r in wanted if r not in core and r.marker is not None and r.marker.evaluate({"extra": extra})]
-        checks.append(_extra(extra, further, distribution))
+    for name in USER_EXTRAS:
+        further = [r for r in wanted if r not in core and r.marker is not None and r.marker.evaluate({"extra": name})]
+        checks.append(_extra(name, further, distribution))
     return checks
 
 
@@ -104,17 +106,18 @@ def _package(wanted: Requirement) -> Check:
     return Check(wanted.name, False, detail, f"Run: pip install --upgrade {wanted.name}")
 
 
-def _extra(extra: str, wanted: list[Requirement], distribution: str) -> Check:
+def _extra(name: str, wanted: list[Requirement], distribution: str) -> Check:
     checks = [_package(requirement) for requirement in wanted]
     lacking = [check for check in checks if not check.ok]
     detail = ", ".join(f"{check.name} {check.detail}" for check in lacking or checks)
-    remedy = f'Run: pip install "{distribution}[{extra}]"' if lacking else ""
-    return Check(f"extra {extra}", not lacking, detail, remedy)
+    remedy = f'Run: pip install "{distribution}[{name}]"' if lacking else ""
+    return Check(f"extra {name}", not lacking, detail, remedy)
 
 
 def accelerators() -> list[Check]:
     """Torch's build and the accelerators that it can use."""
-    import torch
+    with extra("torch", "All but a device with an exported backbone needs {}"):
+        import torch
 
     build = f"CUDA {torch.version.cuda} build" if torch.version.cuda else "CPU build"
     with warnings.catch_warnings():
@@ -186,10 +189,7 @@ def packaged_data() -> list[Check]:
 
 
 def _folder(name: str, data: str, wanted: tuple[str, ...]) -> Check:
-    try:
-        folder = data_folder(data)
-    except KitError as error:
-        return Check(name, False, error.problem, error.remedy)
+    folder = data_folder(data)
     missing = [file for file in wanted if not (folder / file).is_file()]
     if missing:
         remedy = f"Install {DISTRIBUTION} again, or take a complete checkout."

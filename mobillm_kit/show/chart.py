@@ -13,9 +13,9 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeAlias
 
-from mobillm_kit.errors import lab
+from mobillm_kit.errors import extra
 
-with lab("Figures need {}"):
+with extra("lab", "Figures need {}"):
     import matplotlib as mpl
     import matplotlib.style
     import pandas as pd

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mobillm_kit.backbone.pretrained import BUILT_IN, architecture
 from mobillm_kit.common import GIB
-from mobillm_kit.errors import BadInput, KitError, lab
+from mobillm_kit.errors import BadInput, KitError, extra
 from mobillm_kit.link.overlap import StepCost, schedule, slowest, spans
 from mobillm_kit.link.rates import Link
 from mobillm_kit.memory.budget import Step, Way, alternatives, reason
@@ -36,7 +36,7 @@ from mobillm_kit.show.plots_activations import bits_per_value, one_token, relati
 from mobillm_kit.show.plots_memory import Needs, budget_bars, step_memory
 from mobillm_kit.show.plots_runs import gantt
 
-with lab("Sliders need ipywidgets"):
+with extra("lab", "Sliders need ipywidgets"):
     import ipywidgets as widgets
     from IPython.core.getipython import get_ipython
 

@@ -17,7 +17,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobillm_kit.errors import BadInput, lab
+from mobillm_kit.errors import BadInput, extra
 from mobillm_kit.files import write_bytes
 from mobillm_kit.record import RunRecord, Scalar
 from mobillm_kit.show.tables import MEMORY, RESULTS, Columns, Row, cells, csv, grouped, markdown, rows
@@ -181,7 +181,7 @@ def _shown(value: Scalar) -> str:
 
 
 def _template() -> Any:
-    with lab("The page needs jinja2"):
+    with extra("lab", "The page needs jinja2"):
         import jinja2
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mobillm_kit.show", "."), autoescape=True, undefined=jinja2.StrictUndefined,

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mobillm_kit.errors import BadInput, MissingExtra
+from mobillm_kit.errors import BadInput, extra
 
 SPLIT_FILES: Mapping[str, tuple[str, ...]] = {"train": ("train",), "dev": ("dev", "validation"), "test": ("test",)}
 """Names (without suffix) under which a folder or the hub may hold each split."""
@@ -121,12 +121,9 @@ def digests(place: Path) -> dict[str, str]:
 
 def hub_tables(repository: str, config: str | None = None, *, revision: str | None = None) -> dict[str, Table]:
     """The splits of a data set on the Hugging Face hub; from the local cache, where there is no network."""
-    try:
+    need = "Loading from the Hugging Face hub needs the library '{}'"
+    with extra("hub", need, otherwise=", or give a local folder with data=... (--data)."):
         import datasets
-    except ImportError as error:
-        problem = "Loading from the Hugging Face hub needs the library 'datasets', which is not installed."
-        remedy = "Run: pip install 'mobillm-kit[hub]', or give a local folder with data=... (--data)."
-        raise MissingExtra(problem, remedy) from error
     address = f"{repository}/{config}" if config else repository
     with _hub_or_cache(datasets, repository) as refusal:
         try:
