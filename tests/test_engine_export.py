@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,6 +64,20 @@ def test_every_batch_and_length_comes_out_as_in_pytorch(models, name, pad):
             short = row % min(3, length)
             mask[row, slice(0, short) if pad == "left" else slice(length - short, length)] = 0
         assert off(backbone, engine, ids, mask) <= WITHIN
+
+
+def test_the_program_on_the_page_about_phones_says_the_same_and_the_page_names_every_file(models):
+    page = (Path(__file__).parents[1] / "docs" / "phones.md").read_text(encoding="utf-8")
+    program: dict[str, Any] = {}
+    exec(page.split("```python")[1].split("```")[0], program)
+    ids = np.arange(12).reshape(2, 6)
+    mask = np.array([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]])
+    for name, (_, folder) in models.items():
+        engine = [state for _, state in OnnxEngine(folder).taps(ids, mask)]
+        for by_page, by_kit in zip(program["taps"](folder, ids, mask), engine, strict=True):
+            assert np.array_equal(by_page[mask > 0], by_kit[mask > 0]), name
+        for file in folder.iterdir():
+            assert f"`{re.sub('-[0-9]+', '-0', file.name)}`" in page, file.name
 
 
 def test_a_second_text_has_its_segment(models):
