@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from benchmarks import compare, leak, notebooks, pipeline
-from mobillm_kit.methods import LABELS
+from mobillm_kit.methods import LABELS, method_row
 from mobillm_kit.show.tables import rows
 
 ROOT = Path(__file__).parent.parent
@@ -22,11 +22,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 COPY = "MobiLLM, copy of the top blocks (ladder)"
 RANDOM = "MobiLLM, ladder, begun at random (`smollm2-sst2-random.jsonl`)"
-TWO_SEEDS = "MobiLLM, full width (seeds 0 and 1)"
-ROW = {label.lower(): name for name, label in LABELS.items()} | {
-    COPY.lower(): "mobillm-ladder",
-    TWO_SEEDS.lower(): "mobillm-full-width",
-}
+ROW = {label.lower(): name for name, label in LABELS.items()} | {COPY.lower(): "mobillm-ladder"}
+DECODER = "A real decoder from the file"
 POCKET, TURNS = "`benchmarks/results/pocket-*.jsonl`; print", "`benchmarks/results/turns-*.jsonl`"
 REAL = ("minilm-sst2", "minilm-rte", "llama-sst2")
 
@@ -61,7 +58,7 @@ def scores(benchmark: str, method: str, name: str = "test_accuracy") -> list[flo
         (POCKET, ("pocket-0", "pocket-1", "pocket-2"), 30),
         (TURNS, ("turns-0", "turns-1", "turns-2"), 26),
         ("earns its\nplace", REAL, 19),
-        ("A real decoder from the file", ("smollm2-sst2",), 7),
+        (DECODER, ("smollm2-sst2",), 8),
     ],
 )
 def test_accuracies(words, names, figures):
@@ -91,16 +88,21 @@ def test_what_the_copy_on_the_decoder_takes_and_sends():
 
 
 def test_the_decoder_in_the_readme():
-    names = ("mobillm-ladder", "lora", "probe")
-    copied, lora, probe = (percent(scores("smollm2-sst2", name)) for name in names)
+    names = ("full", "mobillm-ladder", "lora", "probe")
+    full, copied, lora, probe = (percent(scores("smollm2-sst2", name)) for name in names)
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert f"one seed: copy of the top blocks {copied}, LoRA {lora}, linear probe {probe}." in readme
+    assert f"full fine-tuning {full}, copy of the top blocks {copied}, LoRA {lora}, linear probe {probe} (" in readme
 
 
-def test_the_ladder_of_the_decoder_that_began_at_random():
-    assert table_after("A real decoder from the file")[RANDOM] == [
-        percent(scores("smollm2-sst2-random", "mobillm-ladder"))
-    ]
+def test_the_decoders_seeds_and_the_ladder_that_began_at_random():
+    table = table_after(DECODER)
+    assert table.pop(RANDOM) == [percent(scores("smollm2-sst2-random", "mobillm-ladder")), "0"]
+    records = compare.read(RESULTS / "smollm2-sst2.jsonl")
+    seeds = {r.method: [str(s.seed) for s in records if s.method == r.method] for r in records}
+    shown = {ROW[row.lower()]: cells[1] for row, cells in table.items() if row.lower() in ROW}
+    assert shown == {
+        method: ", ".join(sorted(found)) if method_row(method).trained else "–" for method, found in seeds.items()
+    }
 
 
 def test_what_is_trained_where_on_real_text_and_what_is_sent():
