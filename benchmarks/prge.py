@@ -237,6 +237,9 @@ def main() -> int:
         print(msgspec.json.encode(made).decode())
         return 0
     if asked.check:
+        if not RECORD.exists():
+            print(f"benchmarks/results/{RECORD.name}: not run yet")
+            return 1
         found = msgspec.json.decode(RECORD.read_bytes(), type=Found)
         print(tables(found), "", *bars(found), sep="\n")
         return 0 if all(bar.ok for bar in bars(found)) else 1
