@@ -57,12 +57,13 @@ class Predictor:
 
 
 def load_run(folder: str | Path, backbone: str | Path | None = None) -> Predictor:
-    """The trained model of a run's folder, or of a side network's (on ``backbone``); no training text is read."""
+    """The trained model of a run's folder, or of a side network's, on ``backbone``; no training text is read."""
     place = Path(folder)
     if not (place / SPEC).exists() and (place / "config.json").exists():
         return load_side(place, backbone)
-    kept = load_task(place)
-    prepared = prepare(load_spec(place), TaskData(kept.task, (), (), (), ()) if kept else None)
+    kept, spec = load_task(place), load_spec(place)
+    spec = replace(spec, backbone=str(backbone or spec.backbone))
+    prepared = prepare(spec, TaskData(kept.task, (), (), (), ()) if kept else None)
     if not method_row(prepared.spec.method).trained:
         raise BadInput(f"{folder}: '{prepared.spec.method}' is a control.", "Name the folder of a trained method.")
     return Predictor(prepared.encoder, _trained(prepared, place).logits, prepared.device)
