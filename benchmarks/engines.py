@@ -1,7 +1,8 @@
 """P-RGE trained inside ONNX Runtime beside the same run in PyTorch: `python benchmarks/engines.py [--quick | --check]`.
 
     follows    50 steps on the packaged model: largest difference of a loss, and of B relative to its largest value
-    learns     the preset's run on `reviews` for three seeds: test accuracy of both, each scored with PyTorch
+    learns     the preset's run on `reviews` for three seeds, scored with PyTorch: test accuracy beside that of
+               the comparison's records (benchmarks/results/pocket-*.jsonl)
     takes      a fresh process on random tokens, 8 × 64, q 2, r 16: peak memory, milliseconds a step, and what of it
                is the update; and the peak of the whole of `mobillm train p-rge --engine onnx` on `reviews`
 
@@ -28,12 +29,12 @@ import msgspec
 
 from mobillm_kit.common import MIB, fresh_environment
 from mobillm_kit.files import write_bytes
-from mobillm_kit.record import Provenance
+from mobillm_kit.record import Provenance, RunRecord
 from mobillm_kit.runs.provenance import clean_command, provenance
 from recipes.pocket.gate import Bar
 
 RECORD = Path(__file__).resolve().parent / "results" / "engines.json"
-LIMIT_S = 1800
+LIMIT_S = 3600
 SEEDS = (0, 1, 2)
 STEPS = 50
 SHAPE = (8, 64)
@@ -188,18 +189,29 @@ def follows(folder: Path, place: Path) -> tuple[float, float]:
     return max(abs(a - b) for a, b in zip(losses, found.losses, strict=True)), float(max(apart))
 
 
-def learns(folder: Path, place: Path, seed: int) -> Score:
-    """The preset's run in both."""
-    from mobillm_kit.engines.prge import train
+def learns(folder: Path, place: Path, seeds: tuple[int, ...]) -> tuple[Score, ...]:
+    """The preset's run in the engine, all seeds at once, a process each; PyTorch's is in the comparison's records."""
     from mobillm_kit.runs.inference import score_run
-    from mobillm_kit.runs.run import run
-    from mobillm_kit.runs.spec import RunSpec
 
-    spec = RunSpec(method="p-rge", seed=seed, accelerator="cpu")
-    train(msgspec.structs.replace(spec, backbone=str(folder)), place)
-    score = Score(seed=seed, torch=run(spec).scores["test_accuracy"], engine=score_run(place)["test_accuracy"])
-    print(score, flush=True)
-    return score
+    train = [sys.executable, "-m", "mobillm_kit.cli", "train", "p-rge", "--engine", "onnx", "--backbone", str(folder)]
+    running = {}
+    for seed in seeds:
+        given = [*train, "--out", str(place / str(seed)), "--seed", str(seed)]
+        running[seed] = subprocess.Popen(given, env=fresh_environment(), stdout=subprocess.DEVNULL)
+    found = []
+    for seed, process in running.items():
+        if process.wait(LIMIT_S):
+            raise RuntimeError(f"the run of seed {seed} failed")
+        engine = score_run(place / str(seed))["test_accuracy"]
+        found.append(Score(seed=seed, torch=reference(seed), engine=engine))
+    return tuple(found)
+
+
+def reference(seed: int) -> float:
+    """Test accuracy of the same run in PyTorch, as the comparison has it."""
+    lines = (RECORD.parent / f"pocket-{seed}.jsonl").read_bytes().splitlines()
+    records = [msgspec.json.decode(line, type=RunRecord) for line in lines]
+    return next(each.scores["test_accuracy"] for each in records if (each.method, each.seed) == ("p-rge", seed))
 
 
 def record(seeds: tuple[int, ...], command: str) -> Found:
@@ -214,7 +226,7 @@ def record(seeds: tuple[int, ...], command: str) -> Found:
             provenance=provenance(command),
             loss_difference=loss,
             adapter_difference=adapter,
-            scores=tuple(learns(folder, Path(place) / str(seed), seed) for seed in seeds),
+            scores=learns(folder, Path(place), seeds),
         )
 
 
