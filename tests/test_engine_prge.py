@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace as replaced
 from pathlib import Path
 
 import msgspec
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from msgspec.structs import replace
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from mobillm_kit.backbone.pretrained import load_backbone
@@ -33,6 +33,7 @@ from mobillm_kit.runs.prepare import build_method, prepare, training_batches
 from mobillm_kit.runs.progress import Progress
 from mobillm_kit.runs.run import run
 from mobillm_kit.runs.spec import RunSpec
+from mobillm_kit.texts.tasks import Example
 from tests.builders import WITHOUT_TORCH, random_batch, save_tiny_model, tiny_spec
 
 EXTRA = "needs the extra: pip install 'mobillm-kit[onnx]'"
@@ -126,17 +127,10 @@ def test_one_export_serves_every_q_rank_batch_and_length(place, q, rank, rows, l
     backbone = load_backbone(place / "model-opt")
     theirs = PRGE(task_model(backbone, word_ids=WORDS), seed=1, targets="all", **options)
     for step in range(3):
-        batch = random_batch(rows=rows, length=max(length, 3), seed=step, pad=pad)
-        batch = replaced(batch, input_ids=batch.input_ids) if length > 2 else _cut(batch, length)
+        batch = random_batch(rows=rows, length=length, seed=step, pad=pad)
         assert ours.step(arrays(batch), 1e-3) == pytest.approx(theirs.step(batch, 1e-3).loss, abs=1e-5)
     logits = theirs.logits(batch).numpy()
     assert np.abs(ours.logits(arrays(batch)) - logits).max() <= 1e-4 * np.abs(logits).max()
-
-
-def _cut(batch, length: int):
-    """The first tokens alone."""
-    ids, mask = batch.input_ids[:, :length], torch.ones_like(batch.attention_mask[:, :length])
-    return replaced(batch, input_ids=ids, attention_mask=mask, positions=torch.full((len(ids),), length - 1))
 
 
 @pytest.mark.parametrize(("inner", "outer"), [(True, False), (False, True), (False, False)])
@@ -172,8 +166,6 @@ def test_the_model_with_b_a_added_to_its_weights_predicts_the_same(place, tmp_pa
 
 
 def _encoded(predictor, texts: list[str]):
-    from mobillm_kit.texts.tasks import Example
-
     return predictor.encoder.collate(predictor.encoder.encode([Example(text, None, 0) for text in texts]))
 
 
@@ -301,8 +293,6 @@ def test_a_checkpoint_that_cannot_be_read(place, tmp_path, content):
 
 def test_a_checkpoint_that_lacks_a_tensor(place, tmp_path):
     prge.train(spec_of(place), tmp_path)
-    from safetensors import safe_open
-
     with safe_open(str(tmp_path / CHECKPOINT), framework="np") as opened:
         header = opened.metadata()
     kept = load_file(tmp_path / CHECKPOINT)
@@ -402,7 +392,7 @@ def test_an_interrupted_export_leaves_no_half_folder(place, tmp_path, monkeypatc
 
 
 def test_a_step_that_differs_from_pytorchs_is_not_kept(place, monkeypatch):
-    """As an export would find: one projection's A is drawn in another order."""
+    """Here one projection's B begins elsewhere."""
     drawn = dual_export.DualForward.__init__
 
     def swapped(self, *given, **options):
@@ -433,7 +423,12 @@ def test_the_manifest_says_what_is_adapted(place):
     assert (list(opt.targets), opt.every) == (names, True)
 
 
-def test_a_folder_of_the_engine_is_scored_as_any_other(place, tmp_path):
-    prge.train(spec_of(place), tmp_path)
-    (tmp_path / "spec.json").write_bytes(msgspec.json.encode(torchs(place, tmp_path)))  # a path, not the bare name
-    assert 0 <= score_run(tmp_path)["test_accuracy"] <= 1
+def test_a_folder_of_the_engine_is_scored_as_pytorchs_own(place, tmp_path, capsys):
+    prge.train(spec_of(place), tmp_path / "out")
+    run(torchs(place, tmp_path / "out"), folder=tmp_path / "torch")
+    found = score_run(tmp_path / "out", backbone=place / "model-opt")
+    assert found == pytest.approx(score_run(tmp_path / "torch"), abs=1e-5)
+    assert main(["evaluate", str(tmp_path / "out"), "--backbone", str(place / "model-opt")]) == 0
+    assert f"test accuracy: {found['test_accuracy']:.4f}" in capsys.readouterr().out
+    line = ["predict", str(tmp_path / "out"), "the film is good", "--backbone", str(place / "model-opt")]
+    assert main(line) == 0

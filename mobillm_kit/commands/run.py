@@ -210,6 +210,8 @@ class Evaluate(Command, frozen=True, kw_only=True):
 
     run_folder: Positional[Path]
     """Folder that `mobillm train` or `compare` wrote a run into."""
+    backbone: str | None = None
+    """'pocket', a model folder, or a name on the hub; the one that the folder names if not given."""
     threads: Count = 1
     """Threads of this process."""
 
@@ -221,7 +223,7 @@ class Evaluate(Command, frozen=True, kw_only=True):
 
         torch.set_num_threads(self.threads)
         with Bars(screen) as bars:
-            scores = score_run(self.run_folder, [bars.of(self.run_folder.name)])
+            scores = score_run(self.run_folder, [bars.of(self.run_folder.name)], self.backbone)
         for line in _scores(scores):
             say(line)
         return 0
@@ -237,7 +239,7 @@ class Predict(Command, frozen=True, kw_only=True):
     pair: str | None = None
     """The second text, for tasks with two."""
     backbone: str | None = None
-    """Of a side network: 'pocket', a model folder, or a name on the hub; the one it names itself if not given."""
+    """'pocket', a model folder, or a name on the hub; the one that the folder names if not given."""
     threads: Count = 1
     """Threads of this process."""
 

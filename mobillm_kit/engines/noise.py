@@ -23,8 +23,8 @@ from mobillm_kit.errors import BadInput
 
 GROUP = 16
 """Values that are drawn together."""
-PIECE = 2**15
-"""Values worked on at a time: what is made on the way, some of it float64, stays in the processor's cache."""
+PIECE = 2**13
+"""Values worked on at a time: what is made on the way stays in the cache, and is too small to be mapped by itself."""
 
 F, D = np.float32, np.float64
 

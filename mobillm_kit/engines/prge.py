@@ -88,7 +88,7 @@ class _Setting:
     """A run, made ready."""
 
     spec: RunSpec
-    """With the backbone's own name and the targets written out, as PyTorch will read it."""
+    """With the backbone's own name and every option written out, as PyTorch will read it."""
     engine: OnnxEngine
     texts: Texts
     dev: list[Encoded]
@@ -129,8 +129,9 @@ def _prepare(spec: RunSpec, told: Callable[[Progress], object]) -> _Setting:
     targets = _targets(about.adapted, spec.options.get("targets"))
     texts = open_texts(spec, engine, found, told)
     method = DualForward(engine, WordHead(engine, texts.encoder.label_ids()), seed=spec.seed, **options)
-    kept = replace(spec, backbone=about.name, options={**spec.options, "targets": targets})
-    decisive = {**asdict(texts.batches.settings), **options, "targets": targets, "seed": spec.seed}
+    options["targets"] = targets
+    kept = replace(spec, backbone=about.name, options=options)
+    decisive = {**asdict(texts.batches.settings), **options, "seed": spec.seed}
     words = ", ".join(f"{name}={value}" for name, value in sorted(decisive.items()))
     settings = f"P-RGE in ONNX Runtime on {about.fingerprint[:12]}: {words}"
     return _Setting(kept, engine, texts, texts.encoder.encode(texts.dev), method, settings)
