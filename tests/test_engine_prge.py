@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from benchmarks import engines
 from mobillm_kit.backbone.pretrained import load_backbone
 from mobillm_kit.cli import main
 from mobillm_kit.engines import manifest, prge, training
@@ -167,6 +168,11 @@ def test_the_model_with_b_a_added_to_its_weights_predicts_the_same(place, tmp_pa
 
 def _encoded(predictor, texts: list[str]):
     return predictor.encoder.collate(predictor.encoder.encode([Example(text, None, 0) for text in texts]))
+
+
+def test_the_committed_record_holds_its_bars():
+    found = msgspec.json.decode(engines.RECORD.read_bytes(), type=engines.Found)
+    assert [str(bar) for bar in engines.bars(found) if not bar.ok] == []
 
 
 # --- without PyTorch --------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ file: equal to the byte where the processor has AVX2.  Elsewhere PyTorch asks th
 units in the last place away.
 
 Knows: numbers.  Knows nothing of: torch, what is perturbed.
-Taught in: notebooks/05_p_rge.ipynb
 """
 
 import math

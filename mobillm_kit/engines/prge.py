@@ -7,7 +7,6 @@ folder wherever PyTorch is.  A run that was killed goes on from its last checkpo
 one: nothing in it depends on the clock.
 
 Knows: exported backbones, texts, run folders.  Knows nothing of: torch, how a step is computed.
-Taught in: notebooks/05_p_rge.ipynb
 """
 
 from __future__ import annotations
