@@ -23,7 +23,7 @@ PARALLEL := -n 2 --dist loadfile
 
 FAULTS := tests/faults tests/test_class_server.py tests/test_shaping.py tests/test_bad_input.py tests/test_wire.py tests/test_wire_fuzz.py \
 	tests/test_connections.py tests/test_keys.py tests/test_service.py tests/test_service_loop.py tests/test_sessions.py \
-	tests/test_remote.py tests/test_reached.py
+	tests/test_remote.py tests/test_reached.py tests/test_engine_prge.py
 FUZZ := MOBILLM_FUZZ=200000 MOBILLM_FUZZ_RESULTS=10000
 
 # A build that is asked for by name is looked at again, even where the environment stands already.
@@ -113,7 +113,7 @@ docs: setup
 	@echo "Open site/index.html"
 
 benchmarks-check: setup
-	rc=0; for name in compare codec pipeline memory papers leak notebooks; do $(BIN)/python benchmarks/$$name.py --check || rc=1; done; exit $$rc
+	rc=0; for name in compare codec pipeline memory papers leak notebooks engines; do $(BIN)/python benchmarks/$$name.py --check || rc=1; done; exit $$rc
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -6,6 +6,7 @@ Knows: numbers and words.  Knows nothing of: tensors, files, models.
 import hashlib
 import logging
 import os
+import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,16 @@ def derived_seed(seed: int, *purpose: str | int) -> int:
     """A 63-bit seed that depends on ``seed`` and on every word of ``purpose``, and looks unrelated to others."""
     words = "/".join(str(word) for word in (seed, *purpose))
     return int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "little") >> 1
+
+
+def twister(seed: int) -> random.Random:
+    """Python's MT19937 in the state in which PyTorch's begins with ``seed``; the two are seeded in other ways."""
+    state = [seed % 2**32]
+    for place in range(1, 624):
+        state.append((1812433253 * (state[-1] ^ state[-1] >> 30) + place) % 2**32)
+    made = random.Random()
+    made.setstate((3, (*state, 624), None))
+    return made
 
 
 def installed_version(distribution: str) -> str | None:

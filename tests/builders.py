@@ -111,3 +111,18 @@ def tiny_spec(place: Path, method: str = "mobillm-full-width", model: str = "opt
         **changes,
     }
     return RunSpec(method=method, **settings)
+
+
+WITHOUT_TORCH = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers", "peft"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())  # as in an environment without them
+from mobillm_kit.cli import main
+code = main(sys.argv[1:])
+print("LOADED", *sorted(sys.modules))
+sys.exit(code)
+"""
+"""A command line, in a process where none of the three can be imported; prints what was."""

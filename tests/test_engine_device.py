@@ -26,7 +26,7 @@ from mobillm_kit.server.process import ServerProcess, serve
 from mobillm_kit.texts.encode import TextEncoder
 from mobillm_kit.texts.loading import load_task
 from mobillm_kit.texts.tasks import Example, get_task
-from tests.builders import tiny_spec
+from tests.builders import WITHOUT_TORCH, tiny_spec
 from tests.uplink import shape, trained
 
 EXTRA = "needs the extra: pip install 'mobillm-kit[onnx]'"
@@ -88,20 +88,6 @@ def test_the_same_activations_end_in_the_same_bytes(place, server, tmp_path, mod
     assert (found.engine, found.precision) == ("torch", "float32")
 
 
-PROBE = """
-import sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "transformers", "peft"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Absent())  # as in an environment without them
-from mobillm_kit.cli import main
-code = main(sys.argv[1:])
-print("LOADED", *sorted(sys.modules))
-sys.exit(code)
-"""
-
-
 @pytest.mark.parametrize(("side", "model"), [("full-width", "opt"), ("ladder", "llama"), ("full-width", "bert")])
 def test_a_process_without_pytorch_trains_on_a_server_beside_it(place, server, tmp_path, side, model):
     """Stated tolerance: losses within 10⁻⁴; of the full width, weights within 10⁻⁴ of each tensor's largest."""
@@ -113,7 +99,7 @@ def test_a_process_without_pytorch_trains_on_a_server_beside_it(place, server, t
     command += ["--batch-size", "4", "--lr", "0.01", "--codec", "fp32"]
     for name, value in {**shape(side), "layers": None}.items():
         command += ["--option", f"{name}={json.dumps(value)}"]
-    done = subprocess.run([sys.executable, "-c", PROBE, *command], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *command], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "Loss of the last step" in done.stdout
     loaded = {name.split(".")[0] for name in done.stdout.split("LOADED")[1].split()}
@@ -220,7 +206,6 @@ def test_a_folder_that_is_done_or_was_begun_otherwise_is_refused(place, server, 
         ({"stream": True}, {}, "^--stream is not there"),
         ({"random_weights": True}, {}, "^--random-weights is not there"),
         ({"patience": 3}, {}, "^--patience is not there"),
-        ({"method": "lora"}, {}, "^An engine trains no 'lora': it only runs forward"),
         ({}, {"labels": "device"}, "^labels=device needs the head's logits"),
         ({}, {"start": "backbone"}, "^A side network that starts from the backbone's blocks needs their weights"),
         ({}, {"tokens": "prediction"}, r"^tokens='prediction' is not possible here\. Choose 'auto' or 'all'\.$"),

@@ -206,7 +206,7 @@ def test_a_block_that_the_runtime_cannot_load(folder):
 def test_a_failure_inside_the_runtime_names_the_block(models):
     engine = OnnxEngine(models["opt"][1])
     with pytest.raises(NotEnoughMemory, match=r"Block 2 failed on a batch of 1x2 tokens in ONNX Runtime \("):
-        engine._run(2, {"hidden": np.zeros((1, 2, 31), np.float32), "bias": np.zeros((1, 1, 2, 2), np.float32)})
+        engine.block(2, {"hidden": np.zeros((1, 2, 31), np.float32), "bias": np.zeros((1, 1, 2, 2), np.float32)})
 
 
 def test_an_unknown_family_is_refused_before_anything_is_written(tmp_path):

@@ -8,7 +8,7 @@ Taught in: notebooks/00_start_here.ipynb
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -50,23 +50,6 @@ class Running(Settings, Command, frozen=True, kw_only=True):
         if "server" in options:
             options["server"] = server_address(str(options["server"]))
         return RunSpec(method=method, seed=seed, options=options, **given)
-
-    def train(self, spec: RunSpec, out: Path) -> int:
-        """One run in this process, with a bar."""
-        import torch
-
-        from mobillm_kit.files import only_one
-        from mobillm_kit.runs.progress import Bars
-        from mobillm_kit.runs.run import run
-
-        torch.set_num_threads(self.threads)
-        with only_one(out), Bars(screen) as bars:
-            record = run(spec, folder=out, command=_command(), callbacks=[bars.of(method_row(spec.method).label)])
-        if record.status == "interrupted":
-            raise KeyboardInterrupt
-        _print_scores(record.scores)
-        say(f"Kept in {out}")
-        return 0
 
 
 class Compare(Running, frozen=True, kw_only=True):
@@ -145,34 +128,65 @@ class Compare(Running, frozen=True, kw_only=True):
         return f"{name}-random" if self.random_weights else name
 
 
-class Train(Running, frozen=True, kw_only=True):
+class Single(Running, frozen=True, kw_only=True):
+    """One run in this process."""
+
+    out: Path
+    """Folder for record, checkpoint and, for MobiLLM, the trained side network."""
+    engine: Literal["torch", "onnx"] = "torch"
+    """onnx: --backbone is a folder of `mobillm export`, and PyTorch is not needed."""
+    seed: int = 0
+    """Of initial weights, the order of texts and whatever else the method draws."""
+
+    def train(self, spec: RunSpec) -> int:
+        """With a bar; what runs without PyTorch is scored elsewhere, by `mobillm evaluate` or `predict`."""
+        from mobillm_kit.files import only_one
+        from mobillm_kit.runs.progress import Bars
+
+        with only_one(self.out), Bars(screen) as bars:
+            told = bars.of(method_row(spec.method).label)
+            said = self._trained(spec, told) if self.engine == "torch" else self._without_torch(spec, told)
+        for line in said:
+            say(line)
+        return 0
+
+    def _trained(self, spec: RunSpec, told: Callable[[Any], object]) -> list[str]:
+        import torch
+
+        from mobillm_kit.runs.run import run
+
+        torch.set_num_threads(self.threads)
+        record = run(spec, folder=self.out, command=_command(), callbacks=[told])
+        if record.status == "interrupted":
+            raise KeyboardInterrupt
+        return [*_scores(record.scores), f"Kept in {self.out}"]
+
+    def _without_torch(self, spec: RunSpec, told: Callable[[Any], object]) -> list[str]:
+        from mobillm_kit.engines.runs import train
+
+        return [train(spec, self.out, told)]
+
+
+class Train(Single, frozen=True, kw_only=True):
     """Train one method; goes on where it was interrupted."""
 
     method: Positional[str]
     """A name from `mobillm methods`."""
-    out: Path
-    """Folder for record, checkpoint and, for MobiLLM, the side network."""
-    seed: int = 0
-    """Of initial weights, the order of texts and whatever else the method draws."""
 
     def __call__(self) -> int:
-        return self.train(self.spec(self.method, self.seed), self.out)
+        return self.train(self.spec(self.method, self.seed))
 
 
-class Device(Running, frozen=True, kw_only=True):
+class Device(Single, frozen=True, kw_only=True):
     """Train a side network on a server, from this machine's texts; raw text is not sent, activations are."""
 
     join: str
     """The join string that the server shows, or its plain address; a file that holds it, or - for standard input, keeps
     its one-time code out of the list of processes."""
-    out: Path
-    """Folder for record, checkpoint and the trained side network."""
     side: str = "ladder"
     """full-width or ladder."""
     codec: str = "int8"
     """fp32, fp16, int8, int4, nf4 …, or 'adaptive'."""
-    engine: Literal["torch", "onnx"] = "torch"
-    """onnx: --backbone is a folder of `mobillm export`, and PyTorch is not needed."""
     labels: str = "server"
     """Where labels go: server, residual or device."""
     cache: bool = True
@@ -183,26 +197,12 @@ class Device(Running, frozen=True, kw_only=True):
     """Folder of this device's keys."""
     label_names: tuple[str, ...] | None = None
     """custom: the labels, such as 'neg|pos'; what the column holds if not given."""
-    seed: int = 0
-    """Of the side network's initial weights and the order of texts."""
 
     def __call__(self) -> int:
         names = ("codec", "labels", "cache", "link", "keys")
         uplink = {"server": self.join, **{name: getattr(self, name) for name in names}}
         chosen = [f"{name}={msgspec.json.encode(value).decode()}" for name, value in uplink.items() if value != ""]
-        spec = self.spec(f"mobillm-{self.side}", self.seed, chosen)
-        return self.train(spec, self.out) if self.engine == "torch" else self.train_without_torch(spec)
-
-    def train_without_torch(self, spec: RunSpec) -> int:
-        """One run in this process, with a bar; scores come from `mobillm predict` elsewhere."""
-        from mobillm_kit.engines.training import train
-        from mobillm_kit.files import only_one
-        from mobillm_kit.runs.progress import Bars
-
-        with only_one(self.out), Bars(screen) as bars:
-            found = train(spec, self.out, bars.of(method_row(spec.method).label))
-        say(f"Loss of the last step: {found.losses[-1]:.4f}. The side network is in {self.out / 'side'}")
-        return 0
+        return self.train(self.spec(f"mobillm-{self.side}", self.seed, chosen))
 
 
 class Evaluate(Command, frozen=True, kw_only=True):
@@ -210,6 +210,8 @@ class Evaluate(Command, frozen=True, kw_only=True):
 
     run_folder: Positional[Path]
     """Folder that `mobillm train` or `compare` wrote a run into."""
+    backbone: str | None = None
+    """'pocket', a model folder, or a name on the hub; the one that the folder names if not given."""
     threads: Count = 1
     """Threads of this process."""
 
@@ -221,8 +223,9 @@ class Evaluate(Command, frozen=True, kw_only=True):
 
         torch.set_num_threads(self.threads)
         with Bars(screen) as bars:
-            scores = score_run(self.run_folder, [bars.of(self.run_folder.name)])
-        _print_scores(scores)
+            scores = score_run(self.run_folder, [bars.of(self.run_folder.name)], self.backbone)
+        for line in _scores(scores):
+            say(line)
         return 0
 
 
@@ -236,7 +239,7 @@ class Predict(Command, frozen=True, kw_only=True):
     pair: str | None = None
     """The second text, for tasks with two."""
     backbone: str | None = None
-    """Of a side network: 'pocket', a model folder, or a name on the hub; the one it names itself if not given."""
+    """'pocket', a model folder, or a name on the hub; the one that the folder names if not given."""
     threads: Count = 1
     """Threads of this process."""
 
@@ -290,9 +293,8 @@ def say(line: object) -> None:
     screen.print(str(line), markup=False, highlight=False, soft_wrap=True)
 
 
-def _print_scores(scores: dict[str, float]) -> None:
-    for name, value in scores.items():
-        say(f"{name.replace('_', ' ')}: {value:.4f}")
+def _scores(scores: dict[str, float]) -> list[str]:
+    return [f"{name.replace('_', ' ')}: {value:.4f}" for name, value in scores.items()]
 
 
 def _command() -> str:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from rich.markup import escape
@@ -21,6 +21,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 from mobillm_kit.classroom.desk import Class as Class
 from mobillm_kit.commands.run import Command, method_options, say, screen
 from mobillm_kit.common import MIB, when_parent_ends
+from mobillm_kit.engines.desk import Export as Export
 from mobillm_kit.errors import MissingExtra
 from mobillm_kit.methods import LABELS, METHODS, method_row, options_of
 from mobillm_kit.server import ServiceSettings
@@ -200,25 +201,6 @@ class Quantize(Command, frozen=True, kw_only=True):
 
         with screen.status(f"coding {escape(str(self.model))} as {escape(self.kind)}"):
             written = quantize_backbone(self.model, self.out, self.kind)
-        say(f"Kept in {written}")
-        return 0
-
-
-class Export(Command, frozen=True, kw_only=True):
-    """Write a backbone for a device without PyTorch: a file per block, tables, tokenizer (extra `onnx`)."""
-
-    model: Positional[str]
-    """'pocket', a model folder, a GGUF file, or a name on the hub."""
-    out: Positional[Path]
-    """Folder to write; it must not be there yet."""
-    engine: Literal["onnx"] = "onnx"
-    """What will run it: ONNX Runtime."""
-
-    def __call__(self) -> int:
-        from mobillm_kit.engines.export import export_backbone
-
-        with screen.status(f"exporting {escape(self.model)}"):
-            written = export_backbone(self.model, self.out)
         say(f"Kept in {written}")
         return 0
 

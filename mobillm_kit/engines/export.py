@@ -1,6 +1,6 @@
 """A backbone as files that an engine runs: one per block, tables, tokenizer, manifest.
 
-    a twin of block 0 with weights all different  ->  torch.onnx.export  ->  graph
+    a twin of block 0 with weights all different  ->  torch.onnx.export  ->  graph     P-RGE's: dual_export.py
     graph with block i's weights in their place   ->  block-i.onnx       for every i
 
 Export takes seconds, and every block of a model has the same graph, so it is done once.  The exporter renames weights,
@@ -29,8 +29,9 @@ from mobillm_kit.backbone.pretrained import load_backbone, load_tokenizer
 from mobillm_kit.backbone.split import Backbone
 from mobillm_kit.common import installed_version, quiet
 from mobillm_kit.engines import manifest as manifests
+from mobillm_kit.engines.dual_export import DualBlock, check_step, chosen_targets, rotary
 from mobillm_kit.engines.engine import Eager
-from mobillm_kit.engines.manifest import Manifest, Words
+from mobillm_kit.engines.manifest import Adapted, Manifest, Words
 from mobillm_kit.engines.onnx import OnnxEngine
 from mobillm_kit.errors import BadInput, KitError, SaveFailed
 from mobillm_kit.methods.task_model import task_model
@@ -44,12 +45,17 @@ OPSET = 18
 LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript")
 
 
-def export_backbone(name: str | Path, folder: str | Path, *, revision: str | None = None) -> Path:
+def export_backbone(
+    name: str | Path, folder: str | Path, *, revision: str | None = None, targets: str | None = None
+) -> Path:
     """Write ``folder``, which must not be there yet, from a model as :func:`load_backbone` takes it, in float32.
+
+    ``targets`` names the projections that P-RGE is to adapt, with commas, or ``all``; None exports for a device.
 
     Raises:
         MissingExtra: the engine's libraries are not installed.
-        BadInput: an unknown family, a folder that is there, or a block that the engine does not run as PyTorch does.
+        BadInput: an unknown family, a folder that is there, or a projection that no block has.
+        KitError: a block that the engine does not run as PyTorch does.
     """
     manifests.check_installed("onnx", "onnxruntime", "onnxscript")
     place = Path(folder)
@@ -57,14 +63,15 @@ def export_backbone(name: str | Path, folder: str | Path, *, revision: str | Non
         raise BadInput(f"{place}: is there already.", "Name a new folder, or remove this one.")
     backbone, tokenizer = load_backbone(name, revision=revision), load_tokenizer(name, revision=revision)
     manifests.check_family(str(backbone.config.model_type))
+    chosen = None if targets is None else chosen_targets(backbone, targets)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".partial", dir=place.parent))
     except OSError as error:
         raise SaveFailed(f"{place}: cannot be written ({error.strerror}).", "Choose another folder.") from error
     try:
-        _write(backbone, tokenizer, partial)
-        check_equal(backbone, OnnxEngine(partial))
+        _write(backbone, tokenizer, partial, chosen)
+        (check_equal if chosen is None else check_step)(backbone, OnnxEngine(partial))
         partial.chmod(0o755)  # mkdtemp's folders are for one user alone
         partial.rename(place)
     except OSError as error:
@@ -90,8 +97,8 @@ def check_equal(backbone: Backbone, engine: OnnxEngine) -> float:
     return worst
 
 
-def _write(backbone: Backbone, tokenizer: Any, folder: Path) -> None:
-    _write_blocks(backbone, folder)
+def _write(backbone: Backbone, tokenizer: Any, folder: Path, chosen: Adapted | None) -> None:
+    _write_blocks(backbone, folder, chosen)
     tables, eps = _tables(backbone)
     head, tensors = _head(backbone)
     for name, table in tables.items():
@@ -113,6 +120,7 @@ def _write(backbone: Backbone, tokenizer: Any, folder: Path) -> None:
         rows=backbone.n_tokens,
         eps=eps,
         head=head,
+        adapted=chosen,
         words=words,
         versions={library: installed_version(library) or "" for library in LIBRARIES},
         files={path.name: manifests.described(path) for path in sorted(folder.iterdir())},
@@ -149,10 +157,7 @@ def _tables(backbone: Backbone) -> tuple[dict[str, Tensor], float]:
         tables["project_in"] = base.project_in.weight.T
     if hasattr(base, "embed_positions"):
         tables["positions"] = base.embed_positions.weight[base.embed_positions.offset :]
-    if hasattr(base, "rotary_emb"):
-        places = torch.arange(backbone.context).unsqueeze(0)
-        turned = base.rotary_emb(torch.zeros(1, 1, 1), places)
-        tables |= {name: each[0] for name, each in zip(("cos", "sin"), turned, strict=True)}
+    tables |= {name: each[0] for name, each in rotary(backbone, 1, backbone.context).items()}
     lm_head: Any = backbone.lm_head
     if lm_head.weight is not base.embed_tokens.weight:
         tables["words"] = lm_head.weight
@@ -186,8 +191,16 @@ class _Block(nn.Module):
         turned = {} if cos is None else {"position_embeddings": (cos, sin)}
         return self._state(0, self.block(hidden, attention_mask=bias, **turned))
 
+    def example(self, backbone: Backbone) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Inputs by name, and which of their sizes are free."""
+        rows, length = 2, 5
+        given = {"hidden": torch.randn(rows, length, backbone.width), "bias": torch.zeros(rows, 1, length, length)}
+        given |= rotary(backbone, rows, length)
+        b, t = torch.export.Dim("B", min=1), torch.export.Dim("T", min=1)
+        return given, {name: {0: b, 2: t, 3: t} if name == "bias" else {0: b, 1: t} for name in given}
 
-def _write_blocks(backbone: Backbone, folder: Path) -> None:
+
+def _write_blocks(backbone: Backbone, folder: Path, chosen: Adapted | None) -> None:
     import onnx
 
     twin = copy.deepcopy(backbone.blocks[0])
@@ -195,8 +208,9 @@ def _write_blocks(backbone: Backbone, folder: Path) -> None:
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    graph = _graph(_Block(twin, backbone), backbone)
-    places = _places(graph, dict(twin.named_parameters()))
+    weights = dict(twin.named_parameters())
+    graph = _graph(_Block(twin, backbone) if chosen is None else DualBlock(twin, chosen), backbone)
+    places = _places(graph, weights)
     for index, block in enumerate(backbone.blocks):
         weights = dict(block.named_parameters())
         for initializer, (name, turned) in places:
@@ -206,24 +220,22 @@ def _write_blocks(backbone: Backbone, folder: Path) -> None:
         onnx.save_model(graph, str(folder / f"block-{index}.onnx"))
 
 
-def _graph(block: _Block, backbone: Backbone) -> Any:
+def _graph(block: _Block | DualBlock, backbone: Backbone) -> Any:
     """The ONNX graph of a block, of any batch and length."""
-    rows, length = 2, 5
-    given = {"hidden": torch.randn(rows, length, backbone.width), "bias": torch.zeros(rows, 1, length, length)}
-    if hasattr(backbone.base, "rotary_emb"):
-        rotary: Any = backbone.base.rotary_emb
-        cos, sin = rotary(given["hidden"], torch.arange(length).expand(rows, length))
-        given |= {"cos": cos, "sin": sin}
-    b, t = torch.export.Dim("B", min=1), torch.export.Dim("T", min=1)
-    dynamic = {name: {0: b, 2: t, 3: t} if name == "bias" else {0: b, 1: t} for name in given}
+    given, dynamic = block.example(backbone)
+    names = [f"{name}_{i}" if isinstance(each, list) else name for name, each in given.items() for i in range(_n(each))]
     with quiet(), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter's own parts
         program = torch.onnx.export(
             block.eval(), tuple(given.values()), dynamo=True, dynamic_shapes=tuple(dynamic.values()), verbose=False,
-            input_names=list(given), output_names=["next"], opset_version=OPSET,
+            input_names=names, output_names=["next"], opset_version=OPSET,
         )  # fmt: skip
     assert program is not None  # dynamo=True gives one
     return program.model_proto
+
+
+def _n(given: Tensor | list[Tensor]) -> int:
+    return len(given) if isinstance(given, list) else 1
 
 
 def _places(graph: Any, weights: Mapping[str, Tensor]) -> list[tuple[Any, tuple[str, bool]]]:

@@ -4,6 +4,8 @@
     block-0.onnx …     one file per block          tokens.npy …   tables whose rows are looked up
     tokenizer.json     read by `tokenizers`        head.safetensors   what label words' logits need of the head
 
+Exported for P-RGE, each block's graph takes the low-rank matrices of its projections as inputs.
+
 Knows: files and numbers.  Knows nothing of: torch, engines, models.
 """
 
@@ -49,6 +51,16 @@ class Words(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Whether rows have the type of each token (first or second text)."""
 
 
+class Adapted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Blocks whose projections take low-rank matrices as inputs, of any rank and number."""
+
+    method: Literal["p-rge"]
+    targets: dict[str, tuple[Count, Count]]
+    """(d_out, d_in) of each projection by its name in a block, in the order in which the method draws."""
+    every: bool
+    """Whether these are all projections of a block."""
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An exported backbone."""
 
@@ -71,6 +83,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Of the norm after an encoder's embedding."""
     head: HeadSpec | None
     """Of label words, for any two of them; None of an encoder."""
+    adapted: Adapted | None = None
+    """None: the blocks as they are, for a device of MobiLLM."""
     words: Words
     versions: dict[str, str]
     """Of the libraries that wrote it."""
@@ -119,6 +133,19 @@ def check_fingerprint(manifest: Manifest, wanted: str) -> None:
     if manifest.fingerprint != wanted:
         problem = f"The folder is an export of '{manifest.name}' ({manifest.fingerprint[:12]}), not of {wanted[:12]}."
         raise BackboneMismatch(problem, "Name the export of the backbone that this run began with.")
+
+
+def check_use(manifest: Manifest, method: str | None) -> None:
+    """Refuse a folder that was exported for something else than to train ``method``; None: than for a device."""
+    own = manifest.adapted.method if manifest.adapted else None
+    if own != method:
+        problem = f"The folder is an export of '{manifest.name}' for {_use(own)}, not for {_use(method)}."
+        chosen = "" if method is None else f" --method {method}"
+        raise BadInput(problem, f"Export the backbone again: mobillm export{chosen} MODEL FOLDER.")
+
+
+def _use(method: str | None) -> str:
+    return "a device of MobiLLM" if method is None else f"the method '{method}'"
 
 
 def check_family(model_type: str) -> None:

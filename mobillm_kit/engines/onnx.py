@@ -53,15 +53,19 @@ class OnnxEngine:
 
     def taps(self, ids: Array, mask: Array, types: Array | None = None) -> Iterator[tuple[int, Array]]:
         """As :class:`~mobillm_kit.engines.engine.Engine` says; a batch beyond the model's positions is refused."""
+        hidden, given = self.begin(ids, mask, types)
+        yield 0, hidden
+        for index in range(self.manifest.layers):
+            hidden = self.block(index, {"hidden": hidden, **given})
+            yield index + 1, hidden
+
+    def begin(self, ids: Array, mask: Array, types: Array | None = None) -> tuple[Array, dict[str, Array]]:
+        """h_0, (B, T, d), and what every block is handed beside its state."""
         self._check(ids)
         positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
-        hidden = self._embedded(ids, positions, types)
-        yield 0, hidden
         given = {"bias": self._bias(mask)}
         given |= {name: self.tables[name][positions] for name in ("cos", "sin") if name in self.tables}
-        for index in range(self.manifest.layers):
-            hidden = self._run(index, {"hidden": hidden, **given})
-            yield index + 1, hidden
+        return self._embedded(ids, positions, types), given
 
     def _check(self, ids: Array) -> None:
         about = self.manifest
@@ -96,14 +100,15 @@ class OnnxEngine:
             seen = seen & np.tri(mask.shape[1], dtype=bool)
         return np.where(seen, np.float32(0), _LEAST)
 
-    def _run(self, index: int, given: dict[str, Array]) -> Array:
+    def block(self, index: int, given: dict[str, Array]) -> Array:
+        """The state after block ``index``, counted from 0, of the inputs that its graph has."""
         session = self._kept.get(index) or self._session(index)
         if self._keep:
             self._kept[index] = session
         try:
             found: Array = session.run(None, given)[0]
         except Exception as error:  # the runtime's own classes have nothing but Exception in common
-            shape = "x".join(map(str, given["hidden"].shape[:2]))
+            shape = "x".join(map(str, given["hidden"].shape[:-1]))
             problem = f"Block {index} failed on a batch of {shape} tokens in ONNX Runtime ({first_line(error)})."
             raise NotEnoughMemory(problem, "Take a smaller batch or shorter texts.") from error
         return found

@@ -33,20 +33,20 @@ from mobillm_kit.common import FLOAT_BYTES, installed_version
 from mobillm_kit.device.client import ServerClient, route_to
 from mobillm_kit.engines import manifest as manifests
 from mobillm_kit.engines.engine import Engine
+from mobillm_kit.engines.head import word_rows
 from mobillm_kit.engines.onnx import OnnxEngine
-from mobillm_kit.engines.tokens import FileTokenizer
+from mobillm_kit.engines.texts import check_spec, open_texts, usual
 from mobillm_kit.engines.uplink import ArrayMessages
 from mobillm_kit.errors import BadInput, ServerRefused, first_line, nearest
 from mobillm_kit.files import write_bytes, write_with
 from mobillm_kit.link.timeline import Timeline
 from mobillm_kit.methods import method_row
 from mobillm_kit.quant.bitwidth import LADDER, BitWidthController
-from mobillm_kit.runs.data import LONGEST_TEXT, load_data
-from mobillm_kit.runs.presets import Preset, preset
+from mobillm_kit.runs.presets import Preset
 from mobillm_kit.runs.progress import Progress
 from mobillm_kit.runs.spec import RunSpec
 from mobillm_kit.side.description import SideSpec, chosen_layers
-from mobillm_kit.texts.batches import Batches, FitSettings
+from mobillm_kit.texts.batches import Batches
 from mobillm_kit.texts.encode import Encoded, TextEncoder
 
 SHAPE = ("rank", "reduction", "heads", "start", "normalization", "pooling")
@@ -151,22 +151,15 @@ def _steps(
 
 def prepare(spec: RunSpec, told: Callable[[Progress], object] = id, runner: Engine | None = None) -> Setting:
     """Engine, texts, batches and plan of a run."""
-    _check_spec(spec)
+    check_spec(spec)
     engine = OnnxEngine(Path(spec.backbone).expanduser())
     about = engine.manifest
-    found = preset(replace(spec, backbone=about.name), about.kind, spec.method)
+    manifests.check_use(about, None)
+    found = usual(spec, engine)
     options = _options(spec, found, about.kind)
-    tokenizer: Any = FileTokenizer(engine.folder / "tokenizer.json", about.words)
-    data = load_data(spec, tokenizer)
-    for note in (f"Labels: {data.label_counts}.", *data.notes):
-        told(Progress(what="texts", note=note))
-    length = min(spec.max_length or LONGEST_TEXT, about.context)
-    encoder = TextEncoder(tokenizer, data.task, about.kind, length, spec.padding_side, about.rows)
-    encoded = encoder.encode(data.train)
-    own = {name: getattr(spec, name) for name in FitSettings.__dataclass_fields__}
-    given = {name: value for name, value in own.items() if value is not None}
-    batches = Batches(encoded, encoder, FitSettings(**{**found.settings, **given}))
-    side = _side(spec, engine, options, len(data.task.labels))
+    texts = open_texts(spec, engine, found, told)
+    encoder, batches = texts.encoder, texts.batches
+    side = _side(spec, engine, options, len(encoder.task.labels))
     head = b"" if about.head is None else _head(engine, encoder.label_ids())
     plan = Plan(
         fingerprint=about.fingerprint,
@@ -183,33 +176,22 @@ def prepare(spec: RunSpec, told: Callable[[Progress], object] = id, runner: Engi
         n_samples=batches.n_samples,
         cache=options["cache"],
     )
-    return Setting(spec, engine, runner or engine, encoder, encoded, batches, plan, head, options)
-
-
-def _check_spec(spec: RunSpec) -> None:
-    """Refuse what only PyTorch does."""
-    if method_row(spec.method).module != "mobillm":
-        raise BadInput(f"An engine trains no '{spec.method}': it only runs forward.", "Choose a method of MobiLLM.")
-    usual = RunSpec(method=spec.method)
-    for name in ("random_weights", "dtype", "weights", "stream", "revision", "head", "patience"):
-        if getattr(spec, name) != getattr(usual, name):
-            option = f"--{name.replace('_', '-')}"
-            raise BadInput(f"{option} is not there with an engine.", f"Leave {option} out, or take --engine torch.")
+    return Setting(spec, engine, runner or engine, encoder, texts.train, batches, plan, head, options)
 
 
 def _options(spec: RunSpec, found: Preset, kind: str) -> dict[str, Any]:
     """The method's options over the preset's, over the usual ones."""
-    usual: dict[str, Any] = {
+    default: dict[str, Any] = {
         "weight_decay": 0.0,
         "averaging": 0.0,
         "checkpoint_every": 25,
         "patience_s": TIMINGS.patience_s,
     }
-    usual |= {"codec": "none", "group": 64, "cache": False, "link": "", "keys": "", "server": "spawn"}
-    usual |= {"labels": "server", "layers": None, "tokens": "auto"}
+    default |= {"codec": "none", "group": 64, "cache": False, "link": "", "keys": "", "server": "spawn"}
+    default |= {"labels": "server", "layers": None, "tokens": "auto"}
     pools = kind == "encoder" and spec.pooling == "mean"  # as `chosen_preset` has it
     own = {name: value for name, value in found.options.items() if pools or name != "pooling"}
-    options = {**usual, **method_row(spec.method).options, **own, **spec.options}
+    options = {**default, **method_row(spec.method).options, **own, **spec.options}
     options["kind"] = options.pop("side")
     for name in options:
         if name not in (*OPTIONS, "kind"):
@@ -251,8 +233,7 @@ def _one_token(tokens: str, side: SideSpec) -> bool:
 
 def _head(engine: OnnxEngine, word_ids: tuple[int, ...]) -> bytes:
     """The label words' head as it travels: the norm's tensors, and one row of the projection per word."""
-    words = engine.tables.get("words", engine.tables["tokens"])
-    return save({**load_file(engine.folder / manifests.HEAD), "words.weight": np.array(words[list(word_ids)])})
+    return save({**load_file(engine.folder / manifests.HEAD), "words.weight": word_rows(engine, word_ids)})
 
 
 def _session(setting: Setting, out: Path) -> _Session:

@@ -57,21 +57,23 @@ class Predictor:
 
 
 def load_run(folder: str | Path, backbone: str | Path | None = None) -> Predictor:
-    """The trained model of a run's folder, or of a side network's (on ``backbone``); no training text is read."""
+    """The trained model of a run's folder, or of a side network's, on ``backbone``; no training text is read."""
     place = Path(folder)
     if not (place / SPEC).exists() and (place / "config.json").exists():
         return load_side(place, backbone)
-    kept = load_task(place)
-    prepared = prepare(load_spec(place), TaskData(kept.task, (), (), (), ()) if kept else None)
+    kept, spec = load_task(place), _spec(place, backbone)
+    prepared = prepare(spec, TaskData(kept.task, (), (), (), ()) if kept else None)
     if not method_row(prepared.spec.method).trained:
         raise BadInput(f"{folder}: '{prepared.spec.method}' is a control.", "Name the folder of a trained method.")
     return Predictor(prepared.encoder, _trained(prepared, place).logits, prepared.device)
 
 
-def score_run(folder: str | Path, callbacks: Sequence[Told] = ()) -> dict[str, float]:
-    """Scores of a run's model on its held-out texts, computed again."""
+def score_run(
+    folder: str | Path, callbacks: Sequence[Told] = (), backbone: str | Path | None = None
+) -> dict[str, float]:
+    """Scores of a run's model, on ``backbone``, on its held-out texts, computed again."""
     place = Path(folder)
-    spec = load_spec(place)
+    spec = _spec(place, backbone)
     check_files(place, spec)
     prepared = prepare(spec)
     if not method_row(prepared.spec.method).trained:
@@ -104,6 +106,11 @@ def load_side(folder: str | Path, backbone: str | Path | None = None) -> Predict
         return tuned(upload.activations, upload.mask, upload.positions.long())
 
     return Predictor(prepared.encoder, _logits)
+
+
+def _spec(place: Path, backbone: str | Path | None) -> RunSpec:
+    spec = load_spec(place)
+    return replace(spec, backbone=str(backbone or spec.backbone))
 
 
 def _trained(prepared: Prepared, folder: Path) -> Method:

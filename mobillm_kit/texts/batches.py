@@ -12,13 +12,12 @@ Taught in: notebooks/08_device_and_server.ipynb
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from mobillm_kit.common import derived_seed
+from mobillm_kit.common import derived_seed, twister
 from mobillm_kit.errors import BadInput
 from mobillm_kit.texts.encode import Batch, Encoded, TextEncoder
 
@@ -133,13 +132,9 @@ def batch_indices(n: int, batch_size: int, step: int, seed: int) -> list[int]:
 
 @lru_cache(maxsize=2)
 def _order(n: int, epoch: int, seed: int) -> list[int]:
-    """What ``torch.randperm`` gives for the seed: Python has the same generator, MT19937, but seeds it another way."""
-    state = [derived_seed(seed, "order", epoch) % 2**32]
-    for place in range(1, 624):
-        state.append((1812433253 * (state[-1] ^ state[-1] >> 30) + place) % 2**32)
-    twister, order = random.Random(), list(range(n))
-    twister.setstate((3, (*state, 624), None))
+    """What ``torch.randperm`` gives for the seed."""
+    drawn, order = twister(derived_seed(seed, "order", epoch)), list(range(n))
     for place in range(n - 1):
-        other = place + twister.getrandbits(32) % (n - place)
+        other = place + drawn.getrandbits(32) % (n - place)
         order[place], order[other] = order[other], order[place]
     return order
