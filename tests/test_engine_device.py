@@ -184,6 +184,10 @@ def test_a_folder_that_is_done_or_was_begun_otherwise_is_refused(place, server, 
         training.train(spec, tmp_path, killed)
     with pytest.raises(BadInput, match=r"was begun with other settings\. Give the same ones, or name another folder"):
         training.train(msgspec.structs.replace(spec, lr=0.02), tmp_path)
+    coarser = Eager(load_backbone(place / "model-opt"))
+    coarser.precision = "int8"  # other activations: not the same run
+    with pytest.raises(BadInput, match=r"was begun with other settings"):
+        training.train(spec, tmp_path, runner=coarser)
     other = spec_of(place, server.address, "ladder", "llama")
     with pytest.raises(BackboneMismatch, match=r"The folder is an export of 'model-llama' \(\w{12}\), not of \w{12}"):
         training.train(other, tmp_path)

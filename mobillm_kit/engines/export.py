@@ -31,6 +31,7 @@ from mobillm_kit.common import installed_version, quiet
 from mobillm_kit.engines import manifest as manifests
 from mobillm_kit.engines.dual_export import DualBlock, check_step, chosen_targets, rotary
 from mobillm_kit.engines.engine import Eager
+from mobillm_kit.engines.fewer_bits import WITHIN, Precision, shrink
 from mobillm_kit.engines.manifest import Adapted, Manifest, Words
 from mobillm_kit.engines.onnx import OnnxEngine
 from mobillm_kit.errors import BadInput, KitError, SaveFailed
@@ -39,28 +40,34 @@ from mobillm_kit.side.description import HeadSpec
 from mobillm_kit.side.heads import LabelWordHead
 from mobillm_kit.side.portable_head import describe_head
 
-WITHIN = 1e-5
-"""Largest difference from PyTorch, relative to the largest value of a layer."""
 OPSET = 18
 LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript")
 
 
 def export_backbone(
-    name: str | Path, folder: str | Path, *, revision: str | None = None, targets: str | None = None
+    name: str | Path,
+    folder: str | Path,
+    *,
+    revision: str | None = None,
+    targets: str | None = None,
+    precision: Precision = "float32",
 ) -> Path:
-    """Write ``folder``, which must not be there yet, from a model as :func:`load_backbone` takes it, in float32.
+    """Write ``folder``, which must not be there yet, from a model as :func:`load_backbone` takes it.
 
-    ``targets`` names the projections that P-RGE is to adapt, with commas, or ``all``; None exports for a device.
+    ``targets`` names the projections that P-RGE is to adapt, with commas, or ``all``; None exports for a device, whose
+    blocks may have weights of fewer bits.
 
     Raises:
         MissingExtra: the engine's libraries are not installed.
-        BadInput: an unknown family, a folder that is there, or a projection that no block has.
+        BadInput: an unknown family, a folder that is there, a projection that no block has, or P-RGE in few bits.
         KitError: a block that the engine does not run as PyTorch does.
     """
     manifests.check_installed("onnx", "onnxruntime", "onnxscript")
     place = Path(folder)
     if place.exists():
         raise BadInput(f"{place}: is there already.", "Name a new folder, or remove this one.")
+    if targets is not None and precision != "float32":
+        raise BadInput(f"Blocks for P-RGE are exported in float32, not in {precision}.", "Leave the precision out.")
     backbone, tokenizer = load_backbone(name, revision=revision), load_tokenizer(name, revision=revision)
     manifests.check_family(str(backbone.config.model_type))
     chosen = None if targets is None else chosen_targets(backbone, targets)
@@ -70,7 +77,7 @@ def export_backbone(
     except OSError as error:
         raise SaveFailed(f"{place}: cannot be written ({error.strerror}).", "Choose another folder.") from error
     try:
-        _write(backbone, tokenizer, partial, chosen)
+        _write(backbone, tokenizer, partial, chosen, precision)
         (check_equal if chosen is None else check_step)(backbone, OnnxEngine(partial))
         partial.chmod(0o755)  # mkdtemp's folders are for one user alone
         partial.rename(place)
@@ -87,18 +94,18 @@ def check_equal(backbone: Backbone, engine: OnnxEngine) -> float:
     ids = np.random.RandomState(0).randint(0, backbone.n_tokens, (2, length))
     mask = np.ones_like(ids)
     mask[1, length // 2 + 1 :] = 0
-    real, worst = mask.astype(bool), 0.0
+    real, worst, within = mask.astype(bool), 0.0, WITHIN[engine.manifest.precision]
     for (layer, wanted), (_, found) in zip(Eager(backbone).taps(ids, mask), engine.taps(ids, mask), strict=True):
         off = float(np.abs(found - wanted)[real].max() / max(np.abs(wanted[real]).max(), 1e-30))
-        if not off <= WITHIN:
+        if not off <= within:
             problem = f"Layer {layer} of '{backbone.name}' comes out {off:.1e} away from PyTorch in ONNX Runtime."
-            raise KitError(problem, f"{WITHIN:g} is allowed: keep to --engine torch for this model, and report it.")
+            raise KitError(problem, f"{within:g} is allowed: keep to --engine torch for this model, and report it.")
         worst = max(worst, off)
     return worst
 
 
-def _write(backbone: Backbone, tokenizer: Any, folder: Path, chosen: Adapted | None) -> None:
-    _write_blocks(backbone, folder, chosen)
+def _write(backbone: Backbone, tokenizer: Any, folder: Path, chosen: Adapted | None, precision: Precision) -> None:
+    _write_blocks(backbone, folder, chosen, precision)
     tables, eps = _tables(backbone)
     head, tensors = _head(backbone)
     for name, table in tables.items():
@@ -108,7 +115,7 @@ def _write(backbone: Backbone, tokenizer: Any, folder: Path, chosen: Adapted | N
     words = _write_tokenizer(tokenizer, folder / "tokenizer.json")
     manifest = Manifest(
         engine="onnx",
-        precision="float32",
+        precision=precision,
         name=backbone.name,
         revision=backbone.revision,
         fingerprint=backbone.fingerprint,
@@ -200,7 +207,7 @@ class _Block(nn.Module):
         return given, {name: {0: b, 2: t, 3: t} if name == "bias" else {0: b, 1: t} for name in given}
 
 
-def _write_blocks(backbone: Backbone, folder: Path, chosen: Adapted | None) -> None:
+def _write_blocks(backbone: Backbone, folder: Path, chosen: Adapted | None, precision: Precision) -> None:
     import onnx
 
     twin = copy.deepcopy(backbone.blocks[0])
@@ -217,7 +224,9 @@ def _write_blocks(backbone: Backbone, folder: Path, chosen: Adapted | None) -> N
             weight = weights[name].detach().float()
             array = (weight.T if turned else weight).contiguous().numpy()
             initializer.CopyFrom(onnx.numpy_helper.from_array(array, initializer.name))
-        onnx.save_model(graph, str(folder / f"block-{index}.onnx"))
+        path = folder / f"block-{index}.onnx"
+        onnx.save_model(graph, str(path))
+        shrink(path, precision)
 
 
 def _graph(block: _Block | DualBlock, backbone: Backbone) -> Any:

@@ -66,7 +66,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     version: Literal[1] = 1
     engine: Literal["onnx"]
-    precision: Literal["float32"]
+    precision: Literal["float32", "int8", "int4"]
+    """Of the blocks' weights; tables and activations are float32."""
     name: str
     revision: str
     fingerprint: str

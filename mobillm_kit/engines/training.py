@@ -240,7 +240,8 @@ def _session(setting: Setting, out: Path) -> _Session:
     """The session: a new one, or the one that this folder was begun with."""
     about = setting.engine.manifest
     decisive = msgspec.json.encode(setting.plan) + setting.head
-    decisive += repr((setting.batches.settings, setting.options["codec"], setting.options["group"])).encode()
+    chosen = (setting.batches.settings, setting.options["codec"], setting.options["group"], setting.runner.precision)
+    decisive += repr(chosen).encode()
     new = _Session(secrets.token_hex(16), about.fingerprint, hashlib.sha256(decisive).hexdigest())
     if (out / RUN).exists():
         raise BadInput(f"{out}: holds a run that is done.", "Name another folder, or remove this one.")
