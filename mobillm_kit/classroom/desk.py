@@ -31,10 +31,13 @@ class Init(msgspec.Struct, frozen=True, kw_only=True):
     """Where the server will listen; 0.0.0.0 is every address of this machine, 127.0.0.1 this machine alone."""
     advertise: str = ""
     """Host name or address by which students' devices reach this machine; found out if not given."""
+    board: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8080
+    """TCP port of the board, a page that shows the class; 0 for none."""
 
     def __call__(self) -> int:
         """Make it, and say what comes next."""
-        settings = ClassSettings(bind=self.bind, advertise=self.advertise or own_address(self.bind))
+        advertise = self.advertise or own_address(self.bind)
+        settings = ClassSettings(bind=self.bind, advertise=advertise, board=self.board)
         begin(self.folder, settings)
         Roster.make(self.folder / "class.sqlite")
         say(f"Devices will join at {settings.reachable}; {self.folder / 'settings.toml'} says so, and may be changed.")
@@ -77,7 +80,10 @@ class Invite(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Serve(msgspec.Struct, frozen=True, kw_only=True):
-    """Train side networks for the students of a class, until Ctrl-C, and say who joins, leaves and is refused."""
+    """Train side networks for the students of a class, until Ctrl-C, and say who joins, leaves and is refused.
+
+    A page shows the class as it trains: one link for all to watch, one for the instructor (extra `class`).
+    """
 
     folder: Positional[Path]
     """Folder of the class."""
@@ -87,7 +93,7 @@ class Serve(msgspec.Struct, frozen=True, kw_only=True):
         there = ClassFolder(self.folder)
         from mobillm_kit.classroom.serving import serve_class
 
-        serve_class(there, lambda start: say(f"Listening at {start.address}; log: {there.journal}"))
+        serve_class(there, say)
         return 0
 
 
