@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import time
 from contextlib import ExitStack
 
@@ -39,10 +40,11 @@ def scene(tmp_path_factory):
             server.process.kill()
             server.process.wait(20)
             time.sleep(4)
-            servers.enter_context(Serving(bio))
+            running.append(servers.enter_context(Serving(bio)))
 
+        running = [server]
         try:
-            yield server.links(), again
+            yield server.links(), again, running
         finally:
             for process in devices:
                 process.kill()
@@ -84,13 +86,15 @@ def test_it_goes_on_without_a_reload_says_what_is_lost_and_is_back_after_a_resta
     assert page.evaluate("window.here")
 
 
-def test_lost_is_said_while_nothing_answers(scene, open_page):
+def test_lost_is_said_where_nothing_answers_though_no_connection_was_closed(scene, open_page):
     page = open_page(scene[0][0], width=1920)
     expect(page.locator("#connection")).to_have_text("live", timeout=SLOW_MS)
-    page.context.set_offline(True)
-    expect(page.locator("#connection")).to_contain_text("connection lost since", timeout=SLOW_MS)
-    picture(page, "board-lost")
-    page.context.set_offline(False)
+    scene[2][-1].process.send_signal(signal.SIGSTOP)
+    try:
+        expect(page.locator("#connection")).to_contain_text("connection lost since", timeout=SLOW_MS)
+        picture(page, "board-lost")
+    finally:
+        scene[2][-1].process.send_signal(signal.SIGCONT)
     expect(page.locator("#connection")).to_have_text("live", timeout=SLOW_MS)
 
 
