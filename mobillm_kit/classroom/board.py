@@ -6,6 +6,7 @@ It runs on a thread with an event loop of its own; what it shows is handed over 
 connection and what fits into its send buffer: who reads slowly misses looks, who does not read at all is let go.
 
 Knows: HTTP, links, bytes to show.  Knows nothing of: how they came about, how a batch is trained.
+Taught in: notebooks/12_class_lab.ipynb
 """
 
 import asyncio

@@ -5,6 +5,7 @@
 A number in line is an answer that is not given yet: the service keeps such a device's connection and answers its pings.
 
 Knows: the service, its places.  Knows nothing of: keys' names, how a batch is trained.
+Taught in: notebooks/12_class_lab.ipynb
 """
 
 from concurrent.futures import Future

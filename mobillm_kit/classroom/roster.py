@@ -4,6 +4,7 @@
     a code      spent once; only its salted digest is kept
 
 Knows: SQL, keys, names.  Knows nothing of: sockets, messages, what is trained.
+Taught in: notebooks/12_class_lab.ipynb
 """
 
 import hashlib

@@ -5,6 +5,7 @@
 It runs on a thread beside the service's and reads what others may read at any time: the loop never waits for it.
 
 Knows: the roster, places, events.  Knows nothing of: browsers, links, how a batch is trained.
+Taught in: notebooks/12_class_lab.ipynb
 """
 
 import logging
