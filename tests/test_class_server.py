@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,8 +17,9 @@ from mobillm_kit.classroom.roster import Roster
 from mobillm_kit.cli import main
 from mobillm_kit.errors import ServerRefused
 from mobillm_kit.server.process import serve
+from tests import uplink
 from tests.builders import tiny_spec
-from tests.classroom import WAIT_S, Serving, begin, device, invite, outcome, shown, trained_bytes
+from tests.classroom import WAIT_S, Serving, begin, device, invite, outcome, shown, trained_bytes, views
 from tests.uplink import one_thread, trained
 
 
@@ -161,7 +164,7 @@ def test_the_board_shows_the_losses_that_the_server_knows_and_a_new_server_shows
         assert [sum(half) / 6 for half in halves] == [pytest.approx(p.train_loss, rel=6e-3) for p in curve[1:]]
         assert (ada["per"], len(halves[1])) == (1, 6)
         assert "points" not in ben
-        assert (ben["step"], ben["steps"]) == (12, 12)
+        assert (ben["step"], ben["steps"], ben["measure"]) == (12, 12, "")  # the loss stays on the device
     with Serving(bio) as server:
         assert server.links() == links
         again = shown(links[0], lambda look: "students" in look)["students"]
@@ -228,3 +231,28 @@ def test_where_all_places_are_taken_devices_wait_in_line_and_end_in_the_same_byt
     told = [(event["event"], event["student"]) for event in events(bio)]
     assert told.index(("joined", "Ben")) < told.index(("joined", "Cleo"))
     assert told.count(("waits", "Ben")) == told.count(("waits", "Cleo")) == 1
+
+
+@pytest.mark.faults
+def test_thirty_sessions_at_once_end_in_the_same_bytes_under_a_board_that_many_look_at(place, tmp_path, monkeypatch):
+    lock, whole = threading.Lock(), uplink.prepare
+
+    def prepare(spec):
+        with lock:  # transformers loads one model at a time in a process
+            return whole(spec)
+
+    monkeypatch.setattr(uplink, "prepare", prepare)
+    bio, names = tmp_path / "bio", [f"student {n:02d}" for n in range(1, 31)]
+    joins = begin(bio, *names, board=True)
+    alone = trained(place, "in-process")[0]
+    with Serving(bio) as server, ExitStack() as viewers:
+        for _ in range(10):  # they look and read little
+            next(viewers.enter_context(views(server.links()[0])))
+        with ThreadPoolExecutor(30) as pool:
+            ran = pool.map(lambda name: trained(place, joins[name], keys=str(tmp_path / name)), names)
+            assert {side for side, _ in ran} == {alone}
+        seen = shown(server.links()[0], lambda look: look["counts"]["done"] == 30)
+    assert [one["name"] for one in seen["students"]] == names
+    assert len({tuple(one["points"]) for one in seen["students"]}) == 1  # one seed, one curve
+    assert len(seen["students"][0]["points"]) == 12
+    assert len(json.dumps(seen)) < 30_000  # what a viewer is sent each second

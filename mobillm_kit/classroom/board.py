@@ -10,7 +10,6 @@ Taught in: notebooks/12_class_lab.ipynb
 """
 
 import asyncio
-import logging
 import socket
 import threading
 import time
@@ -28,8 +27,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mobillm_kit.classroom.links import Role, Tokens
 from mobillm_kit.errors import KitError
-
-log = logging.getLogger(__name__)
 
 MOST_BROWSERS = 64
 """Connections at a time."""

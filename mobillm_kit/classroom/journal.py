@@ -12,6 +12,7 @@ import logging
 import logging.handlers
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -33,6 +34,8 @@ FILE_BYTES = 4 * MIB
 FILES = 5
 MOST_WAITING = 5000
 """Events that wait to be written."""
+MOST_LEFT = 500
+"""Sessions that have ended and wait to be looked at once more."""
 QUIET_S = 60.0
 """The same trouble is told so often at most."""
 STRANGER = "a device that nobody knows"
@@ -45,6 +48,7 @@ class Told(logging.handlers.QueueHandler):
         super().__init__(queue)
         self._waiting = queue
         self._live: dict[str, Place] = {}
+        self._left: deque[Place] = deque(maxlen=MOST_LEFT)
         self._name_of = name_of
 
     def enqueue(self, record: logging.LogRecord) -> None:
@@ -59,6 +63,10 @@ class Told(logging.handlers.QueueHandler):
     def live(self) -> list[Place]:
         """What is trained now; from any thread."""
         return list(self._live.values())
+
+    def left(self) -> list[Place]:
+        """What has ended since this was asked last; from one thread."""
+        return [self._left.popleft() for _ in range(len(self._left))]
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         """The record with its event, and nothing that is still in use."""
@@ -79,6 +87,7 @@ class Told(logging.handlers.QueueHandler):
             self._live[place.name] = place
             if record.msg == "left":
                 del self._live[place.name]
+                self._left.append(place)
                 event |= {"why": getattr(record, "why", ""), "steps": len(place.thread.losses), "bytes": place.n_bytes}
         plain = logging.LogRecord(record.name, record.levelno, "", 0, "", (), None)
         plain.event = event

@@ -110,13 +110,13 @@ def _listen(settings: ClassSettings) -> socket.socket:
 
 
 def _keep(keep: Callable[[], None], ended: threading.Event) -> None:
-    """Again and again; what goes wrong with the list is said now and then."""
+    """Again and again; what goes wrong is said now and then, and ends nothing: who is removed has to go."""
     quiet_s = 0.0
     while not ended.wait(LOOK_S):
         quiet_s -= LOOK_S
         try:
             keep()
-        except RosterError as error:
+        except Exception as error:
             if quiet_s <= 0:
                 quiet_s = QUIET_S
-                log.warning("%s", error)
+                log.warning("%s", error, exc_info=not isinstance(error, RosterError))

@@ -77,9 +77,9 @@ class Standing:
     ) -> None:
         self._title, self._roster, self._told, self._recent = title, roster, told, recent
         self._waiting, self._name_of = waiting, name_of
-        self._curves: dict[str, Curve] = {}
+        self._curves: dict[str, tuple[str, Curve]] = {}
+        """Of each session what is measured, and how it went."""
         self._done: deque[tuple[float, int]] = deque()
-        self._live: dict[str, Place] = {}
         self._steps: dict[str, int] = {}
 
     def look(self) -> tuple[bytes, bytes]:
@@ -102,18 +102,18 @@ class Standing:
 
     def _follow(self, live: Sequence[Place], last: dict[str, Run]) -> None:
         """Curves of what is trained, and of each student's last run; steps since the last look."""
-        here = {place.name: place for place in live}
-        kept = here.keys() | {run.session for run in last.values()}
+        kept = {place.name for place in live} | {run.session for run in last.values()}
         self._curves = {session: curve for session, curve in self._curves.items() if session in kept}
         new = 0
-        for session, place in (self._live | here).items():  # who has left since may have trained some more steps
-            losses = place.thread.losses
+        for place in (*self._told.left(), *live):  # who has left since the last look has trained some more steps
+            session, losses = place.name, place.thread.losses
             n = len(losses)
             new += max(0, n - self._steps.get(session, n))  # one that comes may bring the steps of an earlier life
             self._steps[session] = n
-            if MEASURES[place.thread.plan.labels]:
-                self._curves.setdefault(session, Curve()).follow(losses)
-        self._live, self._steps = here, {session: self._steps[session] for session in here}
+            measure, curve = self._curves.setdefault(session, (MEASURES[place.thread.plan.labels], Curve()))
+            if measure:
+                curve.follow(losses)
+        self._steps = {place.name: self._steps[place.name] for place in live}
         self._done.append((time.monotonic(), new))
         while self._done[-1][0] - self._done[0][0] > RATE_S:
             self._done.popleft()
@@ -132,11 +132,11 @@ class Standing:
         row: dict[str, Any] = {"name": at.name, "state": state, "note": note, "step": steps, "steps": planned}
         row |= {"mib": round(at.n_bytes / MIB, 1), "runs": at.sessions, "removed": at.state == "removed"}
         row |= {event: at.counts.get(event, 0) for event in ("refused", "left")}
-        if (curve := self._curves.get(session)) and curve.seen:
+        row["measure"], curve = self._curves.get(session, ("loss", Curve()))
+        if curve.seen:
             points = [float(f"{point:.3g}") for point in curve.points()]
             row |= {"per": curve.per, "points": points, "lately": float(f"{curve.lately:.3g}")}
-        measure = MEASURES[place.thread.plan.labels] if place else "loss"
-        return row | {"measure": measure}
+        return row
 
 
 def _state(at: Line, place: Place | None, last: Run | None, line: Sequence[str | None]) -> tuple[str, str]:
