@@ -21,7 +21,7 @@ export OMP_WAIT_POLICY
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 PARALLEL := -n 2 --dist loadfile
 
-FAULTS := tests/faults tests/test_class_server.py tests/test_shaping.py tests/test_bad_input.py tests/test_wire.py tests/test_wire_fuzz.py \
+FAULTS := tests/faults tests/test_class_server.py tests/test_class_board.py tests/test_shaping.py tests/test_bad_input.py tests/test_wire.py tests/test_wire_fuzz.py \
 	tests/test_connections.py tests/test_keys.py tests/test_service.py tests/test_service_loop.py tests/test_sessions.py \
 	tests/test_remote.py tests/test_reached.py tests/test_engine_prge.py
 FUZZ := MOBILLM_FUZZ=200000 MOBILLM_FUZZ_RESULTS=10000
@@ -32,12 +32,13 @@ ASKED := ask
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compare test faults browser mutants lab student nbgrader docs lint benchmarks-check clean ask
+.PHONY: help setup compare test faults class-soak browser mutants lab student nbgrader docs lint benchmarks-check clean ask
 
 help:
 	@echo "make compare           train and compare the methods on the packaged model's two tasks: runs/pocket/, runs/pocket-turns/"
 	@echo "make test              style, tests and notebooks, each notebook compared with its stored outputs"
 	@echo "make faults            every fault and every bad input, at length: tens of minutes"
+	@echo "make class-soak        a class of thirty whose devices and server are killed: STUDENTS=8 MINUTES=3 for a smaller one"
 	@echo "make browser           the notebooks, the app and the report in a real Chromium"
 	@echo "make mutants           put small faults into the mathematics one by one; tests must fail: an hour or two"
 	@echo "make lab               open JupyterLab at notebooks/00_start_here.ipynb"
@@ -77,6 +78,12 @@ test: lint
 # The short ones of them run in `make test` too.  Real processes are killed; nothing outside tests/ is touched.
 faults: setup
 	$(TEST_ENV) $(FUZZ) $(BIN)/python -m pytest -q $(PARALLEL) -m "faults or not faults" $(FAULTS)
+
+# A process of 400 MiB for each student.  Whatever was killed, each side network has to be its solo run's, to the byte.
+STUDENTS ?= 30
+MINUTES ?= 10
+class-soak: setup
+	$(TEST_ENV) $(BIN)/python scripts/class_soak.py --students $(STUDENTS) --minutes $(MINUTES)
 
 # Real pages in a real browser; it needs Chromium (Debian and Ubuntu: apt install chromium).  Pictures: runs/browser/.
 # Twenty minutes; ONLY="app or report" takes the tests whose name holds one of them, as pytest's -k does.

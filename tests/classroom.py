@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -10,6 +11,9 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mobillm_kit.cli import main
@@ -20,12 +24,17 @@ FEW = ["--steps", "6", "--batch-size", "4", "--eval-every", "6", "--limit-train"
 FEW += ["--limit-test", "8", "--no-read-back"]
 
 
-def begin(folder: Path, *names: str) -> dict[str, str]:
-    """A class with these students on a free port of this machine; the join string of each."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    assert main(["class", "init", str(folder), "--bind", f"tcp://127.0.0.1:{port}", "--advertise", "127.0.0.1"]) == 0
+def begin(folder: Path, *names: str, board: bool = False) -> dict[str, str]:
+    """A class with these students on a free port of this machine, with a board or none; the join string of each."""
+    at = ["--bind", f"tcp://127.0.0.1:{free_port()}", "--advertise", "127.0.0.1"]
+    assert main(["class", "init", str(folder), *at, "--board", str(free_port() if board else 0)]) == 0
     return invite(folder, *names)
+
+
+def free_port() -> int:
+    """One that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
 
 
 def invite(folder: Path, *names: str) -> dict[str, str]:
@@ -35,6 +44,30 @@ def invite(folder: Path, *names: str) -> dict[str, str]:
     assert main(["class", "invite", str(folder), "--students", str(listed), "--out", str(sheet)]) == 0
     joins = re.findall(r"--join '(.+?)'", sheet.read_text(encoding="utf-8"))
     return dict(zip(names, joins, strict=True))
+
+
+@contextmanager
+def views(link: str) -> Iterator[Iterator[dict]]:
+    """What a board's link shows, look by look, each within :data:`WAIT_S`."""
+
+    def looks() -> Iterator[dict]:
+        for line in stream:
+            if line.startswith(b"data: "):
+                yield json.loads(line[6:])
+
+    with urllib.request.urlopen(link.replace("/?", "/events?"), timeout=WAIT_S) as stream:
+        yield looks()
+
+
+def shown(link: str, wanted: Callable[[dict], bool]) -> dict:
+    """The first look at a board that is as wanted."""
+    deadline = time.monotonic() + WAIT_S
+    with views(link) as looks:
+        for look in looks:
+            if wanted(look):
+                return look
+            assert time.monotonic() < deadline, look
+    raise AssertionError("the board ended")
 
 
 class Serving:
@@ -63,6 +96,10 @@ class Serving:
             assert time.monotonic() < deadline, (said, self.lines)
             assert self.process.poll() is None, self.lines
             time.sleep(0.05)
+
+    def links(self) -> list[str]:
+        """Of the board: the class's, the instructor's."""
+        return [line.split()[-1] for line in self.lines if line.startswith("Board, for")]
 
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:

@@ -103,7 +103,7 @@ def test_the_log_turns_over_and_keeps_a_bounded_number_of_whole_lines(roster, tm
 
 def test_who_knocks_without_end_costs_no_memory(roster, tmp_path, monkeypatch):
     monkeypatch.setattr(journal_module, "MOST_WAITING", 3)
-    told = journal_module._Told(journal_module.SimpleQueue(), {}.get)
+    told = journal_module.Told(journal_module.SimpleQueue(), {}.get)
     for _ in range(50):
         told.handle(ROOMS.makeRecord("x", logging.INFO, "", 0, "refused", (), None, extra=_refused()))
     assert told.queue.qsize() == 3

@@ -26,9 +26,9 @@ def ran(tmp_path):
         roster.admit(key, code)
         roster.count(key, "joined")
     for number in (1, 2):
-        roster.session_began(f"{number:032x}", keys[0])
+        roster.session_began(f"{number:032x}", keys[0], 6)
         roster.session_ended(f"{number:032x}", "said farewell", 10 * number, 2**20)
-    roster.session_began(32 * "f", keys[2])
+    roster.session_began(32 * "f", keys[2], 6)
     roster.progress([(32 * "f", 5, 100), (32 * "e", 1, 1)])
     roster.progress([(32 * "f", 7, 300)])
     return tmp_path / "bio"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,8 +17,9 @@ from mobillm_kit.classroom.roster import Roster
 from mobillm_kit.cli import main
 from mobillm_kit.errors import ServerRefused
 from mobillm_kit.server.process import serve
+from tests import uplink
 from tests.builders import tiny_spec
-from tests.classroom import WAIT_S, Serving, begin, device, invite, outcome, trained_bytes
+from tests.classroom import WAIT_S, Serving, begin, device, invite, outcome, shown, trained_bytes, views
 from tests.uplink import one_thread, trained
 
 
@@ -57,7 +60,7 @@ def events(folder) -> list[dict]:
 
 def test_a_class_of_three_trains_at_once_is_named_and_each_rejoins_by_its_key_alone(tmp_path, oracle):
     bio = tmp_path / "bio"
-    joins = begin(bio, "Ada", "Ben", "Chloé")
+    joins = begin(bio, "Ada", "Ben", "Chloé", board=True)
     with Serving(bio) as server:
         running = [device(tmp_path, join, name, "--seed", str(n)) for n, (name, join) in enumerate(joins.items())]
         sides = [trained_bytes(process) for process in running]
@@ -69,10 +72,20 @@ def test_a_class_of_three_trains_at_once_is_named_and_each_rejoins_by_its_key_al
         both = device(tmp_path, joins["Ada"], "thief"), device(tmp_path, invite(bio, "Dan")["Dan"], "Ada")
         other, mixed = map(outcome, both)
         counted(bio, refused=2)
+        ours, own = (shown(link, lambda look: "students" in look) for link in server.links())
         server.process.kill()
     assert (other[0], mixed[0]) == (2, 2)
     assert "This code was used already, on another device. Join with that device, or ask the instructor" in other[1]
     assert "This device is Ada's, and the code is another student's. Each student has a device" in mixed[1]
+    assert [(one["name"], one["state"], one["refused"]) for one in ours["students"]] == [
+        ("Ada", "done", 1), ("Ben", "done", 0), ("Chloé", "done", 0), ("Dan", "invited", 0),
+    ]  # fmt: skip
+    assert all((one["step"], one["steps"], len(one["points"])) == (6, 6, 6) for one in ours["students"][:3])
+    assert ours["counts"] == {"trains": 0, "waits": 0, "done": 3}
+    assert own["students"] == ours["students"]
+    assert {*own} - {*ours} == {"controls", "strangers", "events"}
+    assert own["strangers"] == 1
+    assert {(event["event"], event["student"]) for event in own["events"][:2]} == {("refused", ""), ("refused", "Ada")}
     with Serving(bio) as server:  # a new life of the server, and of the device; no code
         assert trained_bytes(device(tmp_path, without_code(joins["Ada"]), "Ada")) == oracle
         server.until("Ada left: said farewell")
@@ -139,6 +152,27 @@ def test_a_database_that_breaks_under_a_server_costs_a_sentence_and_who_is_known
     assert not any("Traceback" in json.dumps(event) for event in events(bio))
 
 
+def test_the_board_shows_the_losses_that_the_server_knows_and_a_new_server_shows_the_same_runs(place, tmp_path):
+    bio = tmp_path / "bio"
+    joins = begin(bio, "Ada", "Ben", board=True)
+    with Serving(bio) as server:
+        links = server.links()
+        curve = trained(place, joins["Ada"], keys=str(tmp_path / "ada"))[1].curve
+        trained(place, joins["Ben"], keys=str(tmp_path / "ben"), labels="device")
+        ada, ben = shown(links[0], lambda look: look["counts"]["done"] == 2)["students"]
+        halves = ada["points"][:6], ada["points"][6:]
+        assert [sum(half) / 6 for half in halves] == [pytest.approx(p.train_loss, rel=6e-3) for p in curve[1:]]
+        assert (ada["per"], len(halves[1])) == (1, 6)
+        assert "points" not in ben
+        assert (ben["step"], ben["steps"], ben["measure"]) == (12, 12, "")  # the loss stays on the device
+    with Serving(bio) as server:
+        assert server.links() == links
+        again = shown(links[0], lambda look: "students" in look)["students"]
+        assert [(one["state"], one["step"], one["mib"]) for one in again] == [
+            ("done", 12, one["mib"]) for one in (ada, ben)
+        ]
+
+
 def test_one_server_at_a_time_and_none_without_a_list(tmp_path, capsys):
     bio = tmp_path / "bio"
     begin(bio, "Ada")
@@ -197,3 +231,28 @@ def test_where_all_places_are_taken_devices_wait_in_line_and_end_in_the_same_byt
     told = [(event["event"], event["student"]) for event in events(bio)]
     assert told.index(("joined", "Ben")) < told.index(("joined", "Cleo"))
     assert told.count(("waits", "Ben")) == told.count(("waits", "Cleo")) == 1
+
+
+@pytest.mark.faults
+def test_thirty_sessions_at_once_end_in_the_same_bytes_under_a_board_that_many_look_at(place, tmp_path, monkeypatch):
+    lock, whole = threading.Lock(), uplink.prepare
+
+    def prepare(spec):
+        with lock:  # transformers loads one model at a time in a process
+            return whole(spec)
+
+    monkeypatch.setattr(uplink, "prepare", prepare)
+    bio, names = tmp_path / "bio", [f"student {n:02d}" for n in range(1, 31)]
+    joins = begin(bio, *names, board=True)
+    alone = trained(place, "in-process")[0]
+    with Serving(bio) as server, ExitStack() as viewers:
+        for _ in range(10):  # they look and read little
+            next(viewers.enter_context(views(server.links()[0])))
+        with ThreadPoolExecutor(30) as pool:
+            ran = pool.map(lambda name: trained(place, joins[name], keys=str(tmp_path / name)), names)
+            assert {side for side, _ in ran} == {alone}
+        seen = shown(server.links()[0], lambda look: look["counts"]["done"] == 30)
+    assert [one["name"] for one in seen["students"]] == names
+    assert len({tuple(one["points"]) for one in seen["students"]}) == 1  # one seed, one curve
+    assert len(seen["students"][0]["points"]) == 12
+    assert len(json.dumps(seen)) < 30_000  # what a viewer is sent each second

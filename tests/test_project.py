@@ -99,7 +99,7 @@ def test_every_library_that_the_package_imports_is_declared(project):
     imported |= {"IPython": "ipykernel", "memory_profiler": "memory-profiler", "jupyter_core": "jupyterlab"}
     user_lists = [
         project["dependencies"],
-        *(project["optional-dependencies"][x] for x in ("torch", "device", "lab", "hub", "gguf", "onnx")),
+        *(project["optional-dependencies"][x] for x in ("torch", "device", "lab", "hub", "gguf", "onnx", "class")),
     ]
     declared = {name_of(requirement) for requirement in chain(*user_lists)}
     for path in MODULES:

@@ -34,6 +34,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE counts (student INTEGER NOT NULL, event TEXT NOT NULL, n INTEGER NOT NULL,"
         " PRIMARY KEY (student, event))",
     ),
+    # 0: not known, begun by a version that did not ask
+    ("ALTER TABLE sessions ADD COLUMN planned INTEGER NOT NULL DEFAULT 0",),
 )
 """What leads from each version of the database (``user_version``) to the next; times are seconds since 1970."""
 

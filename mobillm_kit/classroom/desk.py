@@ -1,8 +1,9 @@
-"""The instructor's commands: `mobillm class init | invite | serve | status | kick | export`.
+"""The instructor's commands: `mobillm class init | invite | serve | status | kick | export | prune`.
 
 Knows: the class's folder and roster.  Knows nothing of: how words on a command line become a command.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from mobillm_kit.classroom import invitations
 from mobillm_kit.classroom.folder import ClassFolder, ClassSettings, begin, own_address
 from mobillm_kit.classroom.report import write_report
 from mobillm_kit.classroom.roster import Roster
-from mobillm_kit.common import MIB
+from mobillm_kit.common import MIB, when_parent_ends
 from mobillm_kit.errors import BadInput
 
 screen = Console()
@@ -31,10 +32,13 @@ class Init(msgspec.Struct, frozen=True, kw_only=True):
     """Where the server will listen; 0.0.0.0 is every address of this machine, 127.0.0.1 this machine alone."""
     advertise: str = ""
     """Host name or address by which students' devices reach this machine; found out if not given."""
+    board: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8080
+    """TCP port of the board, a page that shows the class; 0 for none."""
 
     def __call__(self) -> int:
         """Make it, and say what comes next."""
-        settings = ClassSettings(bind=self.bind, advertise=self.advertise or own_address(self.bind))
+        advertise = self.advertise or own_address(self.bind)
+        settings = ClassSettings(bind=self.bind, advertise=advertise, board=self.board)
         begin(self.folder, settings)
         Roster.make(self.folder / "class.sqlite")
         say(f"Devices will join at {settings.reachable}; {self.folder / 'settings.toml'} says so, and may be changed.")
@@ -77,17 +81,24 @@ class Invite(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Serve(msgspec.Struct, frozen=True, kw_only=True):
-    """Train side networks for the students of a class, until Ctrl-C, and say who joins, leaves and is refused."""
+    """Train side networks for the students of a class, until Ctrl-C, and say who joins, leaves and is refused.
+
+    A page shows the class as it trains: one link for all to watch, one for the instructor (extra `class`).
+    """
 
     folder: Positional[Path]
     """Folder of the class."""
+    with_parent: bool = False
+    """For programs: end when standard input closes."""
 
     def __call__(self) -> int:
         """Serve, and say where."""
         there = ClassFolder(self.folder)
+        if self.with_parent:
+            when_parent_ends(lambda: os._exit(0))  # at once: checkpoints are whole at any moment
         from mobillm_kit.classroom.serving import serve_class
 
-        serve_class(there, lambda start: say(f"Listening at {start.address}; log: {there.journal}"))
+        serve_class(there, say)
         return 0
 
 
@@ -128,6 +139,42 @@ class Export(msgspec.Struct, frozen=True, kw_only=True):
         return 0
 
 
+class Prune(msgspec.Struct, frozen=True, kw_only=True):
+    """Remove checkpoints, caches and side networks of runs that ended long ago, or beyond a size; of none that runs.
+
+    What is removed costs its student time and nothing else: their device sends again from step 0.  The list, the log
+    and the export keep what the runs were.
+    """
+
+    folder: Positional[Path]
+    """Folder of the class."""
+    older_than: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    """Days in which nobody trained on it."""
+    disk: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """MiB that all sessions together may keep; beyond them the longest unused go."""
+    dry_run: bool = False
+    """Show what would be removed, and remove nothing."""
+
+    def __call__(self) -> int:
+        """Print a line per session that goes, and what is left."""
+        from mobillm_kit.classroom.pruning import chosen, kept_sessions
+        from mobillm_kit.server.disk import DAY_S, removed
+
+        if self.older_than is None and self.disk is None:
+            raise BadInput("What is to go?", "Give --older-than DAYS, or --disk MIB, or both.")
+        there = ClassFolder(self.folder)
+        found = kept_sessions(there.root, Roster(there.database).runs())
+        days = float("inf") if self.older_than is None else self.older_than
+        too_old_s, most_bytes = days * DAY_S, None if self.disk is None else self.disk * MIB
+        gone = [one for one in chosen(found, too_old_s, most_bytes) if self.dry_run or removed(one.folder)]
+        for one in gone:
+            say(f"{'would remove' if self.dry_run else 'removed'}  {one}")
+        left = sum(one.n_bytes for one in found) - sum(one.n_bytes for one in gone)
+        verb = "would go" if self.dry_run else "went"
+        say(f"{len(gone)} of {len(found)} sessions {verb}; the others hold {left / MIB:.1f} MiB.")
+        return 0
+
+
 class Kick(msgspec.Struct, frozen=True, kw_only=True):
     """Let a student's device in no longer; a server that runs ends their sessions within seconds."""
 
@@ -144,7 +191,7 @@ class Kick(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Class = Annotated[
-    Init | Invite | Serve | Status | Kick | Export,
+    Init | Invite | Serve | Status | Kick | Export | Prune,
     subcommand("class", description="One server for a class: invitations, who is there, who trains."),
 ]
 """`mobillm class …`, for the command line."""

@@ -2,7 +2,7 @@
 
     NAME/settings.toml   where the server listens, what it allows          NAME/keys/   the server's own key
     NAME/class.sqlite    students, codes, sessions                         NAME/log.jsonl, log.jsonl.1, …
-    NAME/sessions/       checkpoints and cached activations
+    NAME/sessions/       checkpoints and cached activations                NAME/board.toml   the board's links
 
 Knows: paths, settings.  Knows nothing of: who is in the class.
 """
@@ -28,6 +28,9 @@ bind = "{bind}"
 # Host name or address by which students' devices reach this machine.
 advertise = "{advertise}"
 
+# TCP port of the board, a page that shows the class; 0 for none.
+board = {board}
+
 # Sessions that are trained at a time, all students together.
 max_sessions = {max_sessions}
 # Of them, so many of one student; half of them at most.
@@ -51,6 +54,8 @@ class ClassSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_f
     """Where to listen."""
     advertise: str = "127.0.0.1"
     """Host name or address by which devices reach this machine."""
+    board: Annotated[int, Meta(ge=0, le=65535)] = 8080
+    """TCP port of the page that shows the class; 0 for none."""
     max_sessions: Count = 32
     """Devices at a time."""
     cache_memory: Annotated[int, Meta(ge=0)] = 64
@@ -73,6 +78,8 @@ class ClassSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_f
         host, port = split_address(self.bind)
         if not port:
             raise BadInput("bind names port 0, another one at each start.", "Invitations need one that stays: 7000.")
+        if self.board == port:
+            raise BadInput(f"board and bind both name port {port}.", "Give the board another one, such as 8080.")
         JoinString(self.reachable, server_key=40 * "0")  # is a place that one can go to
         if is_loopback(host) and not is_loopback(self.advertise):
             problem = f"bind is {host}, this machine alone, and advertise is {self.advertise}."
@@ -88,6 +95,7 @@ class ClassFolder:
         self.database = root / "class.sqlite"
         self.journal = root / "log.jsonl"
         self.keys = root / "keys"
+        self.tokens = root / "board.toml"
         if not self.database.is_file():
             what = "there is no such folder" if not root.exists() else "no class was begun here"
             raise BadInput(f"{root}: {what}.", f"Begin one: mobillm class init {root}")

@@ -12,6 +12,7 @@ import logging
 import logging.handlers
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -33,18 +34,21 @@ FILE_BYTES = 4 * MIB
 FILES = 5
 MOST_WAITING = 5000
 """Events that wait to be written."""
+MOST_LEFT = 500
+"""Sessions that have ended and wait to be looked at once more."""
 QUIET_S = 60.0
 """The same trouble is told so often at most."""
 STRANGER = "a device that nobody knows"
 
 
-class _Told(logging.handlers.QueueHandler):
+class Told(logging.handlers.QueueHandler):
     """Makes an event of a record, at once and in the thread where it happens: places and names change."""
 
     def __init__(self, queue: "SimpleQueue[Any]", name_of: Callable[[str], str | None]) -> None:
         super().__init__(queue)
         self._waiting = queue
         self._live: dict[str, Place] = {}
+        self._left: deque[Place] = deque(maxlen=MOST_LEFT)
         self._name_of = name_of
 
     def enqueue(self, record: logging.LogRecord) -> None:
@@ -54,7 +58,15 @@ class _Told(logging.handlers.QueueHandler):
 
     def progress(self) -> list[tuple[str, int, int]]:
         """Session, steps and bytes of each that is trained now; from any thread."""
-        return [(name, place.thread.trained, place.n_bytes) for name, place in list(self._live.items())]
+        return [(place.name, len(place.thread.losses), place.n_bytes) for place in self.live()]
+
+    def live(self) -> list[Place]:
+        """What is trained now; from any thread."""
+        return list(self._live.values())
+
+    def left(self) -> list[Place]:
+        """What has ended since this was asked last; from one thread."""
+        return [self._left.popleft() for _ in range(len(self._left))]
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         """The record with its event, and nothing that is still in use."""
@@ -71,11 +83,12 @@ class _Told(logging.handlers.QueueHandler):
         if error:
             event["code"] = error.code
         if isinstance(place, Place):
-            event["session"] = place.name
+            event |= {"session": place.name, "planned": place.thread.plan.steps}
             self._live[place.name] = place
             if record.msg == "left":
                 del self._live[place.name]
-                event |= {"why": getattr(record, "why", ""), "steps": place.thread.trained, "bytes": place.n_bytes}
+                self._left.append(place)
+                event |= {"why": getattr(record, "why", ""), "steps": len(place.thread.losses), "bytes": place.n_bytes}
         plain = logging.LogRecord(record.name, record.levelno, "", 0, "", (), None)
         plain.event = event
         return plain
@@ -96,13 +109,13 @@ class _Lines(logging.handlers.RotatingFileHandler):
 class _AsJson(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One object."""
-        return msgspec.json.encode(_event(record)).decode()
+        return msgspec.json.encode(event_of(record)).decode()
 
 
 class _AsLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """A line for the instructor's eyes."""
-        event = _event(record)
+        event = event_of(record)
         who = event.get("student") or STRANGER
         why = f": {event['why']}" if "why" in event else ""
         verb = {"refused": "was refused"}.get(event["event"], event["event"])
@@ -123,13 +136,13 @@ class _Counts(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """One event."""
-        event = _event(record)
+        event = event_of(record)
         if event["event"] == "trouble" or (self.ending and self._given_up):
             return
         try:
             self._roster.count(event["key"], event["event"])
             if event["event"] == "joined":
-                self._roster.session_began(event["session"], event["key"])
+                self._roster.session_began(event["session"], event["key"], event["planned"])
             elif event["event"] == "left":
                 self._roster.session_ended(event["session"], event["why"], event["steps"], event["bytes"])
         except RosterError as error:
@@ -139,7 +152,8 @@ class _Counts(logging.Handler):
                 log.warning("%s", error)
 
 
-def _event(record: logging.LogRecord) -> dict[str, Any]:
+def event_of(record: logging.LogRecord) -> dict[str, Any]:
+    """What the journal made of a record."""
     return record.event  # type: ignore[attr-defined]
 
 
@@ -152,16 +166,19 @@ def _wanted(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def journal(path: Path, roster: Roster, name_of: Callable[[str], str | None]) -> Iterator[_Told]:
-    """Tell, for the time of a ``with`` block, what the server's rooms log; gives what knows who trains now."""
+def journal(path: Path, roster: Roster, name_of: Callable[[str], str | None], *more: logging.Handler) -> Iterator[Told]:
+    """Tell, for the time of a ``with`` block, what the server's rooms log; gives what knows who trains now.
+
+    ``more`` handlers hear the same events, on the journal's own thread.
+    """
     file = _Lines(path, maxBytes=FILE_BYTES, backupCount=FILES, encoding="utf-8", delay=True)
     file.setFormatter(_AsJson())
     screen = logging.StreamHandler(sys.stdout)
     screen.setFormatter(_AsLine())
-    told = _Told(SimpleQueue(), name_of)
+    told = Told(SimpleQueue(), name_of)
     told.addFilter(_wanted)
     counts = _Counts(roster)
-    listener = logging.handlers.QueueListener(told.queue, file, screen, counts)
+    listener = logging.handlers.QueueListener(told.queue, file, screen, counts, *more)
     rooms = logging.getLogger("mobillm_kit")
     level = rooms.level
     rooms.addHandler(told)

@@ -5,6 +5,7 @@
 A number in line is an answer that is not given yet: the service keeps such a device's connection and answers its pings.
 
 Knows: the service, its places.  Knows nothing of: keys' names, how a batch is trained.
+Taught in: notebooks/12_class_lab.ipynb
 """
 
 from concurrent.futures import Future
@@ -27,6 +28,8 @@ class LineService(Service):
         """By connection, in the order in which the door let them in."""
         self._told: dict[bytes, int] = {}
         """The number that each heard last."""
+        self.waiting: tuple[str, ...] = ()
+        """Keys in the order of the line; any thread may read it."""
 
     def _hello(self, peer: Peer, hello: Hello, payloads: list[memoryview]) -> None:
         """Who waits and asks again is told again."""
@@ -49,6 +52,7 @@ class LineService(Service):
                 else:
                     number += 1
         super()._admit()
+        self.waiting = tuple(peer.key for _, peer, _ in self._line.values())
 
     def _line_up(self) -> None:
         """Whom the door has let in goes to the end of the line."""

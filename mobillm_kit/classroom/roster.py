@@ -4,6 +4,7 @@
     a code      spent once; only its salted digest is kept
 
 Knows: SQL, keys, names.  Knows nothing of: sockets, messages, what is trained.
+Taught in: notebooks/12_class_lab.ipynb
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from mobillm_kit.classroom.database import Database
 from mobillm_kit.errors import BadInput, KitError, nearest
 
 NAME_LENGTH = 64
+_RUN = "s.name, r.id, r.began, r.ended, r.why, r.steps, r.bytes + r.now_bytes, r.planned"
 
 
 class NotAdmitted(KitError):
@@ -56,6 +58,13 @@ class Run:
     """It ended."""
     steps: int
     n_bytes: int
+    planned: int = 0
+    """Steps; 0 where it is not known."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether it ended because there was nothing left to do."""
+        return self.ended is not None and self.steps >= self.planned > 0
 
 
 class Roster:
@@ -135,10 +144,18 @@ class Roster:
         """Every session, the oldest first."""
         with self._database.reading() as db:
             rows = db.execute(
-                "SELECT s.name, r.id, r.began, r.ended, r.why, r.steps, r.bytes + r.now_bytes"
-                " FROM sessions r JOIN students s ON s.id = r.student ORDER BY r.began, r.id"
+                f"SELECT {_RUN} FROM sessions r JOIN students s ON s.id = r.student ORDER BY r.began, r.id"
             ).fetchall()
         return [Run(*row) for row in rows]
+
+    def last_runs(self) -> dict[str, Run]:
+        """Of each student who trained at all, the session that began last."""
+        with self._database.reading() as db:
+            rows = db.execute(
+                # with MAX, SQLite takes the other columns from the row that has it
+                f"SELECT {_RUN}, MAX(r.began) FROM sessions r JOIN students s ON s.id = r.student GROUP BY s.id"
+            ).fetchall()
+        return {row[0]: Run(*row[:-1]) for row in rows}
 
     # ------------------------------------------------------------------ the server
 
@@ -181,15 +198,15 @@ class Roster:
                 (student, event),
             )
 
-    def session_began(self, session: str, key: str) -> None:
-        """A key's session is being trained, for the first time or again."""
+    def session_began(self, session: str, key: str, planned: int) -> None:
+        """A key's session of so many steps is being trained, for the first time or again."""
         with self._database.writing() as db:
             student = _student(db, key)
             if student is not None:
                 db.execute(
-                    "INSERT INTO sessions (id, student, began) VALUES (?, ?, ?)"
-                    " ON CONFLICT (id) DO UPDATE SET ended = NULL, why = ''",
-                    (session, student, time.time()),
+                    "INSERT INTO sessions (id, student, began, planned) VALUES (?, ?, ?, ?)"
+                    " ON CONFLICT (id) DO UPDATE SET ended = NULL, why = '', planned = excluded.planned",
+                    (session, student, time.time(), planned),
                 )
 
     def session_ended(self, session: str, why: str, steps: int, n_bytes: int) -> None:

@@ -25,7 +25,7 @@ from mobillm_kit.server import ServiceSettings
 
 DAY_S = 86400.0
 
-_SESSION = "*/" + 32 * "[0-9a-f]"
+SESSIONS = "*/" + 32 * "[0-9a-f]"
 """Nothing of another name was made here."""
 
 
@@ -68,14 +68,13 @@ class Disk:
     def make_room(self) -> tuple[int, int]:
         """Remove what is unused for too long or beyond the total; how many sessions went, and the bytes of the rest."""
         with self._one_at_a_time:
-            found = (folder for folder in self._root.glob(_SESSION) if folder.is_dir())
+            found = (folder for folder in self._root.glob(SESSIONS) if folder.is_dir())
             unused_s = {folder: time.time() - folder.stat().st_mtime for folder in found}
-            sizes = {folder: max(_size(folder), self._needs.get(folder, 0)) for folder in unused_s}
-            before = len(sizes)
+            sizes = {folder: max(size_bytes(folder), self._needs.get(folder, 0)) for folder in unused_s}
             for folder in sorted(unused_s, key=unused_s.__getitem__, reverse=True):
-                if (unused_s[folder] > self._keep_s or sum(sizes.values()) > self._total_bytes) and _removed(folder):
+                if (unused_s[folder] > self._keep_s or sum(sizes.values()) > self._total_bytes) and removed(folder):
                     del sizes[folder]
-        return before - len(sizes), sum(sizes.values())
+        return len(unused_s) - len(sizes), sum(sizes.values())
 
 
 def disk_of(settings: ServiceSettings) -> Disk:
@@ -83,7 +82,8 @@ def disk_of(settings: ServiceSettings) -> Disk:
     return Disk(settings.folder, total_bytes=settings.disk * MIB, keep_s=settings.keep_days * DAY_S)
 
 
-def _size(folder: Path) -> int:
+def size_bytes(folder: Path) -> int:
+    """Of all files below a folder."""
     total = 0
     for file in folder.rglob("*"):
         with suppress(OSError):  # gone meanwhile
@@ -91,7 +91,7 @@ def _size(folder: Path) -> int:
     return total
 
 
-def _removed(folder: Path) -> bool:
+def removed(folder: Path) -> bool:
     """Remove a session's folder, unless it is in training, by whatever process."""
     try:
         with only_one(folder):

@@ -110,8 +110,7 @@ class Session:
 
     def replies(self) -> list[Reply]:
         """What is to be sent now, oldest first."""
-        found = list(self._replies)
-        self._replies.clear()
+        found, self._replies = list(self._replies), deque()
         return found
 
     # ------------------------------------------------------------------ to and from the trainer
@@ -202,7 +201,8 @@ class TrainingThread:
         threads: int = 1,
     ) -> None:
         self.last_heard = time.monotonic()
-        self.trained = 0  # steps so far, those of earlier lives of this session too
+        self.plan = session.plan
+        self.losses: list[float] = []  # of each step so far, earlier lives' too; for any thread to read
         self._session = session
         self._make_trainer = trainer
         self._trainer: SessionTrainer | None = None
@@ -282,7 +282,7 @@ class TrainingThread:
         else:
             with self._changed:
                 self._session.done(job, replies, self._trainer.sequence)
-                self.trained = self._trainer.sequence
+                self.losses = self._trainer.losses
         self._wake()
 
     def _fail(self, job: Job, error: WireError) -> None:
