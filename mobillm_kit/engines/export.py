@@ -64,10 +64,7 @@ def export_backbone(
     """
     manifests.check_installed("onnx", "onnxruntime", "onnxscript")
     place = Path(folder)
-    if place.exists():
-        raise BadInput(f"{place}: is there already.", "Name a new folder, or remove this one.")
-    if targets is not None and precision != "float32":
-        raise BadInput(f"Blocks for P-RGE are exported in float32, not in {precision}.", "Leave the precision out.")
+    _check(place, targets, precision)
     backbone, tokenizer = load_backbone(name, revision=revision), load_tokenizer(name, revision=revision)
     manifests.check_family(str(backbone.config.model_type))
     chosen = None if targets is None else chosen_targets(backbone, targets)
@@ -86,6 +83,13 @@ def export_backbone(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return place
+
+
+def _check(place: Path, targets: str | None, precision: Precision) -> None:
+    if place.exists():
+        raise BadInput(f"{place}: is there already.", "Name a new folder, or remove this one.")
+    if targets is not None and precision != "float32":
+        raise BadInput(f"Blocks for P-RGE are exported in float32, not in {precision}.", "Leave the precision out.")
 
 
 def check_equal(backbone: Backbone, engine: OnnxEngine) -> float:
