@@ -110,10 +110,10 @@ def test_no_more_goes_than_has_to_and_nothing_that_is_trained(found, too_old_s, 
     total = sum(one.n_bytes for one in stay)
     if most_bytes is not None and total > most_bytes:
         assert all(one.training for one in stay)  # the rest is in use
-    for one in gone:
+    for place, one in enumerate(gone):
         if one.unused_s <= too_old_s:  # went for its size: without it the older ones would not have been enough
-            younger = sum(other.n_bytes for other in gone if other.unused_s < one.unused_s)
-            assert total + younger + one.n_bytes > most_bytes
+            later = sum(other.n_bytes for other in gone[place + 1 :])
+            assert total + later + one.n_bytes > most_bytes
 
 
 @pytest.mark.parametrize(
