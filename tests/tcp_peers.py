@@ -97,8 +97,14 @@ def echo(port: int = 0) -> Iterator[Server]:
 
 @contextmanager
 def source(data: bytes) -> Iterator[Server]:
-    """Sends the same bytes to whoever connects."""
-    server = Server(lambda _, connection: connection.sendall(data))
+    """Sends the same bytes to whoever connects, and hears them out: closing over unread bytes is a reset."""
+
+    def answer(_: Server, connection: socket.socket) -> None:
+        connection.sendall(data)
+        while connection.recv(1 << 16):
+            pass
+
+    server = Server(answer)
     with contextlib.closing(server):
         yield server
 
