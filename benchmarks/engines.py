@@ -29,6 +29,7 @@ import msgspec
 
 from mobillm_kit.common import MIB, fresh_environment
 from mobillm_kit.files import write_bytes
+from mobillm_kit.memory.measure import peak_rss_bytes
 from mobillm_kit.record import Provenance, RunRecord
 from mobillm_kit.runs.provenance import clean_command, provenance
 from recipes.pocket.gate import Bar
@@ -78,12 +79,6 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 # ---------------------------------------------------------------------- inside a fresh process
 
 
-def peak_bytes() -> int:
-    """VmHWM: the highest resident memory since the process began."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-
-
 def loaded() -> list[str]:
     return sorted(ABSENT & {name.split(".")[0] for name in sys.modules})
 
@@ -122,7 +117,7 @@ def engine_steps(folder: str) -> Taken:
     engine = OnnxEngine(folder)
     method = DualForward(engine, WordHead(engine, (10, 20)), seed=0, **PRGE)
     step_ms, update_ms = steps_of(lambda batch: method.step(batch, 1e-4), method._advance)
-    return Taken(what="engine", peak_bytes=peak_bytes(), step_ms=step_ms, update_ms=update_ms, modules=loaded())
+    return Taken(what="engine", peak_bytes=peak_rss_bytes(), step_ms=step_ms, update_ms=update_ms, modules=loaded())
 
 
 def torch_steps(folder: str) -> Taken:
@@ -141,7 +136,7 @@ def torch_steps(folder: str) -> Taken:
 
     with torch.no_grad():
         step_ms, update_ms = steps_of(_step, method._advance)
-    return Taken(what="torch", peak_bytes=peak_bytes(), step_ms=step_ms, update_ms=update_ms, modules=loaded())
+    return Taken(what="torch", peak_bytes=peak_rss_bytes(), step_ms=step_ms, update_ms=update_ms, modules=loaded())
 
 
 def command_line(folder: str) -> Taken:
@@ -152,7 +147,7 @@ def command_line(folder: str) -> Taken:
         given = ["train", "p-rge", "--engine", "onnx", "--backbone", folder, "--out", out, "--steps", str(STEPS)]
         if mobillm(given):
             raise RuntimeError("the run failed")
-    return Taken(what="mobillm train", peak_bytes=peak_bytes(), modules=loaded())
+    return Taken(what="mobillm train", peak_bytes=peak_rss_bytes(), modules=loaded())
 
 
 PROCESSES = {"engine": engine_steps, "torch": torch_steps, "mobillm train": command_line}

@@ -35,6 +35,11 @@ def twister(seed: int) -> random.Random:
     return made
 
 
+def cut(n: int, *, whole: bool) -> list[slice]:
+    """0 … n - 1 in one pass, or each in a pass of its own."""
+    return [slice(0, n)] if whole else [slice(i, i + 1) for i in range(n)]
+
+
 def installed_version(distribution: str) -> str | None:
     """None where it is not installed."""
     try:

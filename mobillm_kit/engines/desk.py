@@ -30,7 +30,7 @@ class Export(msgspec.Struct, frozen=True, kw_only=True):
     targets: str | None = None
     """p-rge: projections to adapt, with commas, or 'all', which is usual; rank, q and alpha are chosen in training."""
     precision: Literal["float32", "int8", "int4"] = "float32"
-    """Of the blocks' weights: int8 is a quarter of the size, int4 a sixth, and both move the activations."""
+    """Of the blocks' weights: int8 takes about a third of the disk, int4 a sixth, and both move the activations."""
 
     def __call__(self) -> int:
         """Export, and say where."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mobillm_kit.common import derived_seed
+from mobillm_kit.common import cut, derived_seed
 from mobillm_kit.engines.engine import Array
 from mobillm_kit.engines.head import WordHead
 from mobillm_kit.engines.noise import Noise
@@ -75,7 +75,7 @@ class DualForward:
                 raise BadInput(f"{name} is {value}; it must be a number above 0.")
         self._engine, self._head, self._seed = engine, head, seed
         self._eps, self._clip, self._scale = eps, clip, np.array([alpha / rank], F)
-        self._passes = [(signs, these) for signs in _cut(2, whole=inner) for these in _cut(q, whole=outer)]
+        self._passes = [(signs, these) for signs in cut(2, whole=inner) for these in cut(q, whole=outer)]
         self.layers = _layers(engine, q, rank, seed)
         self.g = np.zeros(q, F)
         self.lr = 0.0
@@ -160,11 +160,6 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     total = np.log(np.exp(logits - largest).sum(axis=-1))
     picked: Array = (logits - largest)[..., np.arange(len(labels)), labels]
     return total - picked
-
-
-def _cut(n: int, *, whole: bool) -> list[slice]:
-    """0 … n - 1 in one pass, or each in a pass of its own."""
-    return [slice(0, n)] if whole else [slice(i, i + 1) for i in range(n)]
 
 
 def _layers(engine: OnnxEngine, q: int, rank: int, seed: int) -> list[Layer]:

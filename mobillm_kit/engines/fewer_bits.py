@@ -11,11 +11,10 @@ Knows: a graph's file.  Knows nothing of: models, torch.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
+
+from mobillm_kit.common import quiet
 
 Precision = Literal["float32", "int8", "int4"]
 
@@ -41,19 +40,9 @@ def shrink(path: Path, precision: Precision) -> None:
     del graph.graph.value_info[:]
     products = ONNXModel(graph)
     products.replace_gemm_with_matmul()
-    with _silent():  # a line for each node of the graph
+    with quiet():  # a line for each node of the graph
         coder = MatMulNBitsQuantizer(
             products.model, bits=8 if precision == "int8" else 4, block_size=GROUP, is_symmetric=True
         )
         coder.process()
     onnx.save_model(coder.model.model, str(path))
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    before = logging.root.manager.disable
-    logging.disable(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from mobillm_kit.common import derived_seed
+from mobillm_kit.common import cut, derived_seed
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods.dual_forward import DualForwardLinear
 from mobillm_kit.methods.lora_layers import check_scale, target_names
@@ -67,7 +67,7 @@ class PRGE:
         self._eps = eps
         self._seed = seed
         self._clip = clip
-        self._passes = [(signs, these) for signs in _cut(2, whole=inner) for these in _cut(q, whole=outer)]
+        self._passes = [(signs, these) for signs in cut(2, whole=inner) for these in cut(q, whole=outer)]
         reference = next(iter(self._layers.values())).up
         self._g = torch.zeros(q, dtype=reference.dtype, device=reference.device)
         self._lr = 0.0
@@ -169,11 +169,6 @@ def add_dual_forward(
         layers["classifier"] = DualForwardLinear(classifier, identity, 1.0, q)
         model.head.classifier = layers["classifier"]  # type: ignore[assignment]  # it stands in for a linear layer
     return layers
-
-
-def _cut(n: int, *, whole: bool) -> list[slice]:
-    """0 … n - 1 in one pass, or each in a pass of its own."""
-    return [slice(0, n)] if whole else [slice(i, i + 1) for i in range(n)]
 
 
 def _draw_a(layer: nn.Linear | Conv1D, rank: int, generator: torch.Generator) -> Tensor:
