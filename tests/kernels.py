@@ -24,21 +24,25 @@ class Kernel:
         self.client.wait_for_ready(timeout=START_S)
 
     def start(self, code: str) -> str:
-        return self.client.execute(code)
+        # A kernel throws away what arrives while it answers for an error; the cell after an interrupt may be so early.
+        return self.client.execute(code, stop_on_error=False)
 
     def until_said(self, cell: str, word: str) -> str:
         """The rest of the first line printed by a cell that begins with a word."""
         deadline = time.monotonic() + START_S
+        said = ""
         while time.monotonic() < deadline:
             message = self.client.get_iopub_msg(timeout=START_S)
             if message["parent_header"].get("msg_id") != cell:
                 continue
-            if message["msg_type"] == "error":
-                raise AssertionError(message["content"]["evalue"])
-            for line in message["content"].get("text", "").splitlines():
-                if line.startswith(word):
+            content = message["content"]
+            said += content.get("text", "")  # a line may come in pieces
+            for line in said.splitlines(keepends=True):
+                if line.startswith(word) and line.endswith("\n"):
                     return line.removeprefix(word).strip()
-        raise AssertionError(f"{word!r} was not said")
+            if message["msg_type"] == "error" or content.get("execution_state") == "idle":
+                raise AssertionError(f"{word!r} was not said, but: {said}{content.get('evalue', '')}")
+        raise AssertionError(f"{word!r} was not said within {START_S} s, but: {said}")
 
     def until_it_has_a_server(self) -> int:
         """A server process that has begun, and has not said anything yet."""
