@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as OutOfTime
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from mobillm_kit.channel.ends import DeviceSocket
 from mobillm_kit.channel.frames import Limits, from_frames
 from mobillm_kit.channel.messages import Ack, BatchMessage, Fetch, First, Hello, Message, Welcome
+from mobillm_kit.engines import training
 from mobillm_kit.errors import KitError
 from mobillm_kit.methods.mobillm import MobiLLM
-from tests.uplink import trained
+from tests.uplink import trained, trained_in_engine
 
 STEPS = 12
 CHECKPOINT_EVERY = 3
@@ -41,6 +43,8 @@ MOST_STRETCHED = 4.0
 PHASES = ("handshake", "mid-epoch", "result")
 LIMITS = Limits(frame_bytes=2**28, total_bytes=2**28)
 Frames = Sequence[bytes | memoryview]
+Way = AbstractContextManager[tuple[Callable[[], DeviceSocket], str]]
+"""To a server: what opens a connection, and the one-time code."""
 
 CONFIGS: dict[str, dict] = {
     "ladder-int8": {"side": "ladder", "codec": "int8", "group": 8},
@@ -53,6 +57,10 @@ CONFIGS: dict[str, dict] = {
 
 ROTATED = tuple(CONFIGS)
 """What tables of faults go through in turn."""
+
+WITHOUT_TORCH = "ladder-int8-cache-onnx"
+"""What their quick rows go through too: the device's engine is ONNX Runtime."""
+CONFIGS[WITHOUT_TORCH] = CONFIGS["ladder-int8-cache"] | {"engine": "onnx"}
 
 CONFIGS["copy-fp32"] = {
     "side": "ladder",
@@ -163,20 +171,28 @@ class Between:
         self._inner.close(flush_s)
 
 
+@contextmanager
+def scripted(way: Way, script: Script) -> Iterator[tuple[Callable[[], Between], str]]:
+    """The same way to a server, with a script in between."""
+    with way as (connect, code):
+        yield lambda: script.connected(connect), code
+
+
 def between(script: Script) -> Callable[[MobiLLM], None]:
     """Put a script between a method and its server."""
 
     def install(method: MobiLLM) -> None:
         reach = method.uplink._reach
-
-        @contextmanager
-        def reached():
-            with reach() as (connect, code):
-                yield lambda: script.connected(connect), code
-
-        method.uplink._reach = reached
+        method.uplink._reach = lambda: scripted(reach(), script)
 
     return install
+
+
+def in_engine(place: Path, address: str, script: Script, **chosen) -> bytes:
+    """The same from a device whose backbone an engine runs; the script stands between it and its server too."""
+    route = training.route_to
+    with patch.object(training, "route_to", lambda *server, **how: scripted(route(*server, **how), script)):
+        return trained_in_engine(place, address, **chosen)
 
 
 @dataclass(frozen=True)
@@ -203,6 +219,9 @@ def attempt(
 ) -> Outcome:
     """Train with a server, in a thread, so that a hang ends the test and not the suite."""
     chosen = {"steps": STEPS, "checkpoint_every": CHECKPOINT_EVERY, **CONFIGS[config], **options}
+    if chosen.pop("engine", ""):
+        pytest.importorskip("onnxscript", reason="needs the extra: pip install 'mobillm-kit[onnx]'")
+        return within(limit_s, lambda: in_engine(place, address, script or Script(), **chosen))
     if script is not None:
         chosen["before"] = between(script)
     return within(limit_s, lambda: trained(place, address, **chosen)[0])
@@ -269,14 +288,14 @@ def later(seconds: float, action: Callable[[], object]) -> threading.Timer:
 def table(faults: Iterable[str], quick: set[tuple[str, str]], phases: Sequence[str] = PHASES) -> list:
     """Rows (fault, phase, configuration) for ``parametrize``; the quick ones run in ``make test`` too."""
     rows = [(fault, phase) for fault in faults for phase in phases]
-    configs = ROTATED
-    return [
+    in_turn = [
         pytest.param(
             fault,
             phase,
-            configs[number % len(configs)],
+            ROTATED[number % len(ROTATED)],
             id=f"{fault}-{phase}",
             marks=() if (fault, phase) in quick else pytest.mark.faults,
         )
         for number, (fault, phase) in enumerate(rows)
     ]
+    return in_turn + [pytest.param(*row, WITHOUT_TORCH, id="-".join((*row, "onnx"))) for row in rows if row in quick]
