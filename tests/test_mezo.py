@@ -9,12 +9,14 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 from torch.nn import functional as F
 
 from mobillm_kit.common import derived_seed
 from mobillm_kit.errors import BadInput
+from mobillm_kit.memory.live_tensors import LiveTensors
 from mobillm_kit.methods import mezo, mezo_lora
-from mobillm_kit.methods.zeroth_order import ReplayLog, check_eps, perturb, replay
+from mobillm_kit.methods.zeroth_order import PIECE, ReplayLog, ZerothOrder, check_eps, perturb, replay
 from mobillm_kit.training.ledger import SavedActivations
 from tests.builders import random_batch, tiny_task_model
 
@@ -121,6 +123,25 @@ def test_the_ledger_by_hand():
     assert device.weights_bytes == 4 * sum(parameter.numel() for parameter in model.parameters()) + buffers
     assert device.gradients_bytes == 4 * max(parameter.numel() for parameter in model.parameters())
     assert (device.optimizer_bytes, device.saved_activations_bytes, device.messages_bytes) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("beyond", [-1, 0, 1, 15, 16, 17, PIECE])
+def test_a_weight_of_many_pieces_moves_by_the_z_of_the_whole_and_has_no_second_copy(dtype, beyond):
+    weights = [torch.zeros(PIECE + beyond, dtype=dtype), torch.zeros(3, 5, dtype=dtype)]
+    generator = torch.Generator().manual_seed(3)
+    wanted = [torch.randn(weight.shape, generator=generator, dtype=dtype) for weight in weights]
+    with LiveTensors() as live:
+        live.add(weights, "weights")
+        perturb(weights, 3, 1.0)
+    assert all(map(torch.equal, weights, wanted))
+    assert live.peak.transient < (PIECE + 16) * dtype.itemsize
+
+
+def test_the_ledger_counts_a_piece_and_no_more():
+    module = nn.Linear(2**13, 2**10, bias=False)  # two pieces
+    method = ZerothOrder("mezo", module, dict(module.named_parameters()), module, seed=0, eps=1e-3)
+    assert method.count_memory(random_batch())[0].gradients_bytes == 4 * PIECE
 
 
 @pytest.mark.parametrize("build", BUILDS)

@@ -217,11 +217,9 @@ class StreamedBackbone(Backbone):
                 kind, there = self._low_bit.kind, self._shards.entries.get(name + CODES)
                 matrix = CodedMatrix(kind, tuple(shape), group=self._low_bit.group, dtype=self.dtype)
                 if there is None or there.n_bytes != matrix.n_bytes:
-                    raise BadInput(
-                        f"{self._shards.folder}: '{name}{CODES}' has {there.n_bytes if there else 0} bytes, "
-                        f"{kind} codes of {matrix.shape} have {matrix.n_bytes}.",
-                        WRITE_AGAIN,
-                    )
+                    has = f"'{name}{CODES}' has {there.n_bytes if there else 0} bytes"
+                    problem = f"{self._shards.folder}: {has}, {kind} codes of {matrix.shape} have {matrix.n_bytes}."
+                    raise BadInput(problem, WRITE_AGAIN)
                 shape, dtype = torch.Size([matrix.n_bytes]), torch.uint8
                 attach_codes(block, key, matrix, torch.empty(shape, dtype=dtype, device="meta"))
                 name, key = name + CODES, key + CODES_KEY

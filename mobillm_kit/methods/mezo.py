@@ -1,6 +1,6 @@
 """MeZO: every weight trained by forward passes alone (arXiv 2305.17333; on a phone: PocketLLM, arXiv 2407.01031).
 
-    memory = weights + one z of the largest weight
+    memory = weights + a piece of z, 16 MiB at most
 
 Knows: the task model.  Knows nothing of: other methods.
 Taught in: notebooks/04_mezo.ipynb

@@ -127,7 +127,7 @@ class PRGE:
 
     def count_memory(self, batch: Batch) -> tuple[CountedMemory, ...]:
         """The stacks of B count as weights; the new z of the largest stack stands in the gradients' place."""
-        return forward_memory(self._model, (layer.up for layer in self._layers.values()))
+        return forward_memory(self._model, max(layer.up.nbytes for layer in self._layers.values()))
 
     def _master(self, name: str) -> Tensor:
         return self._layers[name].master(self._g, self._lr, self._eps)

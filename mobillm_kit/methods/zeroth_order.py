@@ -1,7 +1,7 @@
 """Training by two forward passes in place of a gradient: SPSA as MeZO uses it (arXiv 2305.17333).
 
     g = [L(w + eps z) - L(w - eps z)] / (2 eps)         z ~ N(0, I), drawn again from its seed, never stored
-    w <- w - lr g z
+    w <- w - lr g z                                     in place, piece by piece: no weight has a second copy
 
 A run is its seed and one number per step: :class:`ReplayLog`.
 
@@ -31,6 +31,9 @@ from mobillm_kit.texts.encode import Batch
 from mobillm_kit.training.ledger import storage_bytes
 from mobillm_kit.training.method import StepResult
 
+PIECE = 2**22
+"""Values of z that are alive at a time, 16 MiB.  torch draws them in groups of 16."""
+
 
 class ZerothOrder:
     """SPSA on the given parameters, in place.
@@ -55,11 +58,9 @@ class ZerothOrder:
         check_eps(eps)
         for key, parameter in parameters.items():
             if parameter.dtype not in (torch.float32, torch.float64):
-                raise BadInput(
-                    f"{name}: '{key}' is {str(parameter.dtype).removeprefix('torch.')}, too coarse to add eps z and "
-                    "take it back.",
-                    "Load the backbone in float32.",
-                )
+                kind = str(parameter.dtype).removeprefix("torch.")
+                problem = f"{name}: '{key}' is {kind}, too coarse to add eps z and take it back."
+                raise BadInput(problem, "Load the backbone in float32.")
         self.name = name
         self._model = model
         self._parameters = dict(parameters)
@@ -104,16 +105,16 @@ class ZerothOrder:
         self._step_sizes[:] = array("f", state["step_sizes"].tolist())
 
     def count_memory(self, batch: Batch) -> tuple[CountedMemory, ...]:
-        """No gradient is kept, but one z is alive while it is added: it stands in the gradients' place."""
-        return forward_memory(self._model, self._parameters.values())
+        """No gradient is kept, but a piece of z is alive while it is added: it stands in the gradients' place."""
+        parts = (part for parameter in self._parameters.values() for part in pieces(parameter))
+        return forward_memory(self._model, max(part.nbytes for part in parts))
 
     def _loss(self, batch: Batch) -> float:
         return F.cross_entropy(self._logits(batch), batch.labels).item()
 
 
-def forward_memory(model: nn.Module, perturbed: Iterable[Tensor]) -> tuple[CountedMemory, ...]:
-    """The device's ledger without a backward pass; the largest z stands in the gradients' place."""
-    z_bytes = max(tensor.numel() * tensor.element_size() for tensor in perturbed)
+def forward_memory(model: nn.Module, z_bytes: int) -> tuple[CountedMemory, ...]:
+    """The device's ledger without a backward pass; z, as much of it as is alive, stands in the gradients' place."""
     weights_bytes = storage_bytes([*model.parameters(), *model.buffers()])
     return (CountedMemory(party="device", weights_bytes=weights_bytes, gradients_bytes=z_bytes),)
 
@@ -133,11 +134,18 @@ def step_seed(seed: int, step: int) -> int:
 def perturb(weights: Iterable[Tensor], seed: int, scale: float) -> None:
     """``w <- w + scale z`` in place, with the z that belongs to ``seed``; the global generator is left alone."""
     generators: dict[torch.device, torch.Generator] = {}
-    for weight in weights:
-        if weight.device not in generators:
-            generators[weight.device] = torch.Generator(weight.device).manual_seed(seed)
-        z = torch.randn(weight.shape, generator=generators[weight.device], device=weight.device, dtype=weight.dtype)
-        weight.add_(z, alpha=scale)
+    for part in (part for weight in weights for part in pieces(weight)):
+        if part.device not in generators:
+            generators[part.device] = torch.Generator(part.device).manual_seed(seed)
+        z = torch.randn(part.shape, generator=generators[part.device], device=part.device, dtype=part.dtype)
+        part.add_(z, alpha=scale)
+        del z  # or the next one would be made beside it
+
+
+def pieces(weight: Tensor) -> tuple[Tensor, ...]:
+    """Views of a weight's values, in order; what a CPU draws for them is, to the byte, what it draws for the whole."""
+    cuts = tuple(range(PIECE, weight.numel() - 15, PIECE))  # none leaves less than 16 behind it
+    return weight.detach().view(-1).tensor_split(cuts)
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,8 @@ class Trained:
         self.stepped = copies or self.parameters
         weights = [parameter.requires_grad_(True) for parameter in self.stepped.values()]
         if any(weight.dtype == torch.float16 for weight in weights):
-            raise BadInput(
-                "AdamW cannot train float16 weights: its eps and small squared gradients are 0 there, and the step is "
-                "nan.",
-                "Load the backbone in bfloat16 or float32 (--dtype).",
-            )
+            problem = "AdamW cannot train float16 weights: its eps and small squares are 0 there, and the step is nan."
+            raise BadInput(problem, "Load the backbone in bfloat16 or float32 (--dtype).")
         self.optimizer = torch.optim.AdamW(weights, lr=0.0, weight_decay=weight_decay, foreach=False)
         for weight in weights:
             self.optimizer.state[weight] = {
