@@ -1,7 +1,10 @@
 """What one heavy student costs the others of a class: `python benchmarks/fairness.py [--quick | --check]`.
 
-    alone     the honest students train as fast as they can           share   alone's mean x N / (N + 1)
+    alone     N honest students train as fast as they can             share   alone's mean x N / (N + 1)
     heavy     one more, with several sessions, 8 x the tokens a batch and no pause            ratio   heavy / share
+
+Paces are steps per CPU second of the server, which other programs of the machine cannot take; the shares of its core
+that it had are in the record, and near 1 where it had always something to do and nobody else did.
 
 A real class server with its keys, on a core of its own; the devices are real ones but for their backbone: each session
 sends the same random activations again and again, so that the server sets the pace.  The heavy student is another
@@ -32,6 +35,7 @@ from itertools import count
 from pathlib import Path
 
 import msgspec
+import psutil
 import torch
 
 from benchmarks.two_cores import Cores, on_core, two_cores
@@ -76,7 +80,7 @@ RECORDED, QUICK = Size(7, 8.0), Size(2, 3.0)
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
-    """Both phases of a round, in steps per second."""
+    """Both phases of a round; steps per second of the clock."""
 
     alone: tuple[float, ...]
     """Of each honest student."""
@@ -84,12 +88,14 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
     """The same beside the heavy student."""
     heavys: float
     """The heavy student's own, all its sessions together."""
+    cores: tuple[float, float]
+    """That the server had in each phase: CPU seconds by seconds."""
 
     def ratios(self) -> list[float]:
-        """Each honest student's pace beside the heavy one, by its equal share of what there was."""
+        """Each honest student's pace beside the heavy one, by its equal share of the pace alone."""
         n = len(self.alone)
-        share = statistics.mean(self.alone) * n / (n + 1)
-        return [found / share for found in self.heavy]
+        share = statistics.mean(self.alone) / self.cores[0] * n / (n + 1)
+        return [found / self.cores[1] / share for found in self.heavy]
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,7 +200,7 @@ class Heavy:
 # ---------------------------------------------------------------------- a class
 
 
-def begun_class(stack: ExitStack, place: Path, cores: Cores) -> list[str]:
+def begun_class(stack: ExitStack, place: Path, cores: Cores) -> tuple[psutil.Process, list[str]]:
     """A class server on its core, and a join string for each student."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         bind = f"tcp://127.0.0.1:{free.getsockname()[1]}"
@@ -208,16 +214,16 @@ def begun_class(stack: ExitStack, place: Path, cores: Cores) -> list[str]:
         )
     stack.callback(server.wait, 20)
     stack.callback(server.terminate)
-    return re.findall(r"--join '(.+?)'", sheet.read_text(encoding="utf-8"))
+    return psutil.Process(server.pid), re.findall(r"--join '(.+?)'", sheet.read_text(encoding="utf-8"))
 
 
 def measured(size: Size, command: str) -> Part:
-    cores, going = two_cores(), threading.Event()
+    cores, going, made = two_cores(), threading.Event(), provenance(command)
     going.set()
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(on_core(cores.device))
-        *joins, last = begun_class(stack, place, cores)
+        server, (*joins, last) = begun_class(stack, place, cores)
         honest = [Session(join, place / f"keys-{number}", ROWS, going) for number, join in enumerate(joins)]
         for session in honest:
             stack.callback(session.close)
@@ -229,26 +235,35 @@ def measured(size: Size, command: str) -> Part:
             time.sleep(0.5)
         rounds = []
         for number in range(size.rounds):
-            rounds.append(one_round(honest, loud, size.phase_s))
+            rounds.append(one_round(honest, loud, server, size.phase_s))
             print(f"round {number + 1}: {in_words(rounds[-1].ratios())}", flush=True)
-        return Part(honest=HONEST, sessions=SESSIONS, times=TIMES, rounds=tuple(rounds), provenance=provenance(command))
+        return Part(honest=HONEST, sessions=SESSIONS, times=TIMES, rounds=tuple(rounds), provenance=made)
 
 
-def one_round(honest: Sequence[Session], loud: Heavy, phase_s: float) -> Round:
+def one_round(honest: Sequence[Session], loud: Heavy, server: psutil.Process, phase_s: float) -> Round:
     loud.tell("stop")
-    alone, _ = paces(honest, loud, phase_s)
+    alone, _, alones = paces(honest, loud, server, phase_s)
     loud.tell("go")
-    beside, heavys = paces(honest, loud, phase_s)
-    return Round(alone=alone, heavy=beside, heavys=heavys)
+    beside, heavys, besides = paces(honest, loud, server, phase_s)
+    return Round(alone=alone, heavy=beside, heavys=heavys, cores=(alones, besides))
 
 
-def paces(honest: Sequence[Session], loud: Heavy, phase_s: float) -> tuple[tuple[float, ...], float]:
-    """Steps per second of each, and of the heavy one."""
+def paces(
+    honest: Sequence[Session], loud: Heavy, server: psutil.Process, phase_s: float
+) -> tuple[tuple[float, ...], float, float]:
+    """Steps per second of each, of the heavy one, and the CPU seconds per second of the server."""
     time.sleep(SETTLE_S)
-    before, heavys, began = [session.trained for session in honest], loud.tell(), time.perf_counter()
+    before = counted(honest, loud, server)
     time.sleep(phase_s)
-    after, heavys, lasted_s = [session.trained for session in honest], loud.tell() - heavys, time.perf_counter() - began
-    return tuple((b - a) / lasted_s for a, b in zip(before, after, strict=True)), heavys / lasted_s
+    after = counted(honest, loud, server)
+    at, heavys, cores, *each = (b - a for a, b in zip(before, after, strict=True))
+    return tuple(steps / at for steps in each), heavys / at, cores / at
+
+
+def counted(honest: Sequence[Session], loud: Heavy, server: psutil.Process) -> list[float]:
+    """Now: seconds, the heavy student's steps, the server's CPU seconds, each honest student's steps."""
+    used = server.cpu_times()
+    return [time.perf_counter(), loud.tell(), used.user + used.system, *(session.trained for session in honest)]
 
 
 # ---------------------------------------------------------------------- bars
@@ -262,7 +277,7 @@ def bars(part: Part) -> list[Bar]:
     medians = part.medians()
     return [
         Bar("rounds", len(part.rounds), RECORDED.rounds),
-        Bar("steps per second / equal share, the worst off", min(medians), 1 - COSTS_AT_MOST),
+        Bar("pace / equal share, the worst off", min(medians), 1 - COSTS_AT_MOST),
         Bar("no bar: the best off", max(medians)),
     ]
 
@@ -274,6 +289,7 @@ def check(parts: dict[str, Part]) -> bool:
         for one in part.rounds:
             alone, beside = statistics.mean(one.alone), statistics.mean(one.heavy)
             print(f"  {alone:.1f} steps/s alone, {beside:.1f} beside {one.heavys:.1f}; ratios {in_words(one.ratios())}")
+            print(f"  the server had {one.cores[0]:.2f} and {one.cores[1]:.2f} of its core")
         print(f"  medians {in_words(part.medians())}")
     found = bars(parts["turns"]) if "turns" in parts else [Bar("parts recorded", 0, 1)]
     print(*found, sep="\n")
