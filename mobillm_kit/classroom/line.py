@@ -1,5 +1,7 @@
 """A service whose devices wait in line where all places are taken, each told its number, in place of a refusal.
 
+Who has a place is trained when its student's turn comes (``turns.py``).
+
     hello ─► the door's answer ─► a place, or the end of the line ─► a place
 
 A number in line is an answer that is not given yet: the service keeps such a device's connection and answers its pings.
@@ -15,8 +17,11 @@ from mobillm_kit.channel.frames import to_frames
 from mobillm_kit.channel.keys import Door
 from mobillm_kit.channel.messages import Hello, WireError
 from mobillm_kit.channel.timings import TIMINGS
+from mobillm_kit.classroom.turns import InTurn, Turns
+from mobillm_kit.common import usable_cores
 from mobillm_kit.server import ServiceSettings
 from mobillm_kit.server.service import Service, log
+from mobillm_kit.server.session import MakeTrainer, Session, TrainingThread
 
 
 class LineService(Service):
@@ -30,6 +35,7 @@ class LineService(Service):
         """The number that each heard last."""
         self.waiting: tuple[str, ...] = ()
         """Keys in the order of the line; any thread may read it."""
+        self.turns = Turns(max(1, usable_cores() - 1))  # one is left to the loop
 
     def _hello(self, peer: Peer, hello: Hello, payloads: list[memoryview]) -> None:
         """Who waits and asks again is told again."""
@@ -53,6 +59,9 @@ class LineService(Service):
                     number += 1
         super()._admit()
         self.waiting = tuple(peer.key for _, peer, _ in self._line.values())
+
+    def _thread(self, key: str, session: Session, make: MakeTrainer) -> TrainingThread:
+        return InTurn(self.turns, key, session, make, wake=self._socket.wake, threads=self._settings.threads)
 
     def _line_up(self) -> None:
         """Whom the door has let in goes to the end of the line."""
