@@ -75,7 +75,7 @@ class Invite(msgspec.Struct, frozen=True, kw_only=True):
         to = there.join  # settings and key are looked at before a code is made
         to("")
         joins = [(name, to(code)) for name, code in roster.invite(names)]
-        invitations.write_sheet(sheet, self.folder.resolve().name, joins)
+        invitations.write_sheet(sheet, there.title, joins)
         say(f"{len(joins)} invitations in {sheet}: print it, cut it, and keep it from others.")
         return 0
 
@@ -110,8 +110,9 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
     def __call__(self) -> int:
         """Print a line per student."""
-        lines = Roster(ClassFolder(self.folder).database).lines()
-        table = Table(Column("student", no_wrap=True), "state", title=Text(self.folder.resolve().name))
+        there = ClassFolder(self.folder)
+        lines = Roster(there.database).lines()
+        table = Table(Column("student", no_wrap=True), "state", title=Text(there.title))
         for column in ("now", "runs", "steps", "MiB", "joined", "left", "refused"):
             table.add_column(column, justify="right")
         for line in lines:
