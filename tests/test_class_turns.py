@@ -38,7 +38,7 @@ class Class:
         self.had_s: Counter[str] = Counter()
         self.steps: Counter[str] = Counter()
         for seat in self.seats:
-            self.turns.ask(seat, step=True)
+            self.turns.take(seat, step=True, wait=False)
 
     def running(self) -> list:
         return [seat for seat in self.seats if seat.running]
@@ -70,7 +70,7 @@ def test_without_others_a_student_has_all_of_it_and_who_comes_back_has_no_claim_
     assert ran.clock.now == 1000.0  # no turn was left out
     seat = ran.turns.seat("comes")
     ran.seats[seat] = "comes"
-    ran.turns.ask(seat, step=True)
+    ran.turns.take(seat, step=True, wait=False)
     ran.had_s.clear()
     ran.train(100)
     assert ran.had_s == {"stays": 50, "comes": 50}
@@ -81,7 +81,7 @@ def test_of_two_turns_at_once_one_student_has_both_only_while_nobody_else_waits(
     assert len(ran.running()) == 2
     seat = ran.turns.seat("light")
     ran.seats[seat] = "light"
-    ran.turns.ask(seat, step=True)
+    ran.turns.take(seat, step=True, wait=False)
     ran.train(1)
     for _ in range(30):
         assert sorted(ran.seats[seat] for seat in ran.running()) == ["heavy", "light"]
@@ -136,7 +136,7 @@ def test_whatever_happens_turns_are_used_and_no_more_of_them_than_there_are(at_o
             turns.end(seat, again=again)
             asked = asked if again else asked - {number}
         else:
-            turns.ask(seat, step=False)
+            turns.take(seat, step=False, wait=False)
             asked.add(number)
         assert sum(seat.running for seat in seats) == min(at_once, len(asked))
 

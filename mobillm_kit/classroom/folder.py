@@ -20,9 +20,6 @@ from mobillm_kit.errors import BadInput, SaveFailed
 from mobillm_kit.files import write_bytes
 from mobillm_kit.server import Count, ServiceSettings
 
-SLOWEST_PACE = 0.1
-"""Steps per second that a student may be held back to."""
-
 _TEMPLATE = """\
 # One server for a class.  A change counts from the next `mobillm class serve` on; each line may be left out.
 
@@ -91,9 +88,9 @@ class ClassSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_f
             raise BadInput("bind names port 0, another one at each start.", "Invitations need one that stays: 7000.")
         if self.board == port:
             raise BadInput(f"board and bind both name port {port}.", "Give the board another one, such as 8080.")
-        if 0 < self.steps_per_second < SLOWEST_PACE:
+        if 0 < self.steps_per_second < 0.1:
             problem = f"steps_per_second is {self.steps_per_second:g}: devices would take such a server for stuck."
-            raise BadInput(problem, f"Give {SLOWEST_PACE:g} or more, or 0 for no limit.")
+            raise BadInput(problem, "Give 0.1 or more, or 0 for no limit.")
         JoinString(self.reachable, server_key=40 * "0")  # is a place that one can go to
         if is_loopback(host) and not is_loopback(self.advertise):
             problem = f"bind is {host}, this machine alone, and advertise is {self.advertise}."

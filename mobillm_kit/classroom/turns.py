@@ -21,7 +21,7 @@ from mobillm_kit.server.session import Job, MakeTrainer, Session, TrainingThread
 LOOK_S = 1.0
 """Longest wait without a look."""
 HELD_S = 2.0
-"""A step that was held back counts as lately for so long."""
+"""Held back in the last so many seconds is held back now."""
 
 
 @dataclass(eq=False)
@@ -35,14 +35,21 @@ class _Share:
     held_at: float = float("-inf")
     line: "deque[Seat]" = field(default_factory=deque)
 
+    def first(self, now: float) -> "Seat | None":
+        """Whose turn is next of the key's sessions; a step that is not due yet is passed over."""
+        for seat in self.line:
+            if not seat.step or self.due <= now:
+                return seat
+            self.held_at = now
+        return None
+
 
 @dataclass(eq=False)
 class Seat:
     """A session's way to its turns."""
 
     share: _Share
-    changed: threading.Condition
-    """Of all seats' one lock."""
+    changed: threading.Condition  # of all seats' one lock
     step: bool = False
     """It waits for a training step, which the pace counts."""
     running: bool = False
@@ -58,43 +65,33 @@ class Turns:
         clock: seconds, steady.
     """
 
-    def __init__(
-        self, at_once: int = 1, most_per_s: float = 0.0, clock: Callable[[], float] = time.perf_counter
-    ) -> None:
+    def __init__(self, at_once: int = 1, most_per_s: float = 0, clock: Callable[[], float] = time.perf_counter) -> None:
         self._at_once = at_once
         self._pause_s = 1 / most_per_s if most_per_s else 0.0
         self._clock = clock
         self._lock = threading.Lock()
         self._shares: dict[str, _Share] = {}
         self._running = 0
-        self._now_s = 0.0
-        """v."""
+        self._now_s = 0.0  # v
 
     def seat(self, key: str) -> Seat:
         """For one session of a key."""
         with self._lock:
             return Seat(self._shares.setdefault(key, _Share()), threading.Condition(self._lock))
 
-    def ask(self, seat: Seat, *, step: bool) -> None:
-        """Line up for a turn; ``running`` says when it has begun."""
+    def take(self, seat: Seat, *, step: bool, wait: bool = True) -> bool:
+        """Line up, unless it stands there, and wait for the turn; False where it has none, or the session has left."""
         with self._lock:
             self._line_up(seat, step)
             self._call()
-
-    def take(self, seat: Seat, *, step: bool) -> bool:
-        """Line up, unless it stands there, and wait for the turn; False where the session has left."""
-        self.ask(seat, step=step)
-        with self._lock:
-            while not (seat.running or seat.left):
-                seat.changed.wait(self._patience_s(seat))
+            while wait and not (seat.running or seat.left):
+                due_s = seat.share.due - self._clock() if step else 0.0
+                seat.changed.wait(min(due_s, LOOK_S) if due_s > 0 else LOOK_S)
                 self._call()
             return seat.running
 
     def end(self, seat: Seat, *, again: bool, step: bool = False) -> None:
-        """The turn is over; ``again`` lines up for the next one before anybody else is called.
-
-        A session that came back a moment later would find a heavy step begun each time, and get one step for each.
-        """
+        """The turn is over; ``again`` lines up anew at once: a moment later somebody's heavy step would have begun."""
         with self._lock:
             seat.running = False
             self._running -= 1
@@ -114,9 +111,7 @@ class Turns:
 
     def held(self, key: str) -> bool:
         """Whether a step of a key was held back lately."""
-        with self._lock:
-            share = self._shares.get(key)
-            return share is not None and self._clock() - share.held_at < HELD_S
+        return key in self._shares and self._clock() - self._shares[key].held_at < HELD_S
 
     # ------------------------------------------------------------------ inside, the lock held
 
@@ -128,39 +123,21 @@ class Turns:
     def _call(self) -> None:
         """Begin as many turns as may be."""
         while self._running < self._at_once:
-            found = [(share, seat) for share in self._shares.values() if (seat := self._first(share))]
+            now = self._clock()
+            found = [seat for share in self._shares.values() if (seat := share.first(now))]
             if not found:
                 return
             # of a key that has a turn already, another one only where nobody else waits
-            self._begin(*min(found, key=lambda one: (one[0].running, self._start_s(one[0]))))
-
-    def _begin(self, share: _Share, seat: Seat) -> None:
-        now = self._clock()
-        self._now_s = share.finish_s = self._start_s(share)
-        share.line.remove(seat)
-        share.running += 1
-        self._running += 1
-        if seat.step:  # what came late by less than a pause is made good
-            share.due = max(share.due, now - self._pause_s) + self._pause_s
-        seat.running, seat.began = True, now
-        seat.changed.notify()
-
-    def _start_s(self, share: _Share) -> float:
-        return max(self._now_s, share.finish_s)
-
-    def _first(self, share: _Share) -> Seat | None:
-        """Whose turn is next of a key's sessions."""
-        now = self._clock()
-        for seat in share.line:
-            if not seat.step or share.due <= now:
-                return seat
-            share.held_at = now
-        return None
-
-    def _patience_s(self, seat: Seat) -> float:
-        """Until its step is due, where that is what it waits for."""
-        due_s = seat.share.due - self._clock() if seat.step else 0.0
-        return min(due_s, LOOK_S) if due_s > 0 else LOOK_S
+            seat = min(found, key=lambda seat: (seat.share.running, max(self._now_s, seat.share.finish_s)))
+            share = seat.share
+            self._now_s = share.finish_s = max(self._now_s, share.finish_s)
+            share.line.remove(seat)
+            share.running += 1
+            self._running += 1
+            if seat.step:  # what came late by less than a pause is made good
+                share.due = max(share.due, now - self._pause_s) + self._pause_s
+            seat.running, seat.began = True, now
+            seat.changed.notify()
 
 
 class InTurn(TrainingThread):
