@@ -7,14 +7,19 @@ import threading
 import time
 from collections import Counter
 from contextlib import nullcontext
+from pathlib import Path
+from statistics import fmean
 
 import pytest
 
+from benchmarks import fairness
 from mobillm_kit.channel.frames import Limits, from_frames, to_frames
 from mobillm_kit.classroom.turns import HELD_S, InTurn, Turns
 from mobillm_kit.server.session import Session
 from tests.faults.flood import batch, plan
 from tests.test_service_loop import WAIT_S, PlayedTrainer, hello, said, until
+
+GUIDE = Path(__file__).resolve().parents[1] / "docs" / "instructor.md"
 
 
 class Clock:
@@ -245,3 +250,11 @@ def test_a_step_that_waits_for_its_devices_gradient_holds_nobody_up(threads):
     send(other, 0)
     said(other, 1)
     assert others.losses == [0.0]
+
+
+def test_the_instructors_guide_says_what_the_record_has():
+    parts = fairness.read()
+    assert all(bar.ok for bar in fairness.bars(parts["turns"]))
+    said = " ".join(GUIDE.read_text(encoding="utf-8").split())
+    assert f"without turns it was about {fmean(parts['no turns'].medians()):.1f} of it" in said
+    assert {(part.honest, part.sessions, part.times) for part in parts.values()} == {(4, 4, 8)}
