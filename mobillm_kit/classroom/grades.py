@@ -64,9 +64,9 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
             raise BadInput(f"{file}: its first line names no {few(missing)}.", _EXPORT)
         for row in reader:
             where = f"{file}, line {reader.line_num}"
-            if None in row or None in row.values():
+            if None in row or None in row.values() or not row["assignment"]:
                 remedy = "nbgrader writes a comma in a name as it is: put such a value in quotes."
-                raise BadInput(f"{where}: more or fewer values than headings.", remedy)
+                raise BadInput(f"{where}: a value is missing, or there is one too many.", remedy)
             yield where, row
     except (OSError, csv.Error) as error:
         raise BadInput(f"{file}: could not be read ({getattr(error, 'strerror', error)}).", _EXPORT) from error

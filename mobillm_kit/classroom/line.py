@@ -116,7 +116,7 @@ class LineService(Service):
             return True
         if peer.route not in self._told:
             log.info("waits", extra={"peer": peer, "why": f"number {number} in line"})
-        where = f"All places of this class are taken: you are number {number} in line. Wait {self._limit} at most."
+        where = f"All places of this class are taken: you are number {number} in line. You wait {self._limit} at most."
         words = where if number else "It is your turn."
         self._socket.know(peer, True)  # no stranger: it may wait longer
         self._told[peer.route] = number
