@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from statistics import fmean
 
@@ -15,7 +15,9 @@ import pytest
 from benchmarks import fairness
 from mobillm_kit.channel.frames import Limits, from_frames, to_frames
 from mobillm_kit.classroom.turns import HELD_S, InTurn, Turns
+from mobillm_kit.cli import main
 from mobillm_kit.server.session import Session
+from tests.classroom import Serving, begin
 from tests.faults.flood import batch, plan
 from tests.test_service_loop import WAIT_S, PlayedTrainer, hello, said, until
 
@@ -250,6 +252,31 @@ def test_a_step_that_waits_for_its_devices_gradient_holds_nobody_up(threads):
     send(other, 0)
     said(other, 1)
     assert others.losses == [0.0]
+
+
+@pytest.mark.faults
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # who is kicked is refused
+def test_a_heavy_student_who_is_kicked_while_its_sessions_wait_is_gone_and_the_other_trains_on(tmp_path):
+    joins, going = begin(tmp_path / "bio", "Ada", "Heavy"), threading.Event()
+    going.set()
+    with Serving(tmp_path / "bio") as server, ExitStack() as sessions:
+
+        def begun(name: str, rows: int) -> fairness.Session:
+            session = fairness.Session(joins[name], tmp_path / name, rows, going)
+            sessions.callback(session.close)
+            server.until(f"{name} joined")
+            until(lambda: [session.trained], any)
+            return session
+
+        ada = begun("Ada", 8)
+        for _ in range(fairness.SESSIONS):
+            begun("Heavy", 64)
+        assert main(["class", "kick", str(tmp_path / "bio"), "Heavy"]) == 0
+        server.until("Heavy left: turned out", fairness.SESSIONS)
+        trained = ada.trained
+        until(lambda: [ada.trained > trained + 20], any)
+        server.process.terminate()
+        assert server.process.wait(20) == 0
 
 
 def test_the_instructors_guide_says_what_the_record_has():
