@@ -120,7 +120,7 @@ docs: setup
 	@echo "Open site/index.html"
 
 benchmarks-check: setup
-	rc=0; for name in compare codec pipeline memory papers leak notebooks engines; do $(BIN)/python benchmarks/$$name.py --check || rc=1; done; exit $$rc
+	rc=0; for name in compare codec pipeline memory papers leak notebooks engines fairness; do $(BIN)/python benchmarks/$$name.py --check || rc=1; done; exit $$rc
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -363,6 +363,11 @@ def test_who_is_invited_is_asked_where_it_is_not_said(begun, capsys):
         ("bind = 'tcp://host'", "no port"),
         ("bind = ", "invalid|Invalid"),
         ("advertise = ''", "names no host"),
+        ("steps_per_second = -1", "steps_per_second"),
+        ("steps_per_second = nan", "steps_per_second"),
+        ("steps_per_second = 0.05", "take such a server for stuck"),
+        ("line_minutes = 0", "line_minutes"),
+        ("line_minutes = inf", "line_minutes"),
     ],
 )
 def test_settings_that_cannot_be_used_are_said_with_their_file(begun, line, said):

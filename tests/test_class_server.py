@@ -173,6 +173,24 @@ def test_the_board_shows_the_losses_that_the_server_knows_and_a_new_server_shows
         ]
 
 
+def test_a_pace_holds_students_back_is_shown_and_changes_no_byte(place, tmp_path):
+    bio = tmp_path / "bio"
+    joins = begin(bio, "Ada", board=True)
+    settings = bio / "settings.toml"
+    settings.write_text(settings.read_text().replace("steps_per_second = 0.0", "steps_per_second = 4"))
+    with Serving(bio) as server, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(trained, place, joins["Ada"], keys=str(tmp_path / "ada"))
+        (ada,) = shown(server.links()[0], lambda look: any("held" in s["note"] for s in look.get("students", [])))[
+            "students"
+        ]
+        assert (ada["state"], ada["note"]) == ("trains", "held back: 4 steps a second at most")
+        side, _ = running.result()
+        server.until("Ada left: said farewell")
+    (run,) = Roster(bio / "class.sqlite").runs()
+    assert run.ended - run.began >= (12 - 2) / 4  # the first step, and one that is made good
+    assert side == trained(place, "in-process")[0]
+
+
 def test_one_server_at_a_time_and_none_without_a_list(tmp_path, capsys):
     bio = tmp_path / "bio"
     begin(bio, "Ada")

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from mobillm_kit.classroom.grades import read_grades
+
 ROOT = Path(__file__).resolve().parents[1]
 SHEET = "07_quantized_activations"
 """The quickest one; all of them carry the same metadata."""
@@ -68,6 +70,8 @@ def test_a_solved_sheet_gets_all_points_and_an_empty_one_none(course):
     most = sum(cell["metadata"].get("nbgrader", {}).get("points", 0) for cell in cells)
     assert most >= 3
     assert grades == {"solved": (most, most), "empty": (0, most)}
+    joined = {"Solved": (most, most), "empty": (0, most)}
+    assert read_grades(course / "grades.csv", [*joined]) == ({SHEET: joined}, [])
 
 
 def test_every_sheet_is_an_assignment_with_what_it_imports(course):

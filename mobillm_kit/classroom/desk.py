@@ -15,7 +15,7 @@ from tyro.conf import Positional, subcommand
 
 from mobillm_kit.classroom import invitations
 from mobillm_kit.classroom.folder import ClassFolder, ClassSettings, begin, own_address
-from mobillm_kit.classroom.report import write_report
+from mobillm_kit.classroom.grades import read_grades
 from mobillm_kit.classroom.roster import Roster
 from mobillm_kit.common import MIB, when_parent_ends
 from mobillm_kit.errors import BadInput
@@ -75,7 +75,7 @@ class Invite(msgspec.Struct, frozen=True, kw_only=True):
         to = there.join  # settings and key are looked at before a code is made
         to("")
         joins = [(name, to(code)) for name, code in roster.invite(names)]
-        invitations.write_sheet(sheet, self.folder.resolve().name, joins)
+        invitations.write_sheet(sheet, there.title, joins)
         say(f"{len(joins)} invitations in {sheet}: print it, cut it, and keep it from others.")
         return 0
 
@@ -110,8 +110,9 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
     def __call__(self) -> int:
         """Print a line per student."""
-        lines = Roster(ClassFolder(self.folder).database).lines()
-        table = Table(Column("student", no_wrap=True), "state", title=Text(self.folder.resolve().name))
+        there = ClassFolder(self.folder)
+        lines = Roster(there.database).lines()
+        table = Table(Column("student", no_wrap=True), "state", title=Text(there.title))
         for column in ("now", "runs", "steps", "MiB", "joined", "left", "refused"):
             table.add_column(column, justify="right")
         for line in lines:
@@ -123,18 +124,30 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Export(msgspec.Struct, frozen=True, kw_only=True):
-    """Write what the class did as the server saw it: runs.csv and index.html with joins, runs, steps and bytes."""
+    """Write what the class did as the server saw it: runs.csv, students.csv, index.html, and the side networks."""
 
     folder: Positional[Path]
     """Folder of the class."""
     out: Path | None = None
-    """Folder for both; export/ in the class's folder if not given."""
+    """Folder for all of it; export/ in the class's folder if not given."""
+    grades: Path | None = None
+    """File that `nbgrader export` wrote: its grades are joined by the students' names."""
+    records: Path | None = None
+    """Folder with runs that students handed in (what --out of `mobillm device` named): adds their test accuracy."""
 
     def __call__(self) -> int:
-        """Write both, over those of before."""
-        roster, out = Roster(ClassFolder(self.folder).database), self.out or self.folder / "export"
-        lines, runs = roster.lines(), roster.runs()
-        write_report(out, self.folder.resolve().name, lines, runs)
+        """Write it, over that of before."""
+        from mobillm_kit.classroom.networks import handed_in, write_networks
+        from mobillm_kit.classroom.report import run_rows, student_rows, write_report
+
+        there, out = ClassFolder(self.folder), self.out or self.folder / "export"
+        lines, runs = Roster(there.database).lines(), Roster(there.database).runs()
+        grades, others = read_grades(self.grades, [line.name for line in lines]) if self.grades else ({}, [])
+        accuracy, said = handed_in(self.records) if self.records else ({}, [])
+        networks = write_networks(there.root, runs, out / "networks")
+        write_report(out, there.title, student_rows(lines, grades), run_rows(lines, runs, networks, accuracy))
+        for sentence in (*said, *(f"{self.grades}: '{name}' is nobody of this class, left out." for name in others)):
+            say(sentence)
         say(f"{len(runs)} runs of {len(lines)} students in {out / 'runs.csv'} and {out / 'index.html'}")
         return 0
 

@@ -35,6 +35,10 @@ board = {board}
 max_sessions = {max_sessions}
 # Of them, so many of one student; half of them at most.
 per_device = {per_device}
+# Minutes that a device waits in line where all of them are taken; then it is told so, and ends.
+line_minutes = {line_minutes}
+# Training steps per second of one student, all sessions together; more are held back.  0 is no limit.
+steps_per_second = {steps_per_second}
 # MiB of memory for training and for batches that wait, all sessions together.
 budget = {budget}
 # MiB of cached activations in memory, and on disk, each session.
@@ -58,6 +62,10 @@ class ClassSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_f
     """TCP port of the page that shows the class; 0 for none."""
     max_sessions: Count = 32
     """Devices at a time."""
+    line_minutes: Annotated[float, Meta(gt=0, le=1440)] = 15.0
+    """A device's wait in line where all places are taken."""
+    steps_per_second: Annotated[float, Meta(ge=0, le=10_000)] = 0.0
+    """Training steps of one student, all sessions together; 0 is no limit."""
     cache_memory: Annotated[int, Meta(ge=0)] = 64
     """MiB of cached activations in memory, per device: 32 of them have to fit."""
     cache_disk: Annotated[int, Meta(ge=0)] = 1024
@@ -80,6 +88,9 @@ class ClassSettings(ServiceSettings, frozen=True, kw_only=True, forbid_unknown_f
             raise BadInput("bind names port 0, another one at each start.", "Invitations need one that stays: 7000.")
         if self.board == port:
             raise BadInput(f"board and bind both name port {port}.", "Give the board another one, such as 8080.")
+        if 0 < self.steps_per_second < 0.1:
+            problem = f"steps_per_second is {self.steps_per_second:g}: devices would take such a server for stuck."
+            raise BadInput(problem, "Give 0.1 or more, or 0 for no limit.")
         JoinString(self.reachable, server_key=40 * "0")  # is a place that one can go to
         if is_loopback(host) and not is_loopback(self.advertise):
             problem = f"bind is {host}, this machine alone, and advertise is {self.advertise}."
@@ -92,6 +103,7 @@ class ClassFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.title = root.resolve().name
         self.database = root / "class.sqlite"
         self.journal = root / "log.jsonl"
         self.keys = root / "keys"

@@ -119,26 +119,18 @@ class Roster:
             for student, event, n in db.execute("SELECT student, event, n FROM counts"):
                 counts.setdefault(student, {})[event] = n
             rows = db.execute(
-                "SELECT s.id, s.name, s.key, s.removed, COUNT(r.id), COUNT(r.id) - COUNT(r.ended),"
-                " TOTAL(r.steps), TOTAL(r.bytes + r.now_bytes)"
+                "SELECT s.id, s.name,"
+                " CASE WHEN removed IS NOT NULL THEN 'removed' WHEN key IS NOT NULL THEN 'joined' ELSE 'invited' END,"
+                " COUNT(r.id) - COUNT(r.ended), COUNT(r.id), TOTAL(r.steps), TOTAL(r.bytes + r.now_bytes)"
                 " FROM students s LEFT JOIN sessions r ON r.student = s.id GROUP BY s.id ORDER BY s.id"
             ).fetchall()
         found = [
-            Line(
-                name,
-                "removed" if removed else "joined" if key else "invited",
-                counts.get(number, {}),
-                training=training,
-                sessions=sessions,
-                steps=int(steps),
-                n_bytes=int(n_bytes),
-            )
-            for number, name, key, removed, sessions, training, steps, n_bytes in rows
+            Line(name, state, counts.get(number, {}), training, sessions, int(steps), int(n_bytes))
+            for number, name, state, training, sessions, steps, n_bytes in rows
         ]
-        strangers = (
-            [Line("(unknown)", "–", counts[0], training=0, sessions=0, steps=0, n_bytes=0)] if 0 in counts else []
-        )
-        return found + strangers
+        if 0 in counts:
+            found.append(Line("(unknown)", "–", counts[0], training=0, sessions=0, steps=0, n_bytes=0))
+        return found
 
     def runs(self) -> list[Run]:
         """Every session, the oldest first."""

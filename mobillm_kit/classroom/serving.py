@@ -49,7 +49,7 @@ def serve_class(folder: ClassFolder, say: Callable[[str], None]) -> None:
         def begin(start: ServiceStart, service: Service) -> None:
             """The list is kept, and the class shown, from when there is a service to turn out of."""
             assert isinstance(service, LineService)
-            standing = Standing(folder.root.resolve().name, roster, told, recent, lambda: service.waiting, door.name_of)
+            standing = Standing(folder.title, roster, told, recent, lambda: service.waiting, door.name_of, service.held)
             show = _board(settings, tokens, roster, open_for_now, say)
             say(f"Listening at {start.address}; log: {folder.journal}")
 

@@ -64,6 +64,7 @@ class Standing:
         recent: what happened last.
         waiting: keys in line, in order.
         name_of: student of a key.
+        held: why a key's steps wait longer than for their turn; empty where they do not.
     """
 
     def __init__(
@@ -74,9 +75,10 @@ class Standing:
         recent: Recent,
         waiting: Callable[[], Sequence[str]],
         name_of: Callable[[str], str | None],
+        held: Callable[[str], str] = lambda key: "",
     ) -> None:
         self._title, self._roster, self._told, self._recent = title, roster, told, recent
-        self._waiting, self._name_of = waiting, name_of
+        self._waiting, self._name_of, self._held = waiting, name_of, held
         self._curves: dict[str, tuple[str, Curve]] = {}
         """Of each session what is measured, and how it went."""
         self._done: deque[tuple[float, int]] = deque()
@@ -126,6 +128,8 @@ class Standing:
     def _row(self, at: Line, place: Place | None, last: Run | None, line: Sequence[str | None]) -> dict[str, Any]:
         """What one line of the table says."""
         state, note = _state(at, place, last, line)
+        if place is not None and state == "trains":
+            note = self._held(place.owner)
         session = place.name if place else last.session if last else ""
         steps = len(place.thread.losses) if place else last.steps if last else 0
         planned = place.thread.plan.steps if place else last.planned if last else 0

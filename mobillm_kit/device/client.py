@@ -164,13 +164,13 @@ class ServerClient:
 
     def _must(self, done: Callable[[], bool]) -> None:
         """Wait, the lock held, until ``done``; KitError where the server is gone, has refused, or does nothing."""
-        in_time = self._cond.wait_for(lambda: done() or self._error or self._closing, TIMINGS.stuck_s)
+        while not self._cond.wait_for(lambda: done() or self._error or self._closing, TIMINGS.stuck_s):
+            if _now() - self._link.patience.progress > TIMINGS.stuck_s:  # who waits in line is told so
+                raise stuck()
         if self._error is not None:
             raise self._error
         if self._closing:
             raise SocketClosed("This session was ended by this program.", "Begin a new one.")
-        if not in_time:
-            raise stuck()
 
     def _nudge(self) -> None:
         socket = self._socket

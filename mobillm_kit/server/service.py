@@ -32,7 +32,7 @@ from mobillm_kit.server.cache import ActivationCache
 from mobillm_kit.server.disk import disk_of
 from mobillm_kit.server.places import Place, Places
 from mobillm_kit.server.process import ANY_PORT, ServiceStart
-from mobillm_kit.server.session import Session, TrainingThread
+from mobillm_kit.server.session import MakeTrainer, Session, TrainingThread
 from mobillm_kit.server.session_trainer import SessionTrainer
 from mobillm_kit.side.portable_head import read_tensors
 
@@ -167,8 +167,10 @@ class Service:
         self._places.make_room(peer, hello.session)
         session = Session(plan, credit=credit, budget_bytes=self._settings.share_bytes)
         make = partial(self._trainer, plan, head, owner_folder(peer.key), hello.session)
-        thread = TrainingThread(session, make, wake=self._socket.wake, threads=self._settings.threads)
-        return self._places.take(peer, hello.session, thread)
+        return self._places.take(peer, hello.session, self._thread(peer.key, session, make))
+
+    def _thread(self, key: str, session: Session, make: MakeTrainer) -> TrainingThread:
+        return TrainingThread(session, make, wake=self._socket.wake, threads=self._settings.threads)
 
     @contextmanager
     def _trainer(self, plan: Plan, head: dict[str, Tensor], owner: str, name: str) -> Iterator[SessionTrainer]:

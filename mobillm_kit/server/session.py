@@ -35,6 +35,8 @@ HELD_RANGES = 3000
 OTHER_JOBS = 16
 """Hellos, gradients and questions that may wait beside the batches."""
 
+MakeTrainer = Callable[[], AbstractContextManager[SessionTrainer]]
+
 
 @dataclass(frozen=True)
 class Job:
@@ -192,14 +194,7 @@ class TrainingThread:
         threads: torch threads of this thread.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        trainer: Callable[[], AbstractContextManager[SessionTrainer]],
-        *,
-        wake: Callable[[], None],
-        threads: int = 1,
-    ) -> None:
+    def __init__(self, session: Session, trainer: MakeTrainer, *, wake: Callable[[], None], threads: int = 1) -> None:
         self.last_heard = time.monotonic()
         self.plan = session.plan
         self.losses: list[float] = []  # of each step so far, earlier lives' too; for any thread to read
@@ -260,12 +255,14 @@ class TrainingThread:
                 self._do(job)
             self._trainer = None  # its memory goes, even while somebody still holds this session
 
-    def _next_job(self) -> Job | None:
+    def _next_job(self, *, wait: bool = True) -> Job | None:
         with self._changed:
             while not self._closing:
                 waiting = self._trainer is not None and self._trainer.waiting
                 if (job := self._session.next_job(waiting=waiting)) is not None:
                     return job
+                if not wait:
+                    break
                 self._changed.wait()
             return None
 

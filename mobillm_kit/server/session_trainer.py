@@ -204,7 +204,7 @@ class SessionTrainer:
     def _load(self, checkpoints: Sequence[Path]) -> None:
         """The first checkpoint that is whole; a damaged one is passed over."""
         for path in checkpoints:
-            state = _read_checkpoint(path, self.plan)
+            state = read_checkpoint(path, self.plan)
             if state is not None:
                 self.losses = state.pop("losses").tolist()
                 self._server.load_state(state)
@@ -261,14 +261,16 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _read_checkpoint(path: Path, plan: Plan) -> dict[str, Tensor] | None:
+def read_checkpoint(path: Path, plan: Plan | None = None) -> dict[str, Tensor] | None:
+    """What a session's file holds; None where it is damaged, gone, or another plan's."""
     try:
         with safe_open(str(path), framework="pt") as file:
             about = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError, ValueError, TypeError, RuntimeError):  # the last two: a header that lies
         return None
-    return state if about.get("digest") == tensors_digest(state) and about.get("plan") == plan_digest(plan) else None
+    other = plan is not None and about.get("plan") != plan_digest(plan)
+    return None if other or about.get("digest") != tensors_digest(state) else state
 
 
 def _unpacked(parcels: Sequence[Parcel], message: BatchMessage) -> Upload:
