@@ -110,13 +110,17 @@ def steps_of(step: Any, update: Any) -> tuple[float, float]:
 
 
 def engine_steps(folder: str) -> Taken:
-    from mobillm_kit.engines.dual import DualForward
-    from mobillm_kit.engines.head import WordHead
+    from mobillm_kit.engines.dual import DualForward, Settings
+    from mobillm_kit.engines.dual_onnx import OnnxStepper
+    from mobillm_kit.engines.noise import Noise
     from mobillm_kit.engines.onnx import OnnxEngine
 
-    engine = OnnxEngine(folder)
-    method = DualForward(engine, WordHead(engine, (10, 20)), seed=0, **PRGE)
-    step_ms, update_ms = steps_of(lambda batch: method.step(batch, 1e-4), method._advance)
+    settings = Settings(**PRGE)
+    stepper = OnnxStepper(OnnxEngine(folder), (10, 20), settings, 0)
+    method = DualForward(stepper, settings, 0)
+    step_ms, update_ms = steps_of(
+        lambda batch: method.step(batch, 1e-4), lambda: stepper.move(method.g, 1e-4, Noise(0))
+    )
     return Taken(what="engine", peak_bytes=peak_rss_bytes(), step_ms=step_ms, update_ms=update_ms, modules=loaded())
 
 

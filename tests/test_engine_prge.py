@@ -22,8 +22,8 @@ from benchmarks import engines
 from mobillm_kit.backbone.pretrained import load_backbone
 from mobillm_kit.cli import main
 from mobillm_kit.engines import manifest, prge, training
-from mobillm_kit.engines.dual import DualForward
-from mobillm_kit.engines.head import WordHead
+from mobillm_kit.engines.dual import DualForward, Settings
+from mobillm_kit.engines.dual_onnx import OnnxStepper
 from mobillm_kit.engines.onnx import OnnxEngine
 from mobillm_kit.errors import BadInput, KitError, MissingExtra, TrainingDiverged
 from mobillm_kit.methods.prge import PRGE
@@ -82,8 +82,8 @@ def torchs(place: Path, out: Path, model: str = "opt", **changes) -> RunSpec:
 
 
 def engine_of(place: Path, model: str = "opt", **options) -> DualForward:
-    engine = OnnxEngine(place / model)
-    return DualForward(engine, WordHead(engine, WORDS), seed=1, **options)
+    settings = Settings(**options)
+    return DualForward(OnnxStepper(OnnxEngine(place / model), WORDS, settings, 1), settings, 1)
 
 
 def arrays(batch) -> dict[str, np.ndarray]:
@@ -399,13 +399,13 @@ def test_an_interrupted_export_leaves_no_half_folder(place, tmp_path, monkeypatc
 
 def test_a_step_that_differs_from_pytorchs_is_not_kept(place, monkeypatch):
     """Here one projection's B begins elsewhere."""
-    drawn = dual_export.DualForward.__init__
+    drawn = OnnxStepper.__init__
 
-    def swapped(self, *given, **options):
-        drawn(self, *given, **options)
-        self.layers[0].stack[:] = 0.1
+    def swapped(self, *given):
+        drawn(self, *given)
+        self.stacks[0][:] = 0.1
 
-    monkeypatch.setattr(dual_export.DualForward, "__init__", swapped)
+    monkeypatch.setattr(OnnxStepper, "__init__", swapped)
     with pytest.raises(KitError, match=r"Step 0 of P-RGE on '.*' comes out .* away from PyTorch in ONNX Runtime"):
         dual_export.check_step(load_backbone(place / "model-opt"), OnnxEngine(place / "opt"))
 

@@ -133,8 +133,8 @@ class Single(Running, frozen=True, kw_only=True):
 
     out: Path
     """Folder for record, checkpoint and, for MobiLLM, the trained side network."""
-    engine: Literal["torch", "onnx"] = "torch"
-    """onnx: --backbone is a folder of `mobillm export`, and PyTorch is not needed."""
+    engine: Literal["torch", "onnx", "executorch"] = "torch"
+    """onnx (PyTorch is not needed) or executorch (p-rge alone): --backbone is a folder of `mobillm export`."""
     seed: int = 0
     """Of initial weights, the order of texts and whatever else the method draws."""
 
@@ -164,7 +164,7 @@ class Single(Running, frozen=True, kw_only=True):
     def _without_torch(self, spec: RunSpec, told: Callable[[Any], object]) -> list[str]:
         from mobillm_kit.engines.runs import train
 
-        return [train(spec, self.out, told)]
+        return [train(spec, self.out, told, self.engine)]
 
 
 class Train(Single, frozen=True, kw_only=True):

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from mobillm_kit.backbone.split import Backbone
-from mobillm_kit.engines.dual import DualForward
-from mobillm_kit.engines.head import WordHead
-from mobillm_kit.engines.manifest import Adapted
-from mobillm_kit.engines.onnx import OnnxEngine
+from mobillm_kit.engines.dual import DualForward, Settings
+from mobillm_kit.engines.manifest import Adapted, Lowered
+from mobillm_kit.engines.steppers import AnyEngine, stepper
 from mobillm_kit.errors import BadInput, KitError
 from mobillm_kit.methods.lora_layers import target_names
 from mobillm_kit.methods.prge import PRGE
@@ -32,6 +31,8 @@ from mobillm_kit.texts.encode import Batch
 
 WITHIN = 1e-5
 """Largest difference of a loss from PyTorch's, in nats."""
+ANY = Lowered(q=2, rank=4, batch_size=2, labels=2, lengths=(9,))
+"""Sizes of the steps that are compared, where an export serves all."""
 RATE = 1e-4
 """Of the steps that are compared: so low that a difference in the losses, which g is 50 times, does not grow."""
 
@@ -57,6 +58,30 @@ def rotary(backbone: Backbone, rows: int, length: int) -> dict[str, Tensor]:
         return {}
     given = torch.zeros(1, 1, 1), torch.arange(length).expand(rows, length)
     return dict(zip(("cos", "sin"), turn(*given), strict=True))
+
+
+def tables(backbone: Backbone) -> tuple[dict[str, Tensor], float]:
+    """What h_0 and the blocks look up, row by row, and the eps of an encoder's first norm."""
+    base: Any = backbone.base
+    if backbone.kind == "encoder":
+        own = base.embeddings
+        norm = torch.stack((own.LayerNorm.weight, own.LayerNorm.bias))
+        named = {
+            "tokens": own.word_embeddings,
+            "positions": own.position_embeddings,
+            "types": own.token_type_embeddings,
+        }
+        return {**{name: each.weight for name, each in named.items()}, "norm": norm}, float(own.LayerNorm.eps)
+    tables = {"tokens": base.embed_tokens.weight}
+    if getattr(base, "project_in", None) is not None:
+        tables["project_in"] = base.project_in.weight.T
+    if hasattr(base, "embed_positions"):
+        tables["positions"] = base.embed_positions.weight[base.embed_positions.offset :]
+    tables |= {name: each[0] for name, each in rotary(backbone, 1, backbone.context).items()}
+    lm_head: Any = backbone.lm_head
+    if lm_head.weight is not base.embed_tokens.weight:
+        tables["words"] = lm_head.weight
+    return tables, 0.0
 
 
 class DualBlock(nn.Module):
@@ -85,16 +110,30 @@ class DualBlock(nn.Module):
         """As the top of this file has it; ``bias``, ``cos`` and ``sin`` are those of one copy."""
         copies, rows, length, width = hidden.shape
 
-        def _for_all(each: Tensor) -> Tensor:
-            return each.unsqueeze(0).expand(copies, *each.shape).reshape(copies * rows, *each.shape[1:])
+        def _for_all(each: Tensor | None) -> Tensor | None:
+            return each if each is None else each.unsqueeze(0).expand(copies, *each.shape).flatten(0, 1)
 
+        given = hidden.reshape(copies * rows, length, width), _for_all(bias), scale, a, b, _for_all(cos), _for_all(sin)
+        return self.all_rows(*given).reshape(copies, rows, length, width)
+
+    def all_rows(
+        self,
+        hidden: Tensor,
+        bias: Tensor | None,
+        scale: Tensor,
+        a: Sequence[Tensor],
+        b: Sequence[Tensor],
+        cos: Tensor | None = None,
+        sin: Tensor | None = None,
+    ) -> Tensor:
+        """(C·B, T, d) to the same; ``bias``, ``cos`` and ``sin`` are those of every row."""
         for layer, low, high in zip(self._layers, a, b, strict=True):
             layer.given = [low, high, scale]
-        turned = {} if cos is None or sin is None else {"position_embeddings": (_for_all(cos), _for_all(sin))}
-        found = self.block(hidden.reshape(copies * rows, length, width), attention_mask=_for_all(bias), **turned)
+        turned = {} if cos is None or sin is None else {"position_embeddings": (cos, sin)}
+        found = self.block(hidden, attention_mask=bias, **turned)
         for layer in self._layers:
             layer.given = []  # the exporter refuses tensors that stay behind
-        return (found[0] if isinstance(found, tuple) else found).reshape(copies, rows, length, width)
+        return found[0] if isinstance(found, tuple) else found
 
     def example(self, backbone: Backbone) -> tuple[dict[str, Any], dict[str, Any]]:
         """Inputs by name, and which sizes are free; no two of these are equal, so that none is taken for another."""
@@ -130,37 +169,38 @@ class _Dual(nn.Module):
         return found
 
 
-def check_step(backbone: Backbone, engine: OnnxEngine) -> float:
-    """Three steps in the engine and in PyTorch, whose layers then stand in ``backbone``; the largest difference."""
+def check_step(backbone: Backbone, engine: AnyEngine) -> float:
+    """Some steps in the engine and in PyTorch, whose layers then stand in ``backbone``; the largest difference."""
     adapted = engine.manifest.adapted
     assert adapted is not None  # it has been exported for this
-    words: Sequence[int] = (0, 1)
-    settings: dict[str, Any] = {"seed": 0, "q": 2, "rank": 4}
-    ours = DualForward(engine, WordHead(engine, words), **settings)
+    sizes = engine.manifest.lowered or ANY
+    words, settings, lengths = range(sizes.labels), Settings(q=sizes.q, rank=sizes.rank), sizes.lengths
+    ours = DualForward(stepper(engine, words, settings, 0), settings, 0)
     names = sorted({name.rpartition(".")[2] for name in adapted.targets})
-    theirs = PRGE(task_model(backbone, word_ids=words), targets=names, **settings)
+    theirs = PRGE(task_model(backbone, word_ids=words), targets=names, seed=0, q=settings.q, rank=settings.rank)
     worst = 0.0
-    for step in range(3):  # the first update is applied in the second one, by the third it shows
-        batch = _batch(backbone, step)
+    # the first update is applied in the second step, by the third it shows; and every length has a step
+    for step in range(max(3, len(lengths))):
+        batch = _batch(backbone, step, lengths[step % len(lengths)], min(2, sizes.batch_size))
         found, wanted = ours.step(batch, RATE), theirs.step(_tensors(batch), RATE)
         assert wanted.loss is not None  # P-RGE knows its loss at once
         worst = max(worst, abs(found - wanted.loss))
         if not worst <= WITHIN:  # NaN, too, is none
             problem = (
-                f"Step {step} of P-RGE on '{backbone.name}' comes out {worst:.1e} away from PyTorch in ONNX Runtime."
+                f"Step {step} of P-RGE on '{backbone.name}' comes out {worst:.1e} away from PyTorch in {engine.title}."
             )
             raise KitError(problem, f"{WITHIN:g} is allowed: keep to --engine torch for this model, and report it.")
     return worst
 
 
-def _batch(backbone: Backbone, seed: int) -> dict[str, np.ndarray]:
-    """Two texts of different lengths."""
-    length = min(9, backbone.context)
-    ids = np.random.RandomState(seed).randint(0, backbone.n_tokens, (2, length))
+def _batch(backbone: Backbone, seed: int, length: int, rows: int) -> dict[str, np.ndarray]:
+    """Texts, the second one shorter."""
+    length = min(length, backbone.context)
+    ids = np.random.RandomState(seed).randint(0, backbone.n_tokens, (rows, length))
     mask = np.ones_like(ids)
-    mask[1, math.ceil(length / 2) :] = 0
+    mask[1:, math.ceil(length / 2) :] = 0
     ends = mask.sum(axis=1) - 1
-    return {"input_ids": ids, "attention_mask": mask, "labels": np.array([0, 1]), "positions": ends}
+    return {"input_ids": ids, "attention_mask": mask, "labels": np.arange(rows) % 2, "positions": ends}
 
 
 def _tensors(batch: dict[str, np.ndarray]) -> Batch:

@@ -9,14 +9,27 @@ Taught in: notebooks/08_device_and_server.ipynb
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
     from mobillm_kit.backbone.split import Backbone
+    from mobillm_kit.engines.manifest import Manifest
 
 Array = np.ndarray
+
+
+class Exported(Protocol):
+    """An exported folder, and what runs it."""
+
+    name: str
+    title: str
+    """The name in a sentence."""
+    precision: str
+    folder: Path
+    manifest: Manifest
 
 
 class Engine(Protocol):

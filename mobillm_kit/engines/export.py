@@ -1,4 +1,4 @@
-"""A backbone as files that an engine runs: one per block, tables, tokenizer, manifest.
+"""A backbone as files that an engine runs: one per block, tables, tokenizer, manifest.  ExecuTorch's: lowering.py
 
     a twin of block 0 with weights all different  ->  torch.onnx.export  ->  graph     P-RGE's: dual_export.py
     graph with block i's weights in their place   ->  block-i.onnx       for every i
@@ -18,6 +18,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -29,11 +30,14 @@ from mobillm_kit.backbone.pretrained import load_backbone, load_tokenizer
 from mobillm_kit.backbone.split import Backbone
 from mobillm_kit.common import installed_version, quiet
 from mobillm_kit.engines import manifest as manifests
-from mobillm_kit.engines.dual_export import DualBlock, check_step, chosen_targets, rotary
+from mobillm_kit.engines.dual_export import DualBlock, check_step, chosen_targets, rotary, tables
 from mobillm_kit.engines.engine import Eager
+from mobillm_kit.engines.executorch import MODEL
 from mobillm_kit.engines.fewer_bits import WITHIN, Precision, shrink
-from mobillm_kit.engines.manifest import Adapted, Manifest, Words
+from mobillm_kit.engines.lowering import DualModel, lower, usual_sizes
+from mobillm_kit.engines.manifest import Adapted, EngineName, Lowered, Manifest, Words
 from mobillm_kit.engines.onnx import OnnxEngine
+from mobillm_kit.engines.steppers import open_engine
 from mobillm_kit.errors import BadInput, KitError, SaveFailed
 from mobillm_kit.methods.task_model import task_model
 from mobillm_kit.side.description import HeadSpec
@@ -41,7 +45,8 @@ from mobillm_kit.side.heads import LabelWordHead
 from mobillm_kit.side.portable_head import describe_head
 
 OPSET = 18
-LIBRARIES = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript")
+LIBRARIES = ("torch", "transformers")
+NEEDS = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "executorch": ("executorch", "torchao")}
 
 
 def export_backbone(
@@ -51,31 +56,32 @@ def export_backbone(
     revision: str | None = None,
     targets: str | None = None,
     precision: Precision = "float32",
+    engine: EngineName = "onnx",
+    sizes: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
     """Write ``folder``, which must not be there yet, from a model as :func:`load_backbone` takes it.
 
     ``targets`` names the projections that P-RGE is to adapt, with commas, or ``all``; None exports for a device, whose
-    blocks may have weights of fewer bits.
+    blocks may have weights of fewer bits.  ``sizes`` are those fields of :class:`Lowered` that are not to be as usual.
 
     Raises:
         MissingExtra: the engine's libraries are not installed.
         BadInput: an unknown family, a folder that is there, a projection that no block has, or P-RGE in few bits.
         KitError: a block that the engine does not run as PyTorch does.
     """
-    manifests.check_installed("onnx", "onnxruntime", "onnxscript")
     place = Path(folder)
-    _check(place, targets, precision)
+    _check(place, targets, precision, engine, sizes)
     backbone, tokenizer = load_backbone(name, revision=revision), load_tokenizer(name, revision=revision)
     manifests.check_family(str(backbone.config.model_type))
     chosen = None if targets is None else chosen_targets(backbone, targets)
+    lowered = usual_sizes(backbone, sizes) if engine == "executorch" else None
+    partial = _begun(place)
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".partial", dir=place.parent))
-    except OSError as error:
-        raise SaveFailed(f"{place}: cannot be written ({error.strerror}).", "Choose another folder.") from error
-    try:
-        _write(backbone, tokenizer, partial, chosen, precision)
-        (check_equal if chosen is None else check_step)(backbone, OnnxEngine(partial))
+        _write(backbone, tokenizer, partial, chosen, precision, lowered)
+        if chosen is None:
+            check_equal(backbone, OnnxEngine(partial))
+        else:
+            check_step(backbone, open_engine(engine, partial))
         partial.chmod(0o755)  # mkdtemp's folders are for one user alone
         partial.rename(place)
     except OSError as error:
@@ -85,11 +91,28 @@ def export_backbone(
     return place
 
 
-def _check(place: Path, targets: str | None, precision: Precision) -> None:
+def _begun(place: Path) -> Path:
+    """A folder beside ``place``, to be renamed when it is whole."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".partial", dir=place.parent))
+    except OSError as error:
+        raise SaveFailed(f"{place}: cannot be written ({error.strerror}).", "Choose another folder.") from error
+
+
+def _check(
+    place: Path, targets: str | None, precision: Precision, engine: EngineName, sizes: Mapping[str, Any]
+) -> None:
+    manifests.check_installed(*NEEDS[engine], extra=engine)
     if place.exists():
         raise BadInput(f"{place}: is there already.", "Name a new folder, or remove this one.")
     if targets is not None and precision != "float32":
         raise BadInput(f"Blocks for P-RGE are exported in float32, not in {precision}.", "Leave the precision out.")
+    if engine == "executorch" and targets is None:
+        raise BadInput("ExecuTorch is there for P-RGE alone.", "Give --method p-rge too, or take --engine onnx.")
+    if engine == "onnx" and sizes:
+        problem = f"--{next(iter(sizes)).replace('_', '-')} is ExecuTorch's: an export for ONNX Runtime serves all."
+        raise BadInput(problem, "Leave it out, or take --engine executorch.")
 
 
 def check_equal(backbone: Backbone, engine: OnnxEngine) -> float:
@@ -108,17 +131,25 @@ def check_equal(backbone: Backbone, engine: OnnxEngine) -> float:
     return worst
 
 
-def _write(backbone: Backbone, tokenizer: Any, folder: Path, chosen: Adapted | None, precision: Precision) -> None:
-    _write_blocks(backbone, folder, chosen, precision)
-    tables, eps = _tables(backbone)
+def _write(
+    backbone: Backbone,
+    tokenizer: Any,
+    folder: Path,
+    chosen: Adapted | None,
+    precision: Precision,
+    lowered: Lowered | None,
+) -> None:
+    found, eps = tables(backbone)
     head, tensors = _head(backbone)
-    for name, table in tables.items():
-        np.save(folder / f"{name}.npy", table.detach().float().contiguous().numpy())
-    if tensors:
-        save_file(tensors, folder / manifests.HEAD)
+    engine: EngineName = "onnx" if lowered is None else "executorch"
+    if chosen is not None and lowered is not None:
+        lower(DualModel(backbone, chosen, lowered), lowered.lengths, folder / MODEL)
+    else:
+        _write_blocks(backbone, folder, chosen, precision)
+        _write_tables(folder, found, tensors)
     words = _write_tokenizer(tokenizer, folder / "tokenizer.json")
     manifest = Manifest(
-        engine="onnx",
+        engine=engine,
         precision=precision,
         name=backbone.name,
         revision=backbone.revision,
@@ -132,11 +163,19 @@ def _write(backbone: Backbone, tokenizer: Any, folder: Path, chosen: Adapted | N
         eps=eps,
         head=head,
         adapted=chosen,
+        lowered=lowered,
         words=words,
-        versions={library: installed_version(library) or "" for library in LIBRARIES},
+        versions={library: installed_version(library) or "" for library in (*LIBRARIES, *NEEDS[engine])},
         files={path.name: manifests.described(path) for path in sorted(folder.iterdir())},
     )
     (folder / manifests.FILE).write_bytes(manifests.encoded(manifest))
+
+
+def _write_tables(folder: Path, tables: Mapping[str, Tensor], head: dict[str, Tensor]) -> None:
+    for name, table in tables.items():
+        np.save(folder / f"{name}.npy", table.detach().float().contiguous().numpy())
+    if head:
+        save_file(head, folder / manifests.HEAD)
 
 
 def _write_tokenizer(tokenizer: Any, path: Path) -> Words:
@@ -149,30 +188,6 @@ def _write_tokenizer(tokenizer: Any, path: Path) -> Words:
     names = ("pad_token_id", "eos_token_id", "unk_token_id")
     own = {name: getattr(tokenizer, name) for name in names}
     return Words(**own, segments="token_type_ids" in tokenizer.model_input_names)
-
-
-def _tables(backbone: Backbone) -> tuple[dict[str, Tensor], float]:
-    """What h_0 and the blocks look up, row by row, and the eps of an encoder's first norm."""
-    base: Any = backbone.base
-    if backbone.kind == "encoder":
-        own = base.embeddings
-        norm = torch.stack((own.LayerNorm.weight, own.LayerNorm.bias))
-        named = {
-            "tokens": own.word_embeddings,
-            "positions": own.position_embeddings,
-            "types": own.token_type_embeddings,
-        }
-        return {**{name: each.weight for name, each in named.items()}, "norm": norm}, float(own.LayerNorm.eps)
-    tables = {"tokens": base.embed_tokens.weight}
-    if getattr(base, "project_in", None) is not None:
-        tables["project_in"] = base.project_in.weight.T
-    if hasattr(base, "embed_positions"):
-        tables["positions"] = base.embed_positions.weight[base.embed_positions.offset :]
-    tables |= {name: each[0] for name, each in rotary(backbone, 1, backbone.context).items()}
-    lm_head: Any = backbone.lm_head
-    if lm_head.weight is not base.embed_tokens.weight:
-        tables["words"] = lm_head.weight
-    return tables, 0.0
 
 
 def _head(backbone: Backbone) -> tuple[HeadSpec | None, dict[str, Tensor]]:

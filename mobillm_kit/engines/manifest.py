@@ -4,7 +4,8 @@
     block-0.onnx …     one file per block          tokens.npy …   tables whose rows are looked up
     tokenizer.json     read by `tokenizers`        head.safetensors   what label words' logits need of the head
 
-Exported for P-RGE, each block's graph takes the low-rank matrices of its projections as inputs.
+Exported for P-RGE, each block's graph takes the low-rank matrices of its projections as inputs.  ExecuTorch's folder
+has one `model.pte` in place of blocks, tables and head; its sizes are fixed when it is made.
 
 Knows: files and numbers.  Knows nothing of: torch, engines, models.
 """
@@ -31,6 +32,7 @@ FAMILIES = ("opt", "llama", "bert")
 _CHUNK_BYTES = 2**20
 _AGAIN = "Export the backbone again: mobillm export MODEL FOLDER."
 
+EngineName = Literal["onnx", "executorch"]
 Count = Annotated[int, Meta(ge=1)]
 
 
@@ -61,11 +63,23 @@ class Adapted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Whether these are all projections of a block."""
 
 
+class Lowered(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sizes that a ``.pte`` is made for."""
+
+    q: Count
+    rank: Count
+    batch_size: Count
+    """The most texts of a batch."""
+    labels: Annotated[int, Meta(ge=2)]
+    lengths: Annotated[tuple[Count, ...], Meta(min_length=1)]
+    """In tokens, rising; a batch is padded to the next one."""
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An exported backbone."""
 
     version: Literal[1] = 1
-    engine: Literal["onnx"]
+    engine: EngineName
     precision: Literal["float32", "int8", "int4"]
     """Of the blocks' weights; tables and activations are float32."""
     name: str
@@ -86,6 +100,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Of label words, for any two of them; None of an encoder."""
     adapted: Adapted | None = None
     """None: the blocks as they are, for a device of MobiLLM."""
+    lowered: Lowered | None = None
+    """Of ExecuTorch's folders alone."""
     words: Words
     versions: dict[str, str]
     """Of the libraries that wrote it."""
@@ -145,6 +161,13 @@ def check_use(manifest: Manifest, method: str | None) -> None:
         raise BadInput(problem, f"Export the backbone again: mobillm export{chosen} MODEL FOLDER.")
 
 
+def check_engine(manifest: Manifest, engine: str) -> None:
+    """Refuse a folder that was exported for another engine."""
+    if manifest.engine != engine:
+        problem = f"The folder is an export of '{manifest.name}' for --engine {manifest.engine}, not for {engine}."
+        raise BadInput(problem, f"Train with --engine {manifest.engine}, or export again with --engine {engine}.")
+
+
 def _use(method: str | None) -> str:
     return "a device of MobiLLM" if method is None else f"the method '{method}'"
 
@@ -156,12 +179,12 @@ def check_family(model_type: str) -> None:
         raise BadInput(problem, f"Possible are: {', '.join(FAMILIES)}; every family runs with PyTorch.")
 
 
-def check_installed(*modules: str) -> None:
-    """Refuse to go on without the engine's libraries."""
+def check_installed(*modules: str, extra: str = "onnx") -> None:
+    """Refuse to go on without the engine's libraries, which the ``extra`` brings."""
     for module in modules:
         if find_spec(module) is None:
             problem = f"The engine needs {module}, which is not installed."
-            raise MissingExtra(problem, "Install the extra: pip install 'mobillm-kit[onnx]'.")
+            raise MissingExtra(problem, f"Install the extra: pip install 'mobillm-kit[{extra}]'.")
 
 
 def encoded(manifest: Manifest) -> bytes:

@@ -38,12 +38,13 @@ class OnnxEngine:
         BadInput: as :func:`mobillm_kit.engines.manifest.read`; or a block that the runtime cannot load.
     """
 
-    name = "onnx"
+    name, title = "onnx", "ONNX Runtime"
 
     def __init__(self, folder: str | Path) -> None:
         manifests.check_installed("onnxruntime")
         self.folder = Path(folder)
         self.manifest = manifests.read(self.folder)
+        manifests.check_engine(self.manifest, self.name)
         self.precision: str = self.manifest.precision
         blocks = {name: info for name, info in self.manifest.files.items() if name.startswith("block-")}
         self._keep = manifests.sizes(blocks) <= KEPT_BYTES

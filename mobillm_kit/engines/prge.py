@@ -6,7 +6,7 @@ The checkpoint has the tensors of ``methods/prge.py``, so that `mobillm evaluate
 folder wherever PyTorch is.  A run that was killed goes on from its last checkpoint, to the bytes of an undisturbed
 one: nothing in it depends on the clock.
 
-Knows: exported backbones, texts, run folders.  Knows nothing of: torch, how a step is computed.
+Knows: exported backbones, texts, run folders.  Knows nothing of: torch, how a step is computed, by which engine.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from inspect import Parameter, signature
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,10 @@ from safetensors.numpy import save_file
 
 from mobillm_kit.common import installed_version
 from mobillm_kit.engines import manifest as manifests
-from mobillm_kit.engines.dual import DualForward, cross_entropy
-from mobillm_kit.engines.head import WordHead
-from mobillm_kit.engines.manifest import Adapted
-from mobillm_kit.engines.onnx import OnnxEngine
+from mobillm_kit.engines.dual import DualForward, Settings, cross_entropy
+from mobillm_kit.engines.executorch import too_long
+from mobillm_kit.engines.manifest import Adapted, Lowered
+from mobillm_kit.engines.steppers import AnyEngine, open_engine, stepper
 from mobillm_kit.engines.texts import Texts, check_spec, open_texts, usual
 from mobillm_kit.errors import BadInput, TrainingDiverged, first_line, nearest
 from mobillm_kit.files import write_bytes, write_with
@@ -40,6 +39,7 @@ from mobillm_kit.runs.spec import RunSpec
 from mobillm_kit.texts.encode import Encoded
 
 RUN = "engine.json"
+LIBRARY = {"onnx": "onnxruntime", "executorch": "executorch"}
 ROWS = 32
 """Texts of a batch that is scored."""
 
@@ -88,7 +88,7 @@ class _Setting:
 
     spec: RunSpec
     """With the backbone's own name and every option written out, as PyTorch will read it."""
-    engine: OnnxEngine
+    engine: AnyEngine
     texts: Texts
     dev: list[Encoded]
     method: DualForward
@@ -96,15 +96,15 @@ class _Setting:
     """All that decides what is trained, in words."""
 
 
-def train(spec: RunSpec, out: Path, told: Callable[[Progress], object] = id) -> EngineRun:
-    """Train P-RGE in the engine; ``out`` is a new folder, or that of a run to go on with.
+def train(spec: RunSpec, out: Path, told: Callable[[Progress], object] = id, engine: str = "onnx") -> EngineRun:
+    """Train P-RGE in an engine; ``out`` is a new folder, or that of a run to go on with.
 
     Raises:
         BadInput: what an engine cannot do, a folder that is no export for P-RGE, or ``out`` begun otherwise.
         TrainingDiverged: a loss that is no finite number.
     """
     started = time.perf_counter()
-    setting = _prepare(spec, told)
+    setting = _prepare(spec, told, engine)
     check_files(out, setting.spec)
     if (out / RECORD).exists():
         raise BadInput(f"{out}: holds a run of PyTorch.", "Name another folder, or remove this one.")
@@ -117,30 +117,39 @@ def train(spec: RunSpec, out: Path, told: Callable[[Progress], object] = id) -> 
     return found
 
 
-def _prepare(spec: RunSpec, told: Callable[[Progress], object]) -> _Setting:
+def _prepare(spec: RunSpec, told: Callable[[Progress], object], name: str) -> _Setting:
     check_spec(spec)
-    engine = OnnxEngine(Path(spec.backbone).expanduser())
+    engine = open_engine(name, Path(spec.backbone).expanduser())
     about = engine.manifest
     manifests.check_use(about, "p-rge")
     assert about.adapted is not None  # so it has
     found = usual(spec, engine)
-    options = _options({**found.options, **spec.options})
+    made = {} if about.lowered is None else {"q": about.lowered.q, "rank": about.lowered.rank}
+    options = _options({**found.options, **made, **spec.options})
     targets = _targets(about.adapted, spec.options.get("targets"))
     texts = open_texts(spec, engine, found, told)
-    method = DualForward(engine, WordHead(engine, texts.encoder.label_ids()), seed=spec.seed, **options)
+    dev = texts.encoder.encode(texts.dev)
+    if about.lowered is not None:
+        _check_lengths(about.lowered, [*texts.train, *dev])
+    chosen = Settings(**options)
+    method = DualForward(stepper(engine, texts.encoder.label_ids(), chosen, spec.seed), chosen, spec.seed)
     options["targets"] = targets
     kept = replace(spec, backbone=about.name, options=options)
     decisive = {**asdict(texts.batches.settings), **options, "seed": spec.seed}
     words = ", ".join(f"{name}={value}" for name, value in sorted(decisive.items()))
-    settings = f"P-RGE in ONNX Runtime on {about.fingerprint[:12]}: {words}"
-    return _Setting(kept, engine, texts, texts.encoder.encode(texts.dev), method, settings)
+    settings = f"P-RGE in {engine.title} on {about.fingerprint[:12]}: {words}"
+    return _Setting(kept, engine, texts, dev, method, settings)
+
+
+def _check_lengths(lowered: Lowered, rows: list[Encoded]) -> None:
+    longest = max(len(row.ids) for row in rows)
+    if longest > lowered.lengths[-1]:
+        raise BadInput(*too_long(longest, lowered.lengths[-1]))
 
 
 def _options(given: dict[str, Any]) -> dict[str, Any]:
     """The method's options but for targets; one that it has not is refused."""
-    parameters = signature(DualForward.__init__).parameters.values()
-    known = {each.name: each.default for each in parameters if each.kind is Parameter.KEYWORD_ONLY}
-    del known["seed"]
+    known = {each.name: each.default for each in fields(Settings)}
     for name in given:
         if name not in (*known, "targets"):
             raise BadInput(f"P-RGE in an engine has no option '{name}'.", nearest(name, known))
@@ -238,5 +247,7 @@ def _described(setting: _Setting, progress: _Progress, seconds: float) -> Engine
         looks=progress.looks,
         forwards=2 * len(setting.method.g) * batches.settings.batch_size * len(progress.losses),
         seconds=seconds,
-        versions={name: installed_version(name) for name in ("mobillm-kit", "onnxruntime", "numpy", "tokenizers")},
+        versions={
+            name: installed_version(name) for name in ("mobillm-kit", LIBRARY[about.engine], "numpy", "tokenizers")
+        },
     )

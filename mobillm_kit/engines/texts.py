@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from mobillm_kit.engines.onnx import OnnxEngine
+from mobillm_kit.engines.engine import Exported
 from mobillm_kit.engines.tokens import FileTokenizer
 from mobillm_kit.errors import BadInput
 from mobillm_kit.runs.data import LONGEST_TEXT, load_data
@@ -43,12 +43,12 @@ def check_spec(spec: RunSpec) -> None:
             raise BadInput(f"{option} is not there with an engine.", f"Leave {option} out, or take --engine torch.")
 
 
-def usual(spec: RunSpec, engine: OnnxEngine) -> Preset:
+def usual(spec: RunSpec, engine: Exported) -> Preset:
     """How the method is usually trained on the backbone that was exported."""
     return preset(replace(spec, backbone=engine.manifest.name), engine.manifest.kind, spec.method)
 
 
-def open_texts(spec: RunSpec, engine: OnnxEngine, found: Preset, told: Callable[[Progress], object]) -> Texts:
+def open_texts(spec: RunSpec, engine: Exported, found: Preset, told: Callable[[Progress], object]) -> Texts:
     """Read, tokenize and order a specification's texts; ``told`` hears of labels and of texts that are left out."""
     about = engine.manifest
     tokenizer: Any = FileTokenizer(engine.folder / "tokenizer.json", about.words)

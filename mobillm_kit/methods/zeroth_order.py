@@ -73,14 +73,13 @@ class ZerothOrder:
     def step(self, batch: Batch, lr: float) -> StepResult:
         """Two losses, at w + eps z and w - eps z, and one move along z; 2 B samples go forward."""
         seed = step_seed(self.log.seed, len(self._step_sizes))
-        weights = list(self._parameters.values())
-        perturb(weights, seed, self.log.eps)
+        perturb(self._parameters.values(), seed, self.log.eps)
         up = self._loss(batch)
-        perturb(weights, seed, -2 * self.log.eps)
+        perturb(self._parameters.values(), seed, -2 * self.log.eps)
         down = self._loss(batch)
         # as float32 from here on: what is used is what is logged
         self._step_sizes.append(lr * (up - down) / (2 * self.log.eps))
-        perturb(weights, seed, self.log.eps - self._step_sizes[-1])
+        perturb(self._parameters.values(), seed, self.log.eps - self._step_sizes[-1])
         return StepResult(loss=(up + down) / 2, forwards=2 * batch.rows)
 
     @torch.no_grad()
