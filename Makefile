@@ -32,7 +32,7 @@ ASKED := ask
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compare test faults class-soak browser mutants lab student nbgrader docs lint benchmarks-check clean ask
+.PHONY: help setup compare test faults class-soak browser mutants lab student nbgrader cluster docs lint benchmarks-check clean ask
 
 help:
 	@echo "make compare           train and compare the methods on the packaged model's two tasks: runs/pocket/, runs/pocket-turns/"
@@ -44,6 +44,7 @@ help:
 	@echo "make lab               open JupyterLab at notebooks/00_start_here.ipynb"
 	@echo "make student           copies of the notebooks and labs without solutions, for a class: student/"
 	@echo "make nbgrader          install nbgrader and grade a solved and an empty sheet with it: some minutes"
+	@echo "make cluster           install Ray and compare on a cluster of two nodes on this machine: some minutes"
 	@echo "make docs              build the pages of docs/ into site/, without a warning"
 	@echo "make setup             build .venv only (the others do it when needed)"
 	@echo "make lint              style, types, floors and size of the house"
@@ -113,6 +114,11 @@ student: setup
 nbgrader: setup
 	@$(PIP) install -e '.[nbgrader]'
 	$(TEST_ENV) $(BIN)/python -m pytest -q -m nbgrader tests/test_nbgrader.py
+
+# The extra stays out of `make setup`: Ray brings a server for each node.
+cluster: setup
+	@$(PIP) install -e '.[cluster]'
+	$(TEST_ENV) $(BIN)/python -m pytest -q -rs tests/test_cluster.py
 
 docs: setup
 	@$(PIP) install -e '.[docs]'
