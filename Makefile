@@ -32,7 +32,7 @@ ASKED := ask
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compare test faults class-soak browser mutants lab student nbgrader executorch docs lint benchmarks-check clean ask
+.PHONY: help setup compare test faults class-soak browser mutants lab student nbgrader executorch cluster docs lint benchmarks-check clean ask
 
 help:
 	@echo "make compare           train and compare the methods on the packaged model's two tasks: runs/pocket/, runs/pocket-turns/"
@@ -45,6 +45,7 @@ help:
 	@echo "make student           copies of the notebooks and labs without solutions, for a class: student/"
 	@echo "make nbgrader          install nbgrader and grade a solved and an empty sheet with it: some minutes"
 	@echo "make executorch        install ExecuTorch and train P-RGE through it: some minutes"
+	@echo "make cluster           install Ray and compare on a cluster of two nodes on this machine: some minutes"
 	@echo "make docs              build the pages of docs/ into site/, without a warning"
 	@echo "make setup             build .venv only (the others do it when needed)"
 	@echo "make lint              style, types, floors and size of the house"
@@ -119,6 +120,11 @@ nbgrader: setup
 executorch: setup
 	@$(PIP) install -e '.[executorch]'
 	$(TEST_ENV) $(BIN)/python -m pytest -q -rs tests/test_engine_executorch.py
+
+# The extra stays out of `make setup`: Ray brings a server for each node.
+cluster: setup
+	@$(PIP) install -e '.[cluster]'
+	$(TEST_ENV) $(BIN)/python -m pytest -q -rs tests/test_cluster.py
 
 docs: setup
 	@$(PIP) install -e '.[docs]'

@@ -37,9 +37,9 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it; 2 is for what the user can put right."""
 
 COMMANDS = (
-    *(cli_tools.Doctor, cli_run.Compare, cli_run.Train, cli_run.Evaluate, cli_run.Predict, cli_tools.Memory),
-    *(cli_tools.Methods, cli_tools.Tasks, cli_tools.App, cli_tools.Server, cli_run.Device, cli_tools.Quantize),
-    cli_tools.Export,
+    *(cli_tools.Doctor, cli_run.Compare, cli_run.Sweep, cli_run.Train, cli_run.Evaluate, cli_run.Predict),
+    *(cli_tools.Memory, cli_tools.Methods, cli_tools.Tasks, cli_tools.App, cli_tools.Server, cli_run.Device),
+    *(cli_tools.Quantize, cli_tools.Export),
 )
 
 WORDS = ConstructorRegistry()
@@ -89,7 +89,7 @@ def parse(arguments: Sequence[str]) -> Callable[[], int]:
                 kinds,
                 prog="mobillm",
                 description=ABOUT,
-                args=arguments,
+                args=cli_run.spelled(arguments, cli_run.Sweep.__struct_fields__),
                 registry=WORDS,
                 config=(tyro.conf.DisallowNone,),
             )

@@ -24,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "mobillm_kit"
-ANNEXES = {"engines": 2_900, "classroom": 2_500}
+ANNEXES = {"engines": 2_900, "classroom": 2_500, "cluster": 700, "sweeps": 400}
 """Lines that each may have."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -83,9 +83,13 @@ def test_make_and_environment_install_the_same_extras(conda):
     assert re.search(r"install -e '(\.\[[\w,]+\])'", makefile).group(1) == pip[-1].removeprefix("-e ")
 
 
+ONE_VERSION = {"ray[client]==2.60.*"}
+"""All processes of a Ray cluster are of one version; another one refuses to connect."""
+
+
 def test_every_requirement_has_a_lower_bound_and_no_upper_one(project):
     requirements = chain(project["dependencies"], *project["optional-dependencies"].values())
-    for requirement in requirements:
+    for requirement in set(requirements) - ONE_VERSION:
         assert re.fullmatch(r"[\w.-]+>=[\d.]+|mobillm-kit\[[\w,]+\]", requirement), requirement
 
 
@@ -99,7 +103,10 @@ def test_every_library_that_the_package_imports_is_declared(project):
     imported |= {"IPython": "ipykernel", "memory_profiler": "memory-profiler", "jupyter_core": "jupyterlab"}
     user_lists = [
         project["dependencies"],
-        *(project["optional-dependencies"][x] for x in ("torch", "device", "lab", "hub", "gguf", "onnx", "class")),
+        *(
+            project["optional-dependencies"][x]
+            for x in ("torch", "device", "lab", "hub", "gguf", "onnx", "class", "cluster")
+        ),
     ]
     declared = {name_of(requirement) for requirement in chain(*user_lists)}
     for path in MODULES:
@@ -148,7 +155,7 @@ def test_make_compare_runs_every_packaged_task_into_a_folder_that_readme_and_hel
     recipe = re.search(r"^compare:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE).group(1)
     asked = [parse(line.split()) for line in re.findall(r"\$\(BIN\)/mobillm (compare.*)", recipe)]
     assert tuple(command.task for command in asked) == PACKAGED
-    folders = [f"runs/{command._folder()}/" for command in asked]
+    folders = [f"{command.folder()}/" for command in asked]
     assert len(set(folders)) == len(asked)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for text in (readme.split("make test")[0], makefile.split('"make compare')[1].split("\n")[0]):

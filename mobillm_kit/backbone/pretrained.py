@@ -28,7 +28,7 @@ from transformers.utils import logging as hf_logging
 
 from mobillm_kit.backbone.families import Kind, family_of
 from mobillm_kit.backbone.split import Backbone
-from mobillm_kit.errors import BadInput, UnknownName, nearest
+from mobillm_kit.errors import BadInput, UnknownName, first_line, nearest
 from mobillm_kit.files import data_folder
 
 _ARCHITECTURES = Path(__file__).with_name("architectures")
@@ -190,13 +190,12 @@ def from_pretrained(loader: Any, source: str, **kwargs: Any) -> Any:
         if "trust_remote_code" in str(error):
             problem = f"{source}: needs code of its own (auto_map), and code that comes with a model is never run here."
             raise BadInput(problem, "Name a model that transformers itself knows.") from error
-        first_line = str(error).strip().splitlines()[0]
         if is_gguf(source):
-            problem = f"{source}: is no whole GGUF file, or one that transformers cannot read ({first_line})."
+            problem = f"{source}: is no whole GGUF file, or one that transformers cannot read ({first_line(error)})."
             remedy = "Copy it again, or take a file of another family, or with types that the gguf package here knows."
             raise BadInput(problem, remedy) from error
         raise BadInput(
-            f"{source}: could not be loaded ({first_line}).",
+            f"{source}: could not be loaded ({first_line(error)}).",
             "Name a model folder with config.json and weights, a name on the hub (needs a connection), or 'pocket'.",
         ) from error
 
@@ -269,8 +268,9 @@ def architecture(name: str | Path) -> PreTrainedConfig:
         try:
             config = AutoConfig.from_pretrained(str(name), trust_remote_code=False)
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            problem = f"{name}: neither a folder, nor built in, nor given by the Hugging Face hub ({reason})."
+            problem = (
+                f"{name}: neither a folder, nor built in, nor given by the Hugging Face hub ({first_line(error)})."
+            )
             raise BadInput(problem, f"{built_in} Or name a folder or a file with a config.json.") from error
         family_of(config.model_type)
         return config

@@ -242,10 +242,6 @@ def stream_backbone(
         problem = f"{name}: only a folder can be streamed."
         raise BadInput(problem, "Download the model first: huggingface-cli download NAME.")
     model = meta_model(load_config(source), torch_dtype(dtype), masked)
-    return StreamedBackbone(
-        model,
-        GgufTensors(source, model) if is_gguf(source) else Shards(source),
-        name=public_name(name),
-        revision=revision or "",
-        low_bit=read_low_bit(source),
-    )
+    files = GgufTensors(source, model) if is_gguf(source) else Shards(source)
+    known = {"name": public_name(name), "revision": revision or ""}
+    return StreamedBackbone(model, files, **known, low_bit=read_low_bit(source))

@@ -1,4 +1,4 @@
-"""The commands that run something: `mobillm compare | train | device | evaluate | predict`.
+"""The commands that run something: `mobillm compare | sweep | train | device | evaluate | predict`.
 
 A command is a description: its fields are the options, those of :class:`mobillm_kit.runs.spec.Settings` among them, the
 sentence below a field is its help, and calling it does what it says.
@@ -20,6 +20,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 from mobillm_kit.errors import BadInput
 from mobillm_kit.methods import method_row
 from mobillm_kit.runs.spec import Count, RunSpec, Settings
+from mobillm_kit.sweeps.words import spelled as spelled
 
 # torch is imported by the commands that need it, so that --help answers at once
 
@@ -52,67 +53,42 @@ class Running(Settings, Command, frozen=True, kw_only=True):
         return RunSpec(method=method, seed=seed, options=options, **given)
 
 
-class Compare(Running, frozen=True, kw_only=True):
-    """Train several methods on the same task and show them side by side.
-
-    Every method and seed runs in its own process.  What is done already is kept, so the same command goes on where
-    Ctrl-C stopped it.  The folder gets a table, figures and index.html.
-    """
+class Many(Running, frozen=True, kw_only=True):
+    """Runs of several settings or seeds, in one folder."""
 
     name: str | None = None
     """Folder below --runs; made from backbone and task if not given."""
-    methods: str | None = None
-    """Comma-separated; by default full, lora, mezo, p-rge, probe, both MobiLLM nets and the controls."""
     seeds: str = "0"
     """Comma-separated."""
-    memory: bool = True
-    """Also measure memory, in a fresh process per method."""
-    jobs: Count = 1
-    """Processes at a time; seconds compare best with one."""
+    jobs: Count | None = None
+    """Processes at a time; if not given one here, as seconds compare best so, and on a cluster all that have room."""
     server: str = "spawn"
     """MobiLLM's server: 'spawn' (a process), 'in-process', or what `mobillm device --join` takes."""
     codec: str = "int8"
     """How MobiLLM's activations become bytes: fp32, int8, int4, nf4 …"""
     runs: Path = Path("runs")
     """Folder that holds all comparisons."""
+    on: str = "here"
+    """Where the processes run: here, 'ray' (the cluster of this machine), 'ray://HOST:10001' or 'ray:local'."""
 
-    def __call__(self) -> int:
-        from mobillm_kit.backbone.pretrained import backbone_kind
-        from mobillm_kit.runs.compare import compare
+    def trained(self, train: Callable[..., Any], folder: Path, what: Any, **how: Any) -> Any:
+        """What ``train`` makes of the folder, with bars."""
+        from mobillm_kit.cluster.place import runner_on
         from mobillm_kit.runs.progress import Bars
-        from mobillm_kit.show.tables import markdown, rows
 
-        specs = self.specs(backbone_kind(self.backbone, revision=self.revision))
-        folder = self.runs / (self.name or self._folder())
         with Bars(screen) as bars:
-            records = compare(
-                folder,
-                specs,
-                measure=self.memory,
-                jobs=self.jobs,
-                threads=self.threads,
-                command=_command(),
-                listener=lambda job, progress: bars.of(job.label)(progress),
-            )
-        say(markdown(rows(records)))
-        say(f"\nFigures and table: {folder / 'index.html'}")
-        return 0
+            doing: Any = (self.threads, _command(), lambda job, progress: bars.of(job.label)(progress))
+            how |= dict(zip(("threads", "command", "listener"), doing, strict=True))
+            return train(folder, what, jobs=self.jobs or 1, runner=runner_on(self.on, self.jobs, *doing), **how)
 
-    def specs(self, kind: str) -> list[RunSpec]:
-        """One per method and seed; a control, which draws nothing, has one seed."""
-        from mobillm_kit.runs.compare import DECODER_METHODS, ENCODER_METHODS
-
-        usual = DECODER_METHODS if kind == "decoder" or self.head == "label-words" else ENCODER_METHODS
-        names = usual if self.methods is None else [name.strip() for name in self.methods.split(",")]
+    def specs_of(self, method: str) -> list[RunSpec]:
+        """One per seed; a control, which draws nothing, has one seed."""
         try:
             seeds = [int(part) for part in self.seeds.split(",")]
         except ValueError:
             raise BadInput(f"--seeds {self.seeds}: not whole numbers.", "Write them as 0,1,2.") from None
-        return [
-            self.spec(name, seed, self._uplink(name))
-            for name in names
-            for seed in (seeds if method_row(name).trained else seeds[:1])
-        ]
+        uplink = self._uplink(method)
+        return [self.spec(method, seed, uplink) for seed in (seeds if method_row(method).trained else seeds[:1])]
 
     def _uplink(self, method: str) -> list[str]:
         """Options of a method that has a server; a cache comes with every server in another process."""
@@ -122,10 +98,66 @@ class Compare(Running, frozen=True, kw_only=True):
             return [f"codec={self.codec}"]
         return [f"codec={self.codec}", f"server={self.server}", "cache=true"]
 
-    def _folder(self) -> str:
+    def folder(self, further: str = "") -> Path:
+        """The folder that is named, or one called by backbone and task, and what is ``further`` to say."""
         usual = (self.backbone, self.task) == ("pocket", "reviews")
         name = "pocket" if usual else f"{Path(self.backbone).name}-{self.task}"
-        return f"{name}-random" if self.random_weights else name
+        return self.runs / (self.name or f"{name}{'-random' if self.random_weights else ''}{further}")
+
+
+class Compare(Many, frozen=True, kw_only=True):
+    """Train several methods on the same task and show them side by side.
+
+    Every method and seed runs in its own process.  What is done already is kept, so the same command goes on where
+    Ctrl-C stopped it.  The folder gets a table, figures and index.html.
+    """
+
+    methods: str | None = None
+    """Comma-separated; by default full, lora, mezo, p-rge, probe, both MobiLLM nets and the controls."""
+    memory: bool = True
+    """Also measure memory, in a fresh process per method."""
+
+    def __call__(self) -> int:
+        from mobillm_kit.backbone.pretrained import backbone_kind
+        from mobillm_kit.runs.compare import compare
+        from mobillm_kit.show.tables import markdown, rows
+
+        specs = self.specs(backbone_kind(self.backbone, revision=self.revision))
+        records = self.trained(compare, self.folder(), specs, measure=self.memory)
+        say(markdown(rows(records)))
+        say(f"\nFigures and table: {self.folder() / 'index.html'}")
+        return 0
+
+    def specs(self, kind: str) -> list[RunSpec]:
+        """Those of every method."""
+        from mobillm_kit.runs.compare import DECODER_METHODS, ENCODER_METHODS
+
+        usual = DECODER_METHODS if kind == "decoder" or self.head == "label-words" else ENCODER_METHODS
+        names = usual if self.methods is None else [name.strip() for name in self.methods.split(",")]
+        return [spec for name in names for spec in self.specs_of(name)]
+
+
+class Sweep(Many, frozen=True, kw_only=True):
+    """Train one method with every combination of some settings, and show dev accuracy as a table and a map.
+
+    `mobillm sweep mezo --lr 1e-6,1e-5 --eps 1e-3,1e-2`: a setting, or an option of the method, with its values.  Test
+    texts are for the one run that is chosen.
+    """
+
+    method: Positional[str]
+    """A name from `mobillm methods`."""
+    grid: UseAppendAction[list[str]] = []
+    """The long spelling of --lr 1e-6,1e-5: --grid lr=1e-6,1e-5."""
+
+    def __call__(self) -> int:
+        from mobillm_kit.sweeps.grid import axes, cells, sweep
+        from mobillm_kit.sweeps.table import markdown
+
+        wanted = axes(method_row(self.method).name, self.grid)
+        folder = self.folder(f"-{self.method}-{'-'.join(axis.name for axis in wanted)}")
+        found = self.trained(sweep, folder, cells(self.specs_of(self.method), wanted))
+        say(f"{markdown(found)}\nMap and table: {folder / 'map.png'}")
+        return 0
 
 
 class Single(Running, frozen=True, kw_only=True):

@@ -368,7 +368,5 @@ class Patience:
 
 def stuck() -> ServerGone:
     """What is said of a server that answers and trains nothing."""
-    return ServerGone(
-        f"The server answers, but has trained nothing for {TIMINGS.stuck_s:.0f} seconds.",
-        "Look at its output, then run again; training goes on from its last checkpoint.",
-    )
+    problem = f"The server answers, but has trained nothing for {TIMINGS.stuck_s:.0f} seconds."
+    return ServerGone(problem, "Look at its output, then run again; training goes on from its last checkpoint.")

@@ -255,11 +255,9 @@ class Wire:
         if self.messages.given is not None:
             self.remote.checkpoint(self._sequence)
             self._fetch()
-        return {
-            "session": from_bytes(bytes.fromhex(self._session)),
-            "sequence": torch.tensor(self._sequence),
-            **{f"weight/{name}": tensor.detach().clone() for name, tensor in self._local.parameters.items()},
-        }
+        weights = {f"weight/{name}": tensor.detach().clone() for name, tensor in self._local.parameters.items()}
+        session, sequence = from_bytes(bytes.fromhex(self._session)), torch.tensor(self._sequence)
+        return {"session": session, "sequence": sequence, **weights}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on with that session from where it stood."""

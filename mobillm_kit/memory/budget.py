@@ -153,12 +153,9 @@ def streamed(step: Step) -> Iterator[Way]:
     packed = int(2 * block / 2 * NF4_BYTES) + matrix
     yield Way("MobiLLM, NF4 blocks streamed", packed + working + RUNTIME_BYTES, server, "the same, and coarser weights")
     exact = step.needs(method="lora-checkpointing", dtype=half, options=None)[0].at_peak
-    yield Way(
-        "LoRA + checkpointing, bfloat16 blocks streamed",
-        exact.total - whole + 2 * block + RUNTIME_BYTES,
-        None,
-        "two readings of the model a step; no server",
-    )
+    alone = exact.total - whole + 2 * block + RUNTIME_BYTES
+    price = "two readings of the model a step; no server"
+    yield Way("LoRA + checkpointing, bfloat16 blocks streamed", alone, None, price)
 
 
 def backbone_bytes(config: PreTrainedConfig, dtype: str) -> tuple[int, int, int]:

@@ -67,11 +67,8 @@ def check_scale(rank: int, alpha: float) -> None:
 
 def target_names(backbone: Backbone, targets: str | Sequence[str] | None) -> tuple[str, ...]:
     """The projections to adapt; one that no layer has is refused, with a list of those there are."""
-    there = {
-        name.split(".")[-1]
-        for name, module in backbone.blocks.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D))
-    }
+    modules = backbone.blocks.named_modules()
+    there = {name.split(".")[-1] for name, module in modules if isinstance(module, (nn.Linear, Conv1D))}
     if targets == "all":
         return tuple(sorted(name for name in there if not name.startswith("pos_")))  # those read no tokens (DeBERTa)
     given = [name.strip() for name in targets.split(",")] if isinstance(targets, str) else targets

@@ -108,11 +108,8 @@ class MobiLLM:
     def count_memory(self, batch: Batch) -> tuple[CountedMemory, ...]:
         """The ledger of the device and of the server."""
         upload = self.device.upload(batch)
-        device = CountedMemory(
-            party="device",
-            weights_bytes=storage_bytes(self._device_weights()),
-            messages_bytes=upload.n_bytes + self.uplink.waiting_bytes(upload),
-        )
+        held, messages = storage_bytes(self._device_weights()), upload.n_bytes + self.uplink.waiting_bytes(upload)
+        device = CountedMemory(party="device", weights_bytes=held, messages_bytes=messages)
         return device, self.server.count_memory(upload)
 
 

@@ -34,10 +34,5 @@ def build(model: TaskModel, *, seed: int, weight_decay: float = 0.0) -> Backprop
             features = head.norm(pooled) if type(head) is LabelWordHead else pooled  # an encoder's are normed
         return classifier(features)
 
-    return Backprop(
-        "probe",
-        nn.ModuleList([model, classifier]),
-        dict(classifier.named_parameters()),
-        logits,
-        weight_decay=weight_decay,
-    )
+    whole, trained = nn.ModuleList([model, classifier]), dict(classifier.named_parameters())
+    return Backprop("probe", whole, trained, logits, weight_decay=weight_decay)

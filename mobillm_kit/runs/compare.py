@@ -50,6 +50,9 @@ class Job:
 
 
 Listener = Callable[[Job, Progress], object]
+Runs = Sequence[tuple[Path, RunSpec]]
+Runner = Callable[[Sequence[Job], int], None]
+"""Does jobs, so many at a time, as :meth:`Workers.run` does."""
 
 
 def compare(
@@ -61,6 +64,7 @@ def compare(
     threads: int = 1,
     command: str = "",
     listener: Listener | None = None,
+    runner: Runner | None = None,
 ) -> list[RunRecord]:
     """Run every specification that has no record yet, and show all of them together.
 
@@ -71,6 +75,7 @@ def compare(
         jobs: processes at a time, each of so many ``threads``; more than one makes seconds less comparable.
         command: for the records.
         listener: told of every line of progress.
+        runner: does the jobs, in place of processes here, which have these threads, command and listener.
 
     Raises:
         FolderBusy: another comparison is writing there.
@@ -80,20 +85,24 @@ def compare(
     """
     with only_one(folder):
         runs = [(folder / spec.method / f"seed{spec.seed}", spec) for spec in specs]
-        for place, spec in runs:
-            lay_out(place, spec)
-        todo = [(place, spec) for place, spec in runs if not is_done(place)]
-        workers = Workers(threads, command, listener)
-        if measure:
-            workers.run(_memory_jobs(todo), jobs)
-            _share_memory(runs)
-        workers.run(_training_jobs(todo), jobs)
-        records = [load_record(place / RECORD) for place, _ in runs]
+        records = records_of(runs, runner or Workers(threads, command, listener).run, jobs, measure=measure)
         write_report(folder, records)
     return records
 
 
-def _memory_jobs(todo: Sequence[tuple[Path, RunSpec]]) -> list[Job]:
+def records_of(runs: Runs, run: Runner, jobs: int, *, measure: bool) -> list[RunRecord]:
+    """The records of runs; those that have none yet are run before, ``jobs`` at a time."""
+    for place, spec in runs:
+        lay_out(place, spec)
+    todo = [(place, spec) for place, spec in runs if not is_done(place)]
+    if measure:
+        run(_memory_jobs(todo), jobs)
+        _share_memory(runs)
+    run(_training_jobs(todo), jobs)
+    return [load_record(place / RECORD) for place, _ in runs]
+
+
+def _memory_jobs(todo: Runs) -> list[Job]:
     """One per method and party: memory does not hang on the seed."""
     jobs: dict[str, Job] = {}
     for place, spec in todo:
@@ -110,7 +119,7 @@ def _parties(method: str) -> tuple[str, ...]:
     return ("device", "server") if method_row(method).module == "mobillm" else ("device",)
 
 
-def _share_memory(runs: Sequence[tuple[Path, RunSpec]]) -> None:
+def _share_memory(runs: Runs) -> None:
     """What was measured once per method stands in every seed's folder."""
     for place, spec in runs:
         for party in _parties(spec.method):
@@ -120,13 +129,14 @@ def _share_memory(runs: Sequence[tuple[Path, RunSpec]]) -> None:
                     write_bytes(target, source.read_bytes())
 
 
-def _training_jobs(todo: Sequence[tuple[Path, RunSpec]]) -> list[Job]:
+def _training_jobs(todo: Runs) -> list[Job]:
     """One process per trained run; the controls, which train nothing, share one."""
     jobs, controls = [], []
     for place, spec in todo:
         row = method_row(spec.method)
         if row.trained:
-            jobs.append(Job(("train", str(place)), f"{row.label}, seed {spec.seed}", spec.reach()))
+            cell = "" if place.parent.name == spec.method else f", {place.parent.name}"  # of a grid
+            jobs.append(Job(("train", str(place)), f"{row.label}{cell}, seed {spec.seed}", spec.reach()))
         else:
             controls.append(str(place))
     return [Job(("train", *controls), "Controls"), *jobs] if controls else jobs
@@ -148,13 +158,17 @@ class Workers:
                 for done in as_completed([pool.submit(self._work, job) for job in jobs]):
                     done.result()
             except BaseException:
-                self._stopping.set()
                 pool.shutdown(wait=False, cancel_futures=True)
-                for process in self._started:
-                    process.send_signal(signal.SIGINT)  # nothing where it has ended
-                for process in self._started:
-                    _await(process)
+                self.stop()
                 raise
+
+    def stop(self) -> None:
+        """Let those that run end their step and save; it may be called from any thread."""
+        self._stopping.set()
+        for process in self._started:
+            process.send_signal(signal.SIGINT)  # nothing where it has ended
+        for process in self._started:
+            _await(process)
 
     def _work(self, job: Job) -> None:
         """One process, from its start to its end; what it refused to do, or how it died, is raised."""

@@ -21,6 +21,7 @@ SPEC = "spec.json"
 TASK = "task.json"
 RECORD = "record.json"
 CHECKPOINT = "checkpoint.safetensors"
+DIVERGED = "diverged.txt"
 
 
 def lay_out(place: Path, spec: RunSpec) -> None:

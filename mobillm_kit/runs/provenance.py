@@ -31,13 +31,8 @@ _CHECKOUT = Path(__file__).resolve().parents[2]
 
 def provenance(command: str) -> Provenance:
     """Everything at once; ``started`` is now, the command as a reader would type it (:func:`clean_command`)."""
-    return Provenance(
-        versions=versions(),
-        hardware=hardware(),
-        command=command,
-        commit=commit(),
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    return Provenance(versions=versions(), hardware=hardware(), command=command, commit=commit(), started=started)
 
 
 def versions() -> dict[str, str]:

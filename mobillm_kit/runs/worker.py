@@ -22,14 +22,14 @@ import torch
 from safetensors.torch import load, save_file
 
 from mobillm_kit.common import when_parent_ends
-from mobillm_kit.errors import KitError
+from mobillm_kit.errors import KitError, TrainingDiverged
 from mobillm_kit.files import write_bytes
 from mobillm_kit.memory.measure import measured
 from mobillm_kit.methods import load_method
 from mobillm_kit.methods.mobillm import MobiLLM
 from mobillm_kit.quant.parcels import Upload
 from mobillm_kit.record import MeasuredMemory
-from mobillm_kit.runs.folders import load_spec
+from mobillm_kit.runs.folders import DIVERGED, load_spec
 from mobillm_kit.runs.loop import fit_memory_error
 from mobillm_kit.runs.prepare import Prepared, build_method, fit_settings, prepare, training_batches
 from mobillm_kit.runs.progress import Progress
@@ -67,13 +67,12 @@ def train(folder: Path) -> None:
     reach = msgspec.json.decode(os.environ.get("MOBILLM_REACH", "{}"))
     spec = msgspec.structs.replace(spec, options={**spec.options, **reach})
     found = sorted(folder.glob("memory-*.json"))
-    run(
-        spec,
-        folder=folder,
-        command=os.environ.get("MOBILLM_COMMAND", ""),
-        callbacks=[_say],
-        measured=[msgspec.json.decode(path.read_bytes(), type=MeasuredMemory) for path in found],
-    )
+    before = [msgspec.json.decode(path.read_bytes(), type=MeasuredMemory) for path in found]
+    try:
+        run(spec, folder=folder, command=os.environ.get("MOBILLM_COMMAND", ""), callbacks=[_say], measured=before)
+    except TrainingDiverged as error:
+        write_bytes(folder / DIVERGED, str(error).encode())
+        raise
 
 
 def measure_memory(folder: Path, party: str) -> None:

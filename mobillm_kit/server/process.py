@@ -97,14 +97,10 @@ class ServerProcess:
         try:
             return msgspec.json.decode(line, type=ServiceStart)
         except msgspec.DecodeError as error:
-            ended = not self.running
+            late = f"has not said within {TIMINGS.start_s:.0f} seconds where it listens"
+            what = late if self.running else "ended before it listened"
             self.close()
-            raise ServerGone(
-                "The server process ended before it listened."
-                if ended
-                else f"The server process has not said within {TIMINGS.start_s:.0f} seconds where it listens.",
-                "Its own words are above, on its error output.",
-            ) from error
+            raise ServerGone(f"The server process {what}.", "Its own words are above, on its error output.") from error
 
 
 @contextmanager

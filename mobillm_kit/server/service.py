@@ -186,15 +186,11 @@ class Service:
 
     def _credit(self, plan: Plan) -> int:
         """As many batches as fit into a session's share of memory beside its training; ``over-quota`` if none does."""
-        training, waiting = training_bytes(plan), batch_bytes(plan)
-        if training + waiting > self._settings.share_bytes:
-            raise refusal(
-                "over-share",
-                training_mib=training / MIB,
-                waiting_mib=waiting / MIB,
-                share_mib=self._settings.share_bytes / MIB,
-            )
-        return min(self._settings.credit, (self._settings.share_bytes - training) // waiting)
+        training, waiting, share = training_bytes(plan), batch_bytes(plan), self._settings.share_bytes
+        if training + waiting > share:
+            mib = {"training_mib": training / MIB, "waiting_mib": waiting / MIB, "share_mib": share / MIB}
+            raise refusal("over-share", **mib)
+        return min(self._settings.credit, (share - training) // waiting)
 
     def _bye(self, place: Place) -> None:
         self._flush()

@@ -5,14 +5,18 @@ Taught in: notebooks/04_mezo.ipynb, notebooks/09_comparison.ipynb
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
+
+from mobillm_kit.record import Scalar
 from mobillm_kit.show import chart
-from mobillm_kit.show.chart import Chart, styled
+from mobillm_kit.show.chart import Axes, Chart, styled
 
+LUMA, HALF_BRIGHT = (0.299, 0.587, 0.114), 0.5
+"""Of red, green and blue; and its value, 0..1, below which a cell's letters are light."""
 CLIP_NATS = 0.2
 """A change of the loss from which on the map's colours no longer deepen."""
-DARK = 0.6
-"""Share of that from which on a cell's number is light."""
 
 
 @styled
@@ -45,17 +49,26 @@ def mezo_map(
     alt = f"Map of MeZO's dev loss after {steps} steps, minus before: lowest {least:+.2f} at η = {rate:g}, ε = {eps:g}."
     subtitle = f"dev loss after {steps} steps, minus before, nats; purple is better, orange worse than no training"
     figure, axes = chart.canvas(7.2, 3.8, "How far MeZO comes, by learning rate η and ε", subtitle, alt)
-    axes.imshow(change, cmap="PuOr_r", vmin=-CLIP_NATS, vmax=CLIP_NATS, aspect="auto")
-    for y, row in enumerate(change):
-        for x, value in enumerate(row):
-            ink = chart.ON_DARK if abs(value) > DARK * CLIP_NATS else chart.ON_LIGHT
-            axes.text(x, y, f"{value:+.2f}", ha="center", va="center", color=ink)
-    axes.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
-    axes.set_yticks(range(len(epsilons)), [f"{eps:g}" for eps in epsilons])
+    texts = [[f"{value:+.2f}" for value in row] for row in change]
+    coloured_cells(axes, change, texts, rates, epsilons, cmap="PuOr_r", vmin=-CLIP_NATS, vmax=CLIP_NATS)
     axes.set(xlabel="learning rate η", ylabel="ε")
-    axes.grid(visible=False)
     if chosen is not None:
         x, y = rates.index(chosen[0]), epsilons.index(chosen[1])
         frame = [(x + right - 0.5, y + down - 0.5) for right, down in ((0, 0), (1, 0), (1, 1), (0, 1), (0, 0))]
         axes.plot(*zip(*frame, strict=True), color=chart.ON_LIGHT, lw=2.5, clip_on=False)
     return figure
+
+
+def coloured_cells(
+    axes: Axes, values: Sequence[Sequence[float]], texts: Sequence[Sequence[str]], across: Sequence[Scalar],
+    down: Sequence[Scalar], **colours: Any,
+) -> None:  # fmt: skip
+    """A cell per value, with its text, ``across`` and ``down`` named; one that is not a number has no colour."""
+    shades = axes.imshow(values, aspect="auto", **colours).to_rgba(np.array(values))
+    for y, row in enumerate(texts):
+        for x, text in enumerate(row):
+            dark = shades[y, x, 3] and shades[y, x, :3] @ LUMA < HALF_BRIGHT
+            axes.text(x, y, text, ha="center", va="center", color=chart.ON_DARK if dark else chart.ON_LIGHT)
+    for axis, names in ((axes.xaxis, across), (axes.yaxis, down)):
+        axis.set_ticks(range(len(names)), [f"{name:g}" if isinstance(name, float) else str(name) for name in names])
+    axes.grid(visible=False)

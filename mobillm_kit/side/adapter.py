@@ -140,13 +140,8 @@ def new_adapter(
         causal=backbone.kind == "decoder",
         pooling=None if words else spec.pooling or "mean",
     )
-    adapter = SideAdapter(
-        spec,
-        backbone=backbone.name,
-        backbone_revision=backbone.revision,
-        fingerprint=backbone.fingerprint,
-        **(about or {}),
-    )
+    beside: dict[str, Any] = {"backbone_revision": backbone.revision, "fingerprint": backbone.fingerprint}
+    adapter = SideAdapter(spec, backbone=backbone.name, **beside, **(about or {}))
     if isinstance(adapter.side, PrunedLadderSide):
         start_from(adapter.side, backbone)
     return adapter

@@ -204,11 +204,9 @@ class TextEncoder:
         paired = self.task.pair_column is not None
         for number, example in enumerate(examples, 1):
             if (example.pair is not None) != paired:
-                raise BadInput(
-                    f"Example {number} has {'one text' if paired else 'two texts'}, "
-                    f"the task '{self.task.name}' reads {'two' if paired else 'one'}.",
-                    f"Give pair={'...' if paired else 'None'}.",
-                )
+                has, reads = ("one text", "two") if paired else ("two texts", "one")
+                problem = f"Example {number} has {has}, the task '{self.task.name}' reads {reads}."
+                raise BadInput(problem, f"Give pair={'...' if paired else 'None'}.")
             if not example.text.strip() or (paired and not (example.pair or "").strip()):
                 raise BadInput(f"Example {number} has an empty text.", "Give it a text, or leave it out.")
             check_characters(example.text + (example.pair or ""), f"Example {number}")
@@ -268,10 +266,8 @@ class TextEncoder:
             else:
                 too_many = middle
         if best is None:
-            raise BadInput(
-                f"A context of {self.max_length} tokens leaves no room for one character of the text '{text[:40]}'.",
-                "Give a longer context, or a shorter prompt.",
-            )
+            problem = f"A context of {self.max_length} tokens leaves no room for one character of '{text[:40]}'."
+            raise BadInput(problem, "Give a longer context, or a shorter prompt.")
         return best
 
     def _segments(self, examples: Sequence[Example], **cut: Any) -> list[Encoded]:

@@ -19,7 +19,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -263,9 +263,4 @@ def _parsed(path: Path, line: int, text: str) -> Any:
 
 _JSON_FORM = 'Give one object per line, such as {"text": "...", "label": 0}, or one array of such objects.'
 
-_READERS: Mapping[str, Callable[[Path, str, tuple[str, ...]], _Rows]] = {
-    ".tsv": _read_tsv,
-    ".csv": _read_csv,
-    ".jsonl": _read_json,
-    ".json": _read_json,
-}
+_READERS = {".tsv": _read_tsv, ".csv": _read_csv, ".jsonl": _read_json, ".json": _read_json}

@@ -39,10 +39,8 @@ class Trained:
             raise BadInput(problem, "Load the backbone in bfloat16 or float32 (--dtype).")
         self.optimizer = torch.optim.AdamW(weights, lr=0.0, weight_decay=weight_decay, foreach=False)
         for weight in weights:
-            self.optimizer.state[weight] = {
-                "step": torch.tensor(0.0),
-                **{moment: torch.zeros_like(weight) for moment in ADAM_MOMENTS},
-            }
+            moments = {moment: torch.zeros_like(weight) for moment in ADAM_MOMENTS}
+            self.optimizer.state[weight] = {"step": torch.tensor(0.0), **moments}
 
     def descend(self, loss: Tensor, lr: float) -> None:
         """Backward, one step at ``lr``, and the gradients are gone."""

@@ -1,0 +1,1 @@
+"""One method under many settings.  Knows: runs and what is shown of them.  Knows nothing of: the command line."""
