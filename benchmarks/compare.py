@@ -154,7 +154,7 @@ def smollm2(texts: int, *, random_ladder: bool = False, **task: object) -> tuple
         "lora": {"steps": 2 * epoch, "lr": 5e-4, "eval_every": 2 * epoch // looks},
         "full": {"steps": 2 * epoch, "lr": 5e-5, "eval_every": 2 * epoch // looks},
         "mezo": {"steps": 4 * epoch, "eval_every": 2 * epoch},
-        "p-rge": {"steps": 4 * epoch, "eval_every": 2 * epoch},
+        "p-rge": {"steps": 4 * epoch, "lr": 4e-3, "eval_every": 2 * epoch},  # chosen on dev: docs/log.md, 2026-11-28
     }
     if random_ladder:
         at_random = {"steps": 4 * epoch, "lr": 1e-3, "eval_every": 4 * epoch // looks, "options": CACHED}

@@ -48,11 +48,8 @@ class Backbone(nn.Module):
         self.family: Family = family_of(self.config.model_type)
         self.kind: Kind = self.family.kind
         if getattr(self.config, self.family.cannot or "_", 0):
-            raise BadInput(
-                f"'{name}' has {self.family.cannot} in its config.json: something works between its blocks, and a "
-                f"backbone here is split there.",
-                "Take a model of the family without it (DeBERTa v3), or another family.",
-            )
+            problem = f"'{name}' has {self.family.cannot} in its config.json: something works between its blocks."
+            raise BadInput(problem, "Take a model of the family without it (DeBERTa v3), or another family.")
         self.width = int(self.config.hidden_size)
         """Width d of the hidden state between blocks."""
         self.base: nn.Module = attrgetter(self.family.base)(model) if self.family.base else cast(Any, model).base_model
