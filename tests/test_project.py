@@ -83,8 +83,8 @@ def test_make_and_environment_install_the_same_extras(conda):
     assert re.search(r"install -e '(\.\[[\w,]+\])'", makefile).group(1) == pip[-1].removeprefix("-e ")
 
 
-ONE_VERSION = {"ray[client]==2.60.*"}
-"""All processes of a Ray cluster are of one version; another one refuses to connect."""
+ONE_VERSION = {"ray[client]==2.60.*", "executorch==1.5.*", "torchao==0.18.*"}
+"""All processes of a Ray cluster are of one version; another one refuses to connect.  ExecuTorch has one torch."""
 
 
 def test_every_requirement_has_a_lower_bound_and_no_upper_one(project):
@@ -105,7 +105,7 @@ def test_every_library_that_the_package_imports_is_declared(project):
         project["dependencies"],
         *(
             project["optional-dependencies"][x]
-            for x in ("torch", "device", "lab", "hub", "gguf", "onnx", "class", "cluster")
+            for x in ("torch", "device", "lab", "hub", "gguf", "onnx", "class", "cluster", "executorch")
         ),
     ]
     declared = {name_of(requirement) for requirement in chain(*user_lists)}

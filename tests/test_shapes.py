@@ -240,7 +240,7 @@ def test_what_a_process_takes_beside_tensors_is_what_was_measured():
     tensors = [sum(one["predicted_at_peak"].values()) for one in found]
     work = statistics.median(whole - known for whole, known in zip(grown, tensors, strict=True))
     assert abs(RUNTIME_BYTES - WORK_BYTES - statistics.median(imports)) < MIB / 2
-    assert abs(WORK_BYTES - work) < MIB
+    assert abs(WORK_BYTES - work) < 1.5 * MIB  # rows of two processors; the same step takes 4 to 10 MiB more on one
 
 
 def test_an_unknown_method_is_refused():

@@ -39,7 +39,7 @@ from mobillm_kit.training.method import Method
 WORK_BYTES = 22 * 2**20
 """What the libraries take in a first step beside tensors: work buffers, and code that is touched for the first time.
 
-Measured, Linux, torch for CPUs (benchmarks/memory_prediction.py): 17 to 25 MiB, whatever the model and the method.
+Measured, Linux, torch for CPUs (benchmarks/memory_prediction.py): 16 to 32 MiB, by method and processor.
 """
 
 RUNTIME_BYTES = 378 * 2**20 + WORK_BYTES

@@ -188,8 +188,7 @@ class Service:
         """As many batches as fit into a session's share of memory beside its training; ``over-quota`` if none does."""
         training, waiting, share = training_bytes(plan), batch_bytes(plan), self._settings.share_bytes
         if training + waiting > share:
-            mib = {"training_mib": training / MIB, "waiting_mib": waiting / MIB, "share_mib": share / MIB}
-            raise refusal("over-share", **mib)
+            raise refusal("over-share", training_mib=training / MIB, waiting_mib=waiting / MIB, share_mib=share / MIB)
         return min(self._settings.credit, (share - training) // waiting)
 
     def _bye(self, place: Place) -> None:
